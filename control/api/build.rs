@@ -1,0 +1,13 @@
+//! Compiles the protobuf schema in pure Rust: no protoc, no system library.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let files = [
+        "proto/envoy/service/discovery/v3/discovery.proto",
+        "proto/istio/v1/auth/ca.proto",
+        "proto/weft/v1/weft.proto",
+    ];
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(files, ["proto"])?;
+    tonic_prost_build::configure().bytes(".").build_transport(false).compile_fds(descriptors)?;
+    Ok(())
+}

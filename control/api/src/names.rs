@@ -1,0 +1,160 @@
+//! Names, type URLs and versions of resources.
+//!
+//! Names are unique over all types, so both ends of a stream keep one table from name to version.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use crate::wire::v1;
+use bytes::Bytes;
+use prost::Message;
+
+const PREFIX: &str = "type.googleapis.com/weft.v1.";
+
+/// A resource message: it knows its type URL.
+pub trait ResourceType: Message + Default {
+    /// `type.googleapis.com/weft.v1.NAME`.
+    const TYPE_URL: &'static str;
+}
+
+macro_rules! resource_types {
+    ($($name:ident),*) => {$(
+        impl ResourceType for v1::$name {
+            const TYPE_URL: &'static str = concat!("type.googleapis.com/weft.v1.", stringify!($name));
+        }
+    )*};
+}
+resource_types!(
+    Address,
+    Service,
+    Route,
+    EndpointHead,
+    Endpoint,
+    Workload,
+    AuthorizationPolicy,
+    RateLimitPolicy,
+    MeshExtent,
+    NackDetails
+);
+
+/// Name of the only [`v1::MeshExtent`].
+pub const MESH_EXTENT: &str = "mesh-extent";
+
+/// The type's short name (`Address`) from its URL, or the URL itself if it is not ours.
+pub fn short_type(type_url: &str) -> &str {
+    type_url.strip_prefix(PREFIX).unwrap_or(type_url)
+}
+
+/// Name of an [`v1::Address`] given by IP: `IP:PORT`, IPv6 in brackets.
+pub fn address(addr: SocketAddr) -> String {
+    addr.to_string()
+}
+
+/// Name of a [`v1::Service`].
+pub fn service(namespace: &str, name: &str, port: u16) -> String {
+    format!("service/{namespace}/{name}:{port}")
+}
+
+/// Name of the [`v1::EndpointHead`] of a service, from the service's resource name.
+pub fn endpoints_of(service: &str) -> String {
+    format!("endpoints/{}", service.strip_prefix("service/").unwrap_or(service))
+}
+
+/// The service's resource name from the name of its [`v1::EndpointHead`].
+pub fn service_of(endpoints: &str) -> String {
+    format!("service/{}", endpoints.strip_prefix("endpoints/").unwrap_or(endpoints))
+}
+
+/// Name of an [`v1::Endpoint`] in the collection `endpoints` (a name from [`endpoints_of`]).
+pub fn endpoint(endpoints: &str, id: &str) -> String {
+    format!("{endpoints}/{id}")
+}
+
+/// The collection that an endpoint's name belongs to; `None` if it is not an endpoint's name.
+pub fn collection_of(endpoint: &str) -> Option<&str> {
+    let rest = endpoint.strip_prefix("endpoints/")?;
+    let mut slashes = rest.match_indices('/').map(|(at, _)| at);
+    let (_, second) = (slashes.next()?, slashes.next()?);
+    Some(&endpoint[.."endpoints/".len() + second])
+}
+
+/// Name of a [`v1::Workload`].
+pub fn workload(namespace: &str, pod: &str) -> String {
+    format!("workload/{namespace}/{pod}")
+}
+
+/// Name of a route or policy: `KIND/NAMESPACE/NAME`.
+pub fn object(kind: &str, namespace: &str, name: &str) -> String {
+    format!("{kind}/{namespace}/{name}")
+}
+
+/// A resource's version: xxh3-128 of its bytes, in hex.
+pub fn version(bytes: &[u8]) -> String {
+    hex(xxhash_rust::xxh3::xxh3_128(bytes))
+}
+
+/// Digest of an endpoint set: exclusive or over its members, so that it can be kept up to date in O(1) for each change.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Digest(u128);
+
+impl Digest {
+    /// Adds a member, or takes out one that is in: the operation is its own inverse.
+    pub fn toggle(&mut self, name: &str, version: &str) {
+        let mut member = Vec::with_capacity(name.len() + version.len() + 1);
+        member.extend_from_slice(name.as_bytes());
+        member.push(0);
+        member.extend_from_slice(version.as_bytes());
+        self.0 ^= xxhash_rust::xxh3::xxh3_128(&member);
+    }
+
+    /// Hex of the digest: the version of the [`v1::EndpointHead`] resource that carries it.
+    pub fn to_version(self) -> String {
+        hex(self.0)
+    }
+
+    /// The 16 bytes as they travel in [`v1::EndpointHead::digest`].
+    pub fn to_bytes(self) -> Bytes {
+        Bytes::copy_from_slice(&self.0.to_be_bytes())
+    }
+}
+
+fn hex(value: u128) -> String {
+    let mut text = String::with_capacity(32);
+    let _ = write!(text, "{value:032x}");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endpoint_knows_its_collection() {
+        let set = endpoints_of(&service("shop", "web", 80));
+        assert_eq!(set, "endpoints/shop/web:80");
+        assert_eq!(collection_of(&endpoint(&set, "web-1")), Some(set.as_str()));
+        assert_eq!(collection_of(&set), None);
+        assert_eq!(collection_of("10.0.0.1:80"), None);
+        assert_eq!(service_of(&set), "service/shop/web:80");
+    }
+
+    #[test]
+    fn a_digest_forgets_order_and_undoes_itself() {
+        let (mut one, mut two) = (Digest::default(), Digest::default());
+        one.toggle("a", "1");
+        one.toggle("b", "2");
+        two.toggle("b", "2");
+        two.toggle("a", "1");
+        assert_eq!(one, two);
+        one.toggle("a", "1");
+        assert_ne!(one, two);
+        one.toggle("b", "2");
+        assert_eq!(one, Digest::default());
+    }
+
+    #[test]
+    fn type_urls_are_ours() {
+        assert_eq!(v1::Address::TYPE_URL, "type.googleapis.com/weft.v1.Address");
+        assert_eq!(short_type(v1::Address::TYPE_URL), "Address");
+    }
+}

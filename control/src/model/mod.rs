@@ -1,0 +1,175 @@
+//! Orchestrator-neutral objects, and the indexes over them.
+//!
+//! What people write is already checked when it gets here: routes and policies carry the wire form of their rules, with references
+//! not yet resolved; [`crate::compile`] resolves them. Nothing here knows YAML or Kubernetes.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use weft_api::wire::v1;
+
+/// Namespace and name of an object.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name {
+    /// Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl Name {
+    /// From its two parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for Name {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Everything that is known at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Model {
+    /// Namespaces that say something; one that is not here has the defaults.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// Services.
+    pub services: BTreeMap<Name, Service>,
+    /// Endpoint slices by their own name.
+    pub slices: BTreeMap<Name, Slice>,
+    /// Pods.
+    pub workloads: BTreeMap<Name, Workload>,
+    /// Routes by kind (`HTTPRoute`, `GRPCRoute`) and name.
+    pub routes: BTreeMap<(String, Name), Route>,
+    /// Authorization policies.
+    pub authorization: BTreeMap<Name, AuthorizationPolicy>,
+    /// Rate limit policies.
+    pub rate_limits: BTreeMap<Name, RateLimitPolicy>,
+}
+
+/// A namespace's posture. From its annotations `weft.dev/mtls: strict|permissive` and `weft.dev/default: deny|allow`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespace {
+    /// Ports of its workloads take mesh TLS only.
+    pub strict: bool,
+    /// Without an Allow policy a workload denies.
+    pub default_deny: bool,
+}
+
+/// A service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Service {
+    /// ClusterIPs, both families; empty for a headless service and for an ExternalName.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `clusterIP: None`.
+    pub headless: bool,
+    /// `type: ExternalName`.
+    pub external_name: Option<String>,
+    /// Ports.
+    pub ports: Vec<ServicePort>,
+}
+
+/// A port of a service.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServicePort {
+    /// The port's name, empty if it is the only one.
+    pub name: String,
+    /// The service's port.
+    pub port: u16,
+    /// `appProtocol`, or what the port's name says (`http`, `http-`, `grpc`, `tcp`, ...).
+    pub protocol: v1::Protocol,
+}
+
+/// Some endpoints of a service (EndpointSlice).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Slice {
+    /// Name of the service, in the same namespace (label `kubernetes.io/service-name`).
+    pub service: String,
+    /// Target ports by the service port's name.
+    pub ports: Vec<(String, u16)>,
+    /// Endpoints.
+    pub endpoints: Vec<SliceEndpoint>,
+}
+
+/// One endpoint of a slice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SliceEndpoint {
+    /// Its address (the first one: all are interchangeable by the API's contract).
+    pub ip: IpAddr,
+    /// `conditions.ready`, nil is true.
+    pub ready: bool,
+    /// `conditions.serving`, nil is `ready`.
+    pub serving: bool,
+    /// `conditions.terminating`, nil is false.
+    pub terminating: bool,
+    /// `targetRef` of kind Pod.
+    pub workload: Option<Name>,
+    /// Zone.
+    pub zone: String,
+    /// `hostname`, for members of headless services.
+    pub hostname: Option<String>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Workload {
+    /// `status.podIPs` or, in files, `status.podIP`.
+    pub ips: Vec<IpAddr>,
+    /// `spec.serviceAccountName`, `default` if absent.
+    pub service_account: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Annotation `weft.dev/injected: "true"`: it has a sidecar.
+    pub meshed: bool,
+    /// Deletion has begun (`metadata.deletionTimestamp`).
+    pub terminating: bool,
+}
+
+/// A route whose parents are services.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Route {
+    /// Services it is attached to.
+    pub parents: Vec<Parent>,
+    /// `metadata.creationTimestamp` in seconds since 1970, or 0 in files without one.
+    pub created: u64,
+    /// Rules; `RouteBackend::service` is a resource name that may lead nowhere yet.
+    pub rules: Vec<v1::RouteRule>,
+}
+
+/// A parent of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parent {
+    /// The service.
+    pub service: Name,
+    /// Only this port of it.
+    pub port: Option<u16>,
+}
+
+/// What a policy covers. All in the policy's own namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The workloads and target ports behind a service.
+    Service(String),
+    /// Every workload of the policy's namespace.
+    Namespace,
+}
+
+/// An authorization policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AuthorizationPolicy {
+    /// What it covers.
+    pub targets: Vec<Target>,
+    /// Its rules, or why they cannot be used (`invalid`).
+    pub policy: v1::AuthorizationPolicy,
+}
+
+/// A rate limit policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RateLimitPolicy {
+    /// What it covers.
+    pub targets: Vec<Target>,
+    /// Its limits, or why they cannot be used (`invalid`).
+    pub policy: v1::RateLimitPolicy,
+}

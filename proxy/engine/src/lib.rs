@@ -1,0 +1,22 @@
+//! Pure decisions on plain data: which route, which endpoint, may this peer, may this request now, what became of it, and why.
+//!
+//! Invariants: no I/O, no async, no clock of its own (time is an argument), no randomness of its own (a drawn number is an
+//! argument), no protobuf. The proxy decides with this code and `weft explain` answers with this code (contract C10).
+//!
+//! - [`reason`]: the codes that every refusal carries.
+//! - [`identity`]: SPIFFE IDs.
+//! - [`request`]: what a decision may look at.
+//! - [`route`]: route tables and their precedence.
+//! - [`authz`]: who may.
+//! - [`ratelimit`]: how often.
+//! - [`balance`]: which endpoint.
+//! - [`outcome`]: what became of an attempt, and whether another one is safe.
+
+pub mod authz;
+pub mod balance;
+pub mod identity;
+pub mod outcome;
+pub mod ratelimit;
+pub mod reason;
+pub mod request;
+pub mod route;

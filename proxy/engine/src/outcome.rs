@@ -1,0 +1,1 @@
+//! What became of an attempt, and whether another one is safe.

@@ -1,0 +1,118 @@
+//! Route tables: which rule of a service's routes takes a request.
+//!
+//! Precedence is Gateway API's (HTTPRoute `matches`): exact path, then the longest prefix (a regular expression counts as a prefix of
+//! its length), then a method, then most headers, then most query parameters, then the oldest route, then `namespace/name`, then
+//! the first rule, then the first match. It is computed once, when the table is made.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+
+use crate::request::RequestView;
+
+/// One rule: where requests go, and what is done to them.
+#[derive(Clone, Debug, Default)]
+pub struct Rule {
+    /// `KIND/NAMESPACE/NAME` of the route it stands in.
+    pub route: Arc<str>,
+    /// The rule's own name, or its index.
+    pub name: Arc<str>,
+    /// FILE:LINE.
+    pub source: Arc<str>,
+    /// Any of these; none means every request.
+    pub matches: Vec<Match>,
+    /// Applied to each request of the rule, in order.
+    pub filters: Vec<Filter>,
+    /// Where to, by weight.
+    pub backends: Vec<Backend>,
+    /// The whole request, retries included.
+    pub request_timeout: Option<Duration>,
+    /// One attempt.
+    pub backend_request_timeout: Option<Duration>,
+}
+
+/// A route as it comes from one object.
+#[derive(Clone, Debug, Default)]
+pub struct Route {
+    /// `KIND/NAMESPACE/NAME`.
+    pub name: Arc<str>,
+    /// Smaller is older.
+    pub created: u64,
+    /// In the order in which they are written.
+    pub rules: Vec<Rule>,
+}
+
+/// All of these must hold.
+#[derive(Clone, Debug, Default)]
+pub struct Match {
+    /// `None` matches every path.
+    pub path: Option<PathMatch>,
+    /// `None` matches every method.
+    pub method: Option<Method>,
+    /// Header fields; the name is case-insensitive, one of the field's values must match.
+    pub headers: Vec<(HeaderName, ValueMatch)>,
+    /// Query parameters, percent-decoded; the first value of a repeated name counts.
+    pub query: Vec<(String, ValueMatch)>,
+}
+
+/// How a path matches.
+#[derive(Clone, Debug)]
+pub enum PathMatch {
+    /// The whole path.
+    Exact(String),
+    /// Whole path elements: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A trailing slash is ignored.
+    Prefix(String),
+    /// The whole path.
+    Regex(regex::Regex),
+}
+
+/// How a header's or parameter's value matches.
+#[derive(Clone, Debug)]
+pub enum ValueMatch {
+    /// The whole value.
+    Exact(String),
+    /// The whole value.
+    Regex(regex::Regex),
+}
+
+/// What is done to a request or its response.
+#[derive(Clone, Debug)]
+pub enum Filter {
+    /// To the request, before it leaves.
+    RequestHeaders(HeaderEdit),
+    /// To the response, before it is passed on.
+    ResponseHeaders(HeaderEdit),
+}
+
+/// Header modifier: set, then add, then remove (Gateway API HTTPHeaderFilter).
+#[derive(Clone, Debug, Default)]
+pub struct HeaderEdit {
+    /// Overwrites.
+    pub set: Vec<(HeaderName, HeaderValue)>,
+    /// Appends.
+    pub add: Vec<(HeaderName, HeaderValue)>,
+    /// Removes.
+    pub remove: Vec<HeaderName>,
+}
+
+/// A weighted reference to a service.
+#[derive(Clone, Debug, Default)]
+pub struct Backend {
+    /// Resource name of the service: `service/NAMESPACE/NAME:PORT`.
+    pub service: Arc<str>,
+    /// Share of requests: weight / sum of weights.
+    pub weight: u32,
+    /// Applied to requests that go to this backend only.
+    pub filters: Vec<Filter>,
+    /// Why it cannot be used; its share is answered 500.
+    pub invalid: Option<Arc<str>>,
+}
+
+/// The compiled rules of all routes of one service port.
+#[derive(Clone, Debug, Default)]
+pub struct RouteTable {
+    rules: Vec<Rule>,
+    // (rule, match) pairs in order of precedence.
+    order: Vec<(usize, Option<usize>)>,
+}
