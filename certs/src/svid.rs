@@ -1,0 +1,215 @@
+//! A workload's key and certificate chain (SPIFFE calls the pair an X.509-SVID).
+//!
+//! Invariants
+//! - The key belongs to the leaf, and the leaf names exactly one SPIFFE ID: checked when it is made, so holders need not.
+//! - The key never shows in `Debug`, and is written to disk only into a file of mode 0600.
+//! - A saved one is used whole or not at all: a checksum covers the file.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{CertificateParams, DistinguishedName, SanType};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use weft_engine::identity::Identity;
+
+use crate::ca::BACKDATE;
+use crate::files;
+use crate::x509::{self, LeafError};
+
+/// File name in the state directory.
+const FILE: &str = "svid.pem";
+/// First word of the file's first line; a later form gets another number.
+const FORM: &str = "weft-svid-1";
+
+/// Why a key or a chain could not be made, read or kept.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidError {
+    /// The library could not make a key or a request.
+    #[error("a key or certificate request could not be made: {0}")]
+    Make(rcgen::Error),
+    /// The chain has a block that is no certificate, or none at all.
+    #[error("the certificate chain is empty or not PEM; the CA must answer with the leaf first and the root last")]
+    Chain,
+    /// The leaf is not what the mesh takes.
+    #[error(transparent)]
+    Leaf(#[from] LeafError),
+    /// Key and leaf do not belong together.
+    #[error("the certificate was issued for another key than ours; the CA mixed up requests, ask again")]
+    OtherKey,
+    /// rustls cannot use the key.
+    #[error("the key cannot be used for TLS: {0}")]
+    Key(rustls::Error),
+    /// The file cannot be read or written.
+    #[error("cannot {action} {path}: {source}", path = path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is damaged or of another form.
+    #[error("{path} is damaged or of another version and is not used; remove it, a new certificate will be asked for", path = .0.display())]
+    Damaged(PathBuf),
+}
+
+/// A new private key (ECDSA P-256) that no certificate belongs to yet.
+pub struct KeyPair(rcgen::KeyPair);
+
+impl fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("KeyPair(secret)")
+    }
+}
+
+impl KeyPair {
+    /// Makes a key. Fails only if the system's random generator does.
+    pub fn generate() -> Result<Self, SvidError> {
+        rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(SvidError::Make)
+    }
+
+    /// The request (PKCS #10, PEM) for a certificate with this identity.
+    pub fn csr(&self, identity: &Identity) -> Result<String, SvidError> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(SvidError::Make)?)];
+        params.serialize_request(&self.0).and_then(|request| request.pem()).map_err(SvidError::Make)
+    }
+}
+
+/// A key with the chain that proves whose it is.
+pub struct Svid {
+    key: KeyPair,
+    chain_pem: Vec<String>,
+    certified: Arc<CertifiedKey>,
+    leaf: x509::Leaf,
+}
+
+impl fmt::Debug for Svid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Svid")
+            .field("identity", &self.leaf.identity.to_string())
+            .field("serial", &self.leaf.serial)
+            .field("not_after", &self.leaf.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Svid {
+    /// Joins a key with its chain: leaf first, root last, each element one or more PEM blocks.
+    pub fn new(key: KeyPair, chain_pem: &[String]) -> Result<Self, SvidError> {
+        let mut chain: Vec<CertificateDer<'static>> = Vec::new();
+        for element in chain_pem {
+            chain.extend(x509::certificates(element).ok_or(SvidError::Chain)?);
+        }
+        let leaf = x509::leaf(chain.first().ok_or(SvidError::Chain)?)?;
+        // A root on the wire is dead weight: the peer trusts its own copy or none.
+        let wire: Vec<_> = chain
+            .iter()
+            .enumerate()
+            .filter(|(i, cert)| *i == 0 || !x509::self_issued(cert))
+            .map(|(_, c)| c.clone())
+            .collect();
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.0.serialize_der()));
+        let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(SvidError::Key)?;
+        let certified = CertifiedKey::new(wire, signer);
+        certified.keys_match().map_err(|_| SvidError::OtherKey)?;
+        Ok(Self { key, chain_pem: chain_pem.to_vec(), certified: Arc::new(certified), leaf })
+    }
+
+    /// Whom it proves.
+    pub fn identity(&self) -> &Identity {
+        &self.leaf.identity
+    }
+
+    /// The leaf's serial number, lower-case hex.
+    pub fn serial(&self) -> &str {
+        &self.leaf.serial
+    }
+
+    /// Start of the leaf's validity, which our CA dates back by [`BACKDATE`].
+    pub fn not_before(&self) -> SystemTime {
+        self.leaf.not_before
+    }
+
+    /// End of the leaf's validity.
+    pub fn not_after(&self) -> SystemTime {
+        self.leaf.not_after
+    }
+
+    /// Whether the leaf is valid at this time.
+    pub fn valid_at(&self, now: SystemTime) -> bool {
+        self.leaf.not_before <= now && now < self.leaf.not_after
+    }
+
+    /// When to ask for the next one: at 2/3 of the life, moved by the share `jitter` of that (-0.1 is 10% sooner; bounded to
+    /// +-0.3), so that proxies that started together do not renew together.
+    pub fn renew_at(&self, jitter: f64) -> SystemTime {
+        // The backdating is no life. A leaf that has nothing but it comes from another CA, which does not backdate.
+        let issued = self.leaf.not_before + BACKDATE;
+        let start = if issued < self.leaf.not_after { issued } else { self.leaf.not_before };
+        let life = self.leaf.not_after.duration_since(start).unwrap_or(Duration::ZERO);
+        let jitter = if jitter.is_finite() { jitter.clamp(-0.3, 0.3) } else { 0.0 };
+        start + life.mul_f64(2.0 / 3.0 * (1.0 + jitter))
+    }
+
+    /// The chain as the CA gave it.
+    pub fn chain_pem(&self) -> &[String] {
+        &self.chain_pem
+    }
+
+    /// Key and chain, as rustls takes them.
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.certified)
+    }
+
+    /// Keeps key and chain in the directory (made with 0700 if absent) as one file of mode 0600.
+    pub fn save(&self, dir: &Path) -> Result<(), SvidError> {
+        let body =
+            self.key.0.serialize_pem() + &self.chain_pem.iter().map(|pem| ensure_newline(pem)).collect::<String>();
+        let text = format!("{FORM} sha256={}\n{body}", files::checksum(body.as_bytes()));
+        let path = dir.join(FILE);
+        let failed = |source| SvidError::File { action: "write", path: path.clone(), source };
+        files::make_private_dir(dir).map_err(failed)?;
+        files::write_atomic(&path, text.as_bytes(), files::PRIVATE_FILE).map_err(failed)
+    }
+
+    /// What [`Svid::save`] kept; `None` if nothing was. Whether it is still valid is for the caller to ask.
+    pub fn load(dir: &Path) -> Result<Option<Self>, SvidError> {
+        let path = dir.join(FILE);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(SvidError::Damaged(path)),
+            Err(source) => return Err(SvidError::File { action: "read", path, source }),
+        };
+        files::tighten(&path, files::PRIVATE_FILE).map_err(|source| SvidError::File {
+            action: "restrict",
+            path: path.clone(),
+            source,
+        })?;
+        Self::parse(&text).map(Some).ok_or(SvidError::Damaged(path))
+    }
+
+    fn parse(text: &str) -> Option<Self> {
+        let (head, body) = text.split_once('\n')?;
+        let sum = head.strip_prefix(FORM)?.strip_prefix(" sha256=")?;
+        if sum != files::checksum(body.as_bytes()) {
+            return None;
+        }
+        // The key is the first block, the chain all that follows.
+        let key = rcgen::KeyPair::from_pem(body).ok()?;
+        let chain = body.find("-----BEGIN CERTIFICATE-----").map(|at| body[at..].to_owned())?;
+        Self::new(KeyPair(key), &[chain]).ok()
+    }
+}
+
+fn ensure_newline(pem: &str) -> String {
+    format!("{}\n", pem.trim_end())
+}

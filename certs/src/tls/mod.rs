@@ -1,0 +1,173 @@
+//! The rustls configurations of the mesh, and how a peer is checked.
+//!
+//! Invariants
+//! - TLS 1.3 only, key exchange X25519MLKEM768 first.
+//! - A peer's chain leads to our roots, is valid now, names exactly one SPIFFE ID, and that is of our trust domain.
+//! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
+//! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
+//!   [`client_config_for`] makes the handshake itself do so.
+
+mod verify;
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
+use rustls::server::NoServerSessionStorage;
+use rustls::sign::SingleCertAndKey;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::{CertificateDer, TrustAnchor};
+use weft_engine::identity::{Identity, NotAnIdentity};
+
+pub use crate::x509::LeafError;
+
+use crate::svid::Svid;
+use crate::x509;
+use verify::MeshVerifier;
+
+/// The name that clients of control put into SNI, and a DNS name of its certificate.
+pub const CONTROL_SERVER_NAME: &str = "weft-control";
+
+/// Who control must prove to be.
+pub fn control_identity(trust_domain: &str) -> Result<Identity, NotAnIdentity> {
+    Identity::new(trust_domain, "weft-system", "weft-control")
+}
+
+/// Why a configuration cannot be made or a peer is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No certificate in the text, or one that is broken.
+    #[error("the roots are not PEM certificates; give the file root.pem of the CA's directory")]
+    Roots,
+    /// rustls refuses the configuration.
+    #[error("the TLS configuration cannot be made: {0}")]
+    Config(#[from] rustls::Error),
+    /// The trust domain cannot be one.
+    #[error(transparent)]
+    TrustDomain(#[from] NotAnIdentity),
+    /// The peer sent no certificate.
+    #[error("the peer sent no certificate")]
+    NoCertificate,
+    /// The peer's certificate is none of a workload.
+    #[error("the peer's identity is not known: {0}")]
+    Peer(#[from] LeafError),
+}
+
+/// The root certificates that a workload trusts. Cheap to clone.
+#[derive(Clone)]
+pub struct Roots(Arc<[TrustAnchor<'static>]>);
+
+impl fmt::Debug for Roots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Roots({})", self.0.len())
+    }
+}
+
+impl Roots {
+    /// Reads one or more certificates; all must be good.
+    pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
+        let certs = x509::certificates(pem).filter(|certs| !certs.is_empty()).ok_or(TlsError::Roots)?;
+        let anchors = certs.iter().map(|cert| webpki::anchor_from_trusted_cert(cert).map(|anchor| anchor.to_owned()));
+        Ok(Self(anchors.collect::<Result<_, _>>().map_err(|_| TlsError::Roots)?))
+    }
+}
+
+/// Whether a client must show a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// Without one the handshake fails.
+    Required,
+    /// Without one it succeeds and the peer has no identity; a bad one still fails.
+    Optional,
+}
+
+/// The algorithms of the mesh, named one by one: an upgrade of rustls changes none of them.
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            cipher_suite::TLS13_AES_256_GCM_SHA384,
+            cipher_suite::TLS13_AES_128_GCM_SHA256,
+            cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1],
+        ..default_provider()
+    })
+}
+
+/// For connections to other sidecars: any identity of the trust domain passes the handshake, the caller compares it by
+/// [`peer_identity`].
+pub fn client_config(
+    svid: Option<&Svid>,
+    roots: &Roots,
+    alpn: &[&[u8]],
+    trust_domain: &str,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client(svid, alpn, MeshVerifier::new(provider(), roots, trust_domain))
+}
+
+/// Like [`client_config`], and the handshake fails if the server is not `expected`.
+pub fn client_config_for(
+    expected: &Identity,
+    svid: Option<&Svid>,
+    roots: &Roots,
+    alpn: &[&[u8]],
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let verifier = MeshVerifier::new(provider(), roots, &expected.trust_domain).expecting(expected.clone());
+    client(svid, alpn, verifier)
+}
+
+/// For connections to control (gRPC): the server must be control. Without an SVID a token has to prove who asks.
+pub fn control_client_config(
+    svid: Option<&Svid>,
+    roots: &Roots,
+    trust_domain: &str,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    client_config_for(&control_identity(trust_domain)?, svid, roots, &[b"h2"])
+}
+
+fn client(svid: Option<&Svid>, alpn: &[&[u8]], verifier: MeshVerifier) -> Result<Arc<ClientConfig>, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier));
+    let mut config = match svid {
+        Some(svid) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified()))),
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    // rustls restores the stored chain of a resumed session without verifying it again.
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(Arc::new(config))
+}
+
+/// For listeners: sidecars require a client certificate, control takes one if there is one.
+pub fn server_config(
+    svid: &Svid,
+    roots: &Roots,
+    alpn: &[&[u8]],
+    auth: ClientAuth,
+    trust_domain: &str,
+) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = MeshVerifier::new(provider(), roots, trust_domain).client_auth(auth);
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::new(verifier))
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
+    config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// Whom the peer of a finished handshake proved to be (`connection.peer_certificates()`).
+pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Result<Identity, TlsError> {
+    let leaf = chain.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+    Ok(x509::identity(leaf)?)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,205 @@
+//! The check of a peer's certificate, the same on both sides.
+//!
+//! rustls compares DNS names and knows nothing of SPIFFE IDs, so these verifiers stand in the place of its own: the chain is webpki's work,
+//! the name is ours. In order: the chain to a root at the time of the handshake, exactly one URI name, the trust domain, and the expected
+//! identity where one was given.
+
+use std::fmt;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use webpki::KeyUsage;
+use weft_engine::identity::Identity;
+
+use super::{ClientAuth, Roots};
+use crate::x509;
+
+/// Verifies servers and clients.
+pub struct MeshVerifier {
+    roots: Roots,
+    algorithms: WebPkiSupportedAlgorithms,
+    trust_domain: Arc<str>,
+    expected: Option<Identity>,
+    auth: ClientAuth,
+}
+
+impl fmt::Debug for MeshVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MeshVerifier({} by {:?}, expecting {:?})", self.trust_domain, self.roots, self.expected)
+    }
+}
+
+/// The chain is good, but its holder is not one that we talk to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Leaf(#[from] x509::LeafError),
+    #[error("{found} is not of trust domain {trust_domain}")]
+    TrustDomain { found: String, trust_domain: Arc<str> },
+    #[error("the server is {found}, not {expected}")]
+    Unexpected { found: String, expected: String },
+}
+
+impl MeshVerifier {
+    pub fn new(provider: Arc<CryptoProvider>, roots: &Roots, trust_domain: &str) -> Self {
+        Self {
+            roots: roots.clone(),
+            algorithms: provider.signature_verification_algorithms,
+            trust_domain: trust_domain.into(),
+            expected: None,
+            auth: ClientAuth::Required,
+        }
+    }
+
+    /// Only this server passes.
+    pub fn expecting(mut self, identity: Identity) -> Self {
+        self.expected = Some(identity);
+        self
+    }
+
+    /// Whether a client must show a certificate.
+    pub fn client_auth(mut self, auth: ClientAuth) -> Self {
+        self.auth = auth;
+        self
+    }
+
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+        usage: KeyUsage,
+    ) -> Result<(), Error> {
+        let parsed = webpki::EndEntityCert::try_from(leaf).map_err(|e| chain_error(&e))?;
+        parsed
+            .verify_for_usage(self.algorithms.all, &self.roots.0, intermediates, now, usage, None, None)
+            .map_err(|e| chain_error(&e))?;
+        self.check_name(leaf).map_err(|e| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e)))))
+    }
+
+    fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
+        let found = x509::identity(leaf)?;
+        if found.trust_domain != self.trust_domain {
+            let trust_domain = Arc::clone(&self.trust_domain);
+            return Err(Refused::TrustDomain { found: found.to_string(), trust_domain });
+        }
+        match &self.expected {
+            Some(expected) if *expected != found => {
+                Err(Refused::Unexpected { found: found.to_string(), expected: expected.to_string() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+}
+
+/// What the peer and our log are told: the usual reasons by their own alert, the rest by webpki's word.
+fn chain_error(error: &webpki::Error) -> Error {
+    use webpki::Error as E;
+    Error::InvalidCertificate(match error {
+        E::CertExpired { .. } => CertificateError::Expired,
+        E::CertNotValidYet { .. } => CertificateError::NotValidYet,
+        E::UnknownIssuer => CertificateError::UnknownIssuer,
+        E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
+        E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
+        other => CertificateError::Other(OtherError(Arc::new(ChainError(other.clone())))),
+    })
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the chain is not valid: {0}")]
+struct ChainError(webpki::Error);
+
+fn no_tls12() -> Error {
+    Error::General("TLS 1.2 is not spoken here".into())
+}
+
+impl ServerCertVerifier for MeshVerifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        // The name in SNI tells the server where to lead the bytes; it proves nothing about who the server is.
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, KeyUsage::server_auth()).map(|()| ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+impl ClientCertVerifier for MeshVerifier {
+    fn client_auth_mandatory(&self) -> bool {
+        self.auth == ClientAuth::Required
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        // Every client of the mesh has one certificate; hints would only make the handshake longer.
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.verify(end_entity, intermediates, now, KeyUsage::client_auth()).map(|()| ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _cert: &CertificateDer<'_>,
+        _dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Err(no_tls12())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,81 @@
+//! What is read from certificates: names, times, serials.
+
+use std::time::{Duration, SystemTime};
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use weft_engine::identity::Identity;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// What a leaf says of its holder.
+pub struct Leaf {
+    /// Its one SPIFFE ID.
+    pub identity: Identity,
+    /// Serial number, lower-case hex.
+    pub serial: String,
+    /// Start of validity.
+    pub not_before: SystemTime,
+    /// End of validity.
+    pub not_after: SystemTime,
+}
+
+/// A certificate is not what the mesh takes for a workload's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LeafError {
+    /// Not DER of an X.509 certificate.
+    #[error("the certificate cannot be parsed as X.509")]
+    NotX509,
+    /// Not exactly one URI name.
+    #[error("the certificate has {0} URI names where exactly one SPIFFE ID is needed")]
+    UriNames(usize),
+    /// The URI is no identity of the mesh.
+    #[error("the certificate's URI name {0}")]
+    NotAnIdentity(#[from] weft_engine::identity::NotAnIdentity),
+}
+
+/// The one SPIFFE ID of a certificate, chain and times unchecked.
+pub fn identity(cert: &CertificateDer<'_>) -> Result<Identity, LeafError> {
+    let parsed = webpki::EndEntityCert::try_from(cert).map_err(|_| LeafError::NotX509)?;
+    let mut names = parsed.valid_uri_names();
+    match (names.next(), names.next()) {
+        (Some(one), None) => Ok(one.parse()?),
+        (None, _) => Err(LeafError::UriNames(0)),
+        (Some(_), Some(_)) => Err(LeafError::UriNames(2 + names.count())),
+    }
+}
+
+/// Reads a leaf, chain unchecked.
+pub fn leaf(cert: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
+    let identity = identity(cert)?;
+    let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
+    let validity = parsed.validity();
+    Ok(Leaf {
+        identity,
+        serial: crate::files::hex(parsed.raw_serial()),
+        not_before: from_unix(validity.not_before.timestamp()),
+        not_after: from_unix(validity.not_after.timestamp()),
+    })
+}
+
+/// End of validity of any certificate.
+pub fn not_after(cert: &CertificateDer<'_>) -> Result<SystemTime, LeafError> {
+    let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
+    Ok(from_unix(parsed.validity().not_after.timestamp()))
+}
+
+/// Whether a certificate is its own issuer: a root.
+pub fn self_issued(cert: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(cert).is_ok_and(|(_, parsed)| parsed.issuer().as_raw() == parsed.subject().as_raw())
+}
+
+/// All certificates of a PEM text, in order; `None` if a block is broken.
+pub fn certificates(pem: &str) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().ok()
+}
+
+fn from_unix(seconds: i64) -> SystemTime {
+    match u64::try_from(seconds) {
+        Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+        Err(_) => SystemTime::UNIX_EPOCH,
+    }
+}
