@@ -1,0 +1,97 @@
+//! `weft-capture`: installs, removes or shows the rules that bring a pod's traffic to its sidecar. The init container runs it.
+
+use clap::{Args, Parser, Subcommand};
+use ipnet::IpNet;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use weft_capture::netns::NetNs;
+use weft_capture::rules::{Capture, Exclude, describe, install, installed, remove};
+
+/// Brings a pod's TCP traffic to its sidecar, by network rules written over netlink.
+#[derive(Parser)]
+#[command(name = "weft-capture", version)]
+struct Command {
+    /// Work in this network namespace (a path such as /proc/PID/ns/net) instead of the caller's.
+    #[arg(long, global = true, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Subcommand)]
+enum Action {
+    /// Install the rules, instead of those that were there.
+    Install(Flags),
+    /// Remove the rules; that there are none is fine.
+    Remove,
+    /// Say whether rules are installed, and which ones these flags would install.
+    Show(Flags),
+}
+
+#[derive(Args)]
+struct Flags {
+    /// Where connections that the application opens go.
+    #[arg(long, default_value_t = 15001, value_name = "PORT")]
+    outbound_port: u16,
+    /// Where connections to the application go.
+    #[arg(long, default_value_t = 15006, value_name = "PORT")]
+    inbound_port: u16,
+    /// The sidecar's own traffic is what this uid sends.
+    #[arg(long, default_value_t = 1337, value_name = "UID")]
+    exclude_uid: u32,
+    /// The sidecar's own traffic is what carries this mark, decimal or 0x...; --exclude-uid then says nothing.
+    #[arg(long, value_name = "MARK", value_parser = parse_mark)]
+    exclude_mark: Option<u32>,
+    /// Ports of the pod that are reached directly, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "PORTS")]
+    exclude_inbound_ports: Vec<u16>,
+    /// Ports elsewhere that are called directly, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "PORTS")]
+    exclude_outbound_ports: Vec<u16>,
+    /// Ranges of addresses that are called directly, separated by commas.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    exclude_cidrs: Vec<IpNet>,
+}
+
+impl From<Flags> for Capture {
+    fn from(flags: Flags) -> Self {
+        Self {
+            outbound_port: flags.outbound_port,
+            inbound_port: flags.inbound_port,
+            exclude: flags.exclude_mark.map_or(Exclude::Uid(flags.exclude_uid), Exclude::Mark),
+            exclude_inbound_ports: flags.exclude_inbound_ports,
+            exclude_outbound_ports: flags.exclude_outbound_ports,
+            exclude_cidrs: flags.exclude_cidrs,
+        }
+    }
+}
+
+fn parse_mark(text: &str) -> Result<u32, std::num::ParseIntError> {
+    text.strip_prefix("0x").map_or_else(|| text.parse(), |hex| u32::from_str_radix(hex, 16))
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    if let Some(path) = command.netns {
+        NetNs::open(&path)?.enter()?;
+    }
+    match command.action {
+        Action::Install(flags) => install(&flags.into())?,
+        Action::Remove => remove()?,
+        Action::Show(flags) => {
+            let state = if installed()? { "installed" } else { "not installed" };
+            write!(std::io::stdout(), "rules are {state}; these flags give\n{}", describe(&flags.into()))?;
+        }
+    }
+    Ok(())
+}
+
+fn main() -> ExitCode {
+    match run(Command::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "weft-capture: {error:#}");
+            ExitCode::from(3)
+        }
+    }
+}

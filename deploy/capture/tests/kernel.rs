@@ -1,0 +1,345 @@
+//! The rules in a real kernel: what `nft` reads back, and where real connections end up.
+//!
+//! Runs without libtest, because an ordinary user must enter a user namespace before any thread exists.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unnecessary_wraps,
+    reason = "a test binary of its own"
+)]
+
+use ipnet::IpNet;
+use libtest_mimic::{Arguments, Failed, Trial};
+use rtnetlink::packet_route::address::AddressHeaderFlags;
+use rtnetlink::{LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::fd::{AsFd as _, AsRawFd as _};
+use socket2::{Domain, SockRef, Socket, Type};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+use weft_capture::netns::{NetNs, enter_user_namespace};
+use weft_capture::nfnetlink::{Batch, Error as KernelError, Expr, Verdict, table_exists};
+use weft_capture::rules::{Capture, Error, Exclude, OWN_APP_PRIORITY, install, installed, remove};
+
+const MARK: u32 = 0x539;
+const WAIT: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let root = rustix::process::geteuid().is_root();
+    if let Err(error) = enter_user_namespace() {
+        eprintln!("these tests need namespaces: {error}");
+        return ExitCode::from(3);
+    }
+    let nft = Command::new("nft").arg("--version").output().is_ok();
+    let strict = std::env::var_os("WEFT_SKIP_IS_FAILURE").is_some();
+    // An absent program or right makes a test ignored, which the summary counts; in CI it fails instead.
+    let needs = |trial: Trial, met: bool| trial.with_ignored_flag(!met && !strict);
+    let trials = vec![
+        needs(Trial::test("nft_reads_back_every_rule", nft_reads_back_every_rule), nft),
+        Trial::test("rules_are_replaced_whole_and_only_ours", rules_are_replaced_whole_and_only_ours),
+        Trial::test("a_refused_step_is_named_and_changes_nothing", a_refused_step_is_named_and_changes_nothing),
+        Trial::test("without_rights_the_reason_says_so", without_rights_the_reason_says_so),
+        Trial::test("connections_v4", || connections(false)),
+        Trial::test("connections_v6", || connections(true)),
+        // Only real root can be another uid: an ordinary user has one uid mapped, so there is nothing to skip to.
+        Trial::test("the_sidecar_is_known_by_uid", the_sidecar_is_known_by_uid).with_ignored_flag(!root),
+    ];
+    let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
+    conclusion.exit_code()
+}
+
+fn sample() -> Capture {
+    Capture {
+        exclude_inbound_ports: vec![9100],
+        exclude_outbound_ports: vec![2379],
+        exclude_cidrs: vec!["192.0.2.0/24".parse().unwrap(), "2001:db8::/32".parse().unwrap()],
+        ..Capture::new(Exclude::Mark(MARK))
+    }
+}
+
+fn inside<T: Send>(net: &NetNs, job: impl FnOnce() -> T + Send) -> T {
+    net.run(job).unwrap()
+}
+
+fn nft_reads_back_every_rule() -> Result<(), Failed> {
+    let net = NetNs::create()?;
+    let listed = inside(&net, || {
+        install(&sample()).unwrap();
+        Command::new("nft").args(["list", "ruleset"]).output().unwrap()
+    });
+    let text = String::from_utf8(listed.stdout)?;
+    for line in [
+        "table inet weft {",
+        "type nat hook output priority",
+        "type nat hook prerouting priority",
+        "meta l4proto != tcp return comment \"not TCP: passes\"",
+        "meta mark 0x00000539 meta priority",
+        "ip daddr 127.0.0.0/8 return",
+        "ip6 daddr ::1 return",
+        "meta mark 0x00000539 oifname \"lo\" goto inbound",
+        "meta mark 0x00000539 return",
+        "tcp dport 2379 return",
+        "ip daddr 169.254.169.254 return",
+        "ip6 daddr fd00:ec2::254 return",
+        "ip daddr 192.0.2.0/24 return",
+        "ip6 daddr 2001:db8::/32 return",
+        "redirect to :15001",
+        "iifname \"lo\" return",
+        "goto inbound comment \"all other: inbound\"",
+        "tcp dport 15020 return",
+        "tcp dport 15021 return",
+        "tcp dport 15090 return",
+        "tcp dport 9100 return",
+        "meta l4proto tcp redirect to :15006",
+    ] {
+        if !text.contains(line) {
+            return Err(format!("nft does not show `{line}` in\n{text}").into());
+        }
+    }
+    Ok(())
+}
+
+fn rules_are_replaced_whole_and_only_ours() -> Result<(), Failed> {
+    inside(&NetNs::create()?, || {
+        let mut other = Batch::new();
+        other.add_table("someone_else");
+        other.commit().unwrap();
+        assert!(!installed().unwrap());
+        remove().unwrap();
+        for _ in 0..2 {
+            install(&sample()).unwrap();
+            assert!(installed().unwrap());
+        }
+        remove().unwrap();
+        assert!(!installed().unwrap());
+        assert!(table_exists("someone_else").unwrap());
+    });
+    Ok(())
+}
+
+fn a_refused_step_is_named_and_changes_nothing() -> Result<(), Failed> {
+    inside(&NetNs::create()?, || {
+        let mut batch = Batch::new();
+        batch.add_table("half");
+        batch.add_rule("half", "nowhere", "a rule in a chain that is not there", &[Expr::Verdict(Verdict::Return)]);
+        let error = batch.commit().unwrap_err();
+        assert!(matches!(&error, KernelError::Refused { step, .. } if step.contains("nowhere")), "{error}");
+        assert!(!table_exists("half").unwrap());
+    });
+    Ok(())
+}
+
+fn without_rights_the_reason_says_so() -> Result<(), Failed> {
+    let error = inside(&NetNs::create()?, || {
+        // This thread alone gives up its rights.
+        let none = rustix::thread::CapabilitySet::empty();
+        let none = rustix::thread::CapabilitySets { effective: none, permitted: none, inheritable: none };
+        rustix::thread::set_capabilities(None, none).unwrap();
+        install(&sample()).unwrap_err()
+    });
+    assert!(matches!(error, Error::Kernel(_)), "{error}");
+    assert!(error.to_string().contains("CAP_NET_ADMIN"), "{error}");
+    Ok(())
+}
+
+/// A pod: a namespace with an address, a default route, and a peer namespace that calls it.
+struct Pod {
+    net: NetNs,
+    peer: NetNs,
+    address: IpAddr,
+    /// Somewhere else, to which there is a route and where nobody is.
+    service: IpAddr,
+}
+
+impl Pod {
+    fn new(v6: bool) -> Self {
+        let [address, peer_address, service]: [IpAddr; 3] = if v6 {
+            ["fd77::2", "fd77::1", "fd96::1"].map(|text| text.parse().unwrap())
+        } else {
+            ["10.77.0.2", "10.77.0.1", "10.96.0.1"].map(|text| text.parse().unwrap())
+        };
+        let (net, peer) = (NetNs::create().unwrap(), NetNs::create().unwrap());
+        inside(&net, || wire(&peer));
+        inside(&net, || address_link("pod", address));
+        inside(&peer, || address_link("peer", peer_address));
+        inside(&net, || block(default_route("pod", v6)));
+        Self { net, peer, address, service }
+    }
+
+    fn listen(&self, port: u16) -> TcpListener {
+        let any: IpAddr =
+            if self.address.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        inside(&self.net, || TcpListener::bind((any, port)).unwrap())
+    }
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(future)
+}
+
+fn handle() -> rtnetlink::Handle {
+    let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+    tokio::spawn(connection);
+    handle
+}
+
+fn index(name: &str) -> u32 {
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    rustix::net::netdevice::name_to_index(&socket, name).unwrap()
+}
+
+fn wire(peer: &NetNs) {
+    block(async {
+        let links = handle();
+        links.link().add(LinkVeth::new("pod", "peer").build()).execute().await.unwrap();
+        let message = LinkUnspec::new_with_index(index("peer")).setns_by_fd(peer.as_fd().as_raw_fd()).build();
+        links.link().set(message).execute().await.unwrap();
+    });
+}
+
+fn address_link(name: &str, address: IpAddr) {
+    block(async {
+        let links = handle();
+        for name in ["lo", name] {
+            links.link().set(LinkUnspec::new_with_index(index(name)).up().build()).execute().await.unwrap();
+        }
+        let prefix = if address.is_ipv6() { 64 } else { 24 };
+        let mut request = links.address().add(index(name), address, prefix);
+        request.message_mut().header.flags = AddressHeaderFlags::Nodad;
+        request.execute().await.unwrap();
+    });
+}
+
+async fn default_route(name: &str, v6: bool) {
+    let route = if v6 {
+        RouteMessageBuilder::<Ipv6Addr>::new().output_interface(index(name)).build()
+    } else {
+        RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index(name)).build()
+    };
+    handle().route().add(route).execute().await.unwrap();
+}
+
+/// Whose connection it is.
+#[derive(Clone, Copy, PartialEq)]
+enum Caller {
+    App,
+    Sidecar,
+    SidecarToApp,
+}
+
+fn connect(address: SocketAddr, caller: Caller, by_mark: bool) -> std::io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if caller != Caller::App && by_mark {
+        socket.set_mark(MARK)?;
+    }
+    if caller == Caller::SidecarToApp {
+        socket.set_priority(OWN_APP_PRIORITY)?;
+    }
+    socket.connect_timeout(&address.into(), WAIT)?;
+    Ok(socket.into())
+}
+
+/// The listener gets the connection, and the original destination is still known there.
+fn arrives(client: std::io::Result<TcpStream>, listener: &TcpListener, meant: SocketAddr) {
+    let mut client = client.unwrap_or_else(|error| panic!("to {meant}: {error}"));
+    listener.set_nonblocking(false).unwrap();
+    SockRef::from(listener).set_read_timeout(Some(WAIT)).unwrap();
+    let (mut server, _) = listener.accept().unwrap_or_else(|error| panic!("nobody came for {meant}: {error}"));
+    client.write_all(b"x").unwrap();
+    server.read_exact(&mut [0]).unwrap();
+    let socket = SockRef::from(&server);
+    let original = if meant.is_ipv6() { socket.original_dst_v6() } else { socket.original_dst_v4() };
+    let local = server.local_addr().unwrap();
+    // Without a translation the local address is the one that was meant (and the kernel may know no other).
+    let original = original.ok().and_then(|address| address.as_socket()).unwrap_or(local);
+    assert_eq!(original, meant, "accepted at {local}");
+}
+
+fn connections(v6: bool) -> Result<(), Failed> {
+    let pod = Pod::new(v6);
+    inside(&pod.net, || install(&sample()).unwrap());
+    check_paths(&pod, true);
+
+    // UDP passes by.
+    let receiver = inside(&pod.net, || UdpSocket::bind((pod.address, 5353)).unwrap());
+    receiver.set_read_timeout(Some(WAIT)).unwrap();
+    inside(&pod.net, || UdpSocket::bind((pod.address, 0)).unwrap().send_to(b"dns", (pod.address, 5353)).unwrap());
+    assert_eq!(receiver.recv_from(&mut [0; 8]).unwrap().0, 3);
+
+    // After removal nothing is captured.
+    inside(&pod.net, || remove().unwrap());
+    let app = pod.listen(8081);
+    let to = SocketAddr::new(pod.address, 8081);
+    arrives(inside(&pod.net, || connect(to, Caller::App, true)), &app, to);
+    Ok(())
+}
+
+/// Every way through the rules, once.
+fn check_paths(pod: &Pod, by_mark: bool) {
+    let [outbound, inbound, app, health, excluded] = [15001, 15006, 8080, 15021, 9100].map(|port| pod.listen(port));
+    let dial = |address: SocketAddr, caller: Caller| {
+        inside(&pod.net, || {
+            if !by_mark && caller != Caller::App {
+                become_sidecar();
+            }
+            connect(address, caller, by_mark)
+        })
+    };
+    let service = SocketAddr::new(pod.service, 80);
+    let own = SocketAddr::new(pod.address, 8080);
+    let loopback: IpAddr = if pod.address.is_ipv6() { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+
+    arrives(dial(service, Caller::App), &outbound, service);
+    // A pod that calls its own address goes out, comes in, and then reaches the application.
+    arrives(dial(own, Caller::App), &outbound, own);
+    arrives(dial(own, Caller::Sidecar), &inbound, own);
+    arrives(dial(own, Caller::SidecarToApp), &app, own);
+    let local = SocketAddr::new(loopback, 8080);
+    arrives(dial(local, Caller::App), &app, local);
+    arrives(dial(local, Caller::Sidecar), &app, local);
+    let own_health = SocketAddr::new(pod.address, 15021);
+    arrives(dial(own_health, Caller::Sidecar), &health, own_health);
+
+    // From elsewhere.
+    let from_peer = |port| inside(&pod.peer, || connect(SocketAddr::new(pod.address, port), Caller::App, true));
+    arrives(from_peer(8080), &inbound, own);
+    arrives(from_peer(15021), &health, own_health);
+    arrives(from_peer(9100), &excluded, SocketAddr::new(pod.address, 9100));
+
+    // To elsewhere and past the sidecar: the sidecar itself, excluded ports and ranges, the metadata address.
+    let peer: IpNet =
+        if pod.address.is_ipv6() { "fd77::1/128".parse().unwrap() } else { "10.77.0.1/32".parse().unwrap() };
+    let elsewhere = inside(&pod.peer, || TcpListener::bind((peer.addr(), 2379)).unwrap());
+    let to = SocketAddr::new(peer.addr(), 2379);
+    arrives(dial(to, Caller::App), &elsewhere, to);
+    let elsewhere = inside(&pod.peer, || TcpListener::bind((peer.addr(), 8080)).unwrap());
+    let to = SocketAddr::new(peer.addr(), 8080);
+    arrives(dial(to, Caller::App), &outbound, to);
+    arrives(dial(to, Caller::Sidecar), &elsewhere, to);
+    inside(&pod.net, || install(&Capture { exclude_cidrs: vec![peer], ..Capture::new(exclude(by_mark)) }).unwrap());
+    arrives(dial(to, Caller::App), &elsewhere, to);
+}
+
+const SIDECAR_UID: u32 = 1337;
+
+fn exclude(by_mark: bool) -> Exclude {
+    if by_mark { Exclude::Mark(MARK) } else { Exclude::Uid(SIDECAR_UID) }
+}
+
+/// The calling thread alone becomes the sidecar's user, without any capability.
+fn become_sidecar() {
+    let uid = rustix::process::Uid::from_raw(SIDECAR_UID);
+    rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+}
+
+fn the_sidecar_is_known_by_uid() -> Result<(), Failed> {
+    for v6 in [false, true] {
+        let pod = Pod::new(v6);
+        let capture = Capture { exclude: exclude(false), ..sample() };
+        inside(&pod.net, || install(&capture).unwrap());
+        check_paths(&pod, false);
+    }
+    Ok(())
+}
