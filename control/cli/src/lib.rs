@@ -1,1 +1,66 @@
-//! placeholder
+//! The command that people type: `weft`. One binary plays every part of the mesh.
+//!
+//! - [`args`]: what can be typed.
+//! - [`explain`]: what would happen to a request, decided by the engine on the encoded resources.
+//! - [`demo`]: a shop in network namespaces, its traffic, and what should hold while parts of it die.
+//! - [`lab`]: pods as network namespaces with sidecars as processes; the demo and the tests build on it.
+//! - [`app`]: workloads that know nothing of the mesh.
+//! - [`output`]: the only place that writes to the terminal. [`exit`]: what exit codes mean.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+pub mod app;
+pub mod args;
+pub mod exit;
+pub mod output;
+mod token;
+
+use args::{Cli, Command, Shell};
+use exit::{Exit, Failure};
+
+/// Runs the command line of this process to its end. To be called first thing in `main`, before any thread exists: the demo enters
+/// namespaces.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::say(format_args!("{} {failure}", output::Paint::stderr().bad("weft:")));
+            failure.exit.into()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode, Failure> {
+    let exit = match command {
+        Command::App(app) => return app::run(app),
+        Command::Token(args) => token::run(&args)?,
+        Command::Version(args) => version(args.json),
+        Command::Completion { shell } => completion(shell),
+        Command::Demo(_) | Command::Policy(_) | Command::Explain(_) => return Err(Failure::here("not yet")),
+    };
+    Ok(exit.into())
+}
+
+fn version(json: bool) -> Exit {
+    let version = env!("CARGO_PKG_VERSION");
+    if json {
+        output::json(&serde_json::json!({ "version": version }));
+    } else {
+        output::out(format_args!("weft {version}"));
+    }
+    Exit::Ok
+}
+
+fn completion(shell: Shell) -> Exit {
+    let shell = match shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "weft", &mut script);
+    output::raw(&script);
+    Exit::Ok
+}

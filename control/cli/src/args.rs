@@ -1,0 +1,244 @@
+//! The command line: what can be typed, and the help that teaches it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+
+const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
+                     nothing of it";
+
+const EXAMPLES: &str = "\
+Examples:
+  weft demo                                 a shop in network namespaces, live on this terminal; Ctrl-C ends it
+  weft demo --for 20s --json                the same unattended: one JSON object, exit code 1 if anything did not hold
+  weft policy check deploy/examples/shop    are these manifests right? problems as FILE:LINE:COLUMN
+  weft explain --from shop/web GET http://catalog.shop/items --files deploy/examples/shop
+                                            what would happen to this request, and which line says so
+  weft control --files DIR --ca-dir CA      control on a directory of Kubernetes manifests
+  weft token --identity shop/web --ca-dir CA --ttl 10m
+                                            a join token for a sidecar
+
+Exit codes: 0 ok, 1 a check failed or the answer is \"denied\", 2 wrong command line, 3 cannot run here (the reason is printed),
+4 bad input.";
+
+/// The whole command line.
+#[derive(Parser, Debug)]
+#[command(name = "weft", version, about = ABOUT, after_help = EXAMPLES, max_term_width = 120)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What can be typed after `weft`.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run a small shop in network namespaces, a sidecar for each part, and watch it
+    #[command(after_help = DEMO_HELP)]
+    Demo(Demo),
+    /// Print a join token: with it a sidecar proves to the CA who it is
+    #[command(after_help = TOKEN_HELP)]
+    Token(Token),
+    /// Work with policy files
+    #[command(subcommand)]
+    Policy(Policy),
+    /// Say what would happen to a request, step by step, and which line of which file decides it
+    #[command(after_help = EXPLAIN_HELP)]
+    Explain(Explain),
+    /// Print the version, and with --json the features that this build enforces
+    Version(Version),
+    /// Print a completion script for a shell
+    #[command(after_help = COMPLETION_HELP)]
+    Completion {
+        /// The shell
+        shell: Shell,
+    },
+    /// Play a demo workload that knows nothing of the mesh
+    #[command(subcommand, hide = true)]
+    App(crate::app::App),
+}
+
+const DEMO_HELP: &str = "\
+It needs no root (it enters a user namespace) and leaves nothing behind. Traffic goes through real sidecars, captured by nftables
+rules in each pod's namespace, over mutual TLS. While it flows the demo edits a policy file, kills an endpoint with SIGKILL, and
+kills control. nginx and redis-server, if they are on this machine, take part behind the same sidecars.
+
+With --json, standard output is one object {ok, version, flows, phases, checks}; all else goes to standard error. The exit code is
+1 if any check failed, 3 if namespaces cannot be made here.";
+
+/// `weft demo`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Demo {
+    /// Let traffic flow so long, then say how it went (at least 10s); without it: until Ctrl-C
+    #[arg(long = "for", value_name = "DURATION", value_parser = duration)]
+    pub for_: Option<Duration>,
+    /// Print the result as one JSON object
+    #[arg(long)]
+    pub json: bool,
+    /// Keep the pods' logs and manifests in this directory
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+    /// Leave the sidecar of this pod away: the demo must then fail
+    #[arg(long, value_name = "POD", hide = true)]
+    pub without_sidecar: Option<String>,
+}
+
+const TOKEN_HELP: &str = "\
+Examples:
+  weft token --identity shop/web --ca-dir /var/lib/weft/ca --ttl 10m > token
+  weft proxy --token-file token ...
+
+Whoever holds the token can become this identity until it expires. Keep it short, and out of logs.";
+
+/// `weft token`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Token {
+    /// For whom: NAMESPACE/SERVICE-ACCOUNT, or a whole SPIFFE ID
+    #[arg(long, value_name = "NS/SA")]
+    pub identity: String,
+    /// How long it is valid
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
+    pub ttl: Duration,
+    /// Control's CA directory
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// The mesh's trust domain
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Print {token, identity, expires_in_s}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `weft policy ...`.
+#[derive(Subcommand, Debug)]
+pub enum Policy {
+    /// Check manifests: each problem as FILE:LINE:COLUMN, the field, and what may have been meant
+    #[command(after_help = CHECK_HELP)]
+    Check(Check),
+}
+
+const CHECK_HELP: &str = "\
+Our kinds and routes with a Service parent are read strictly: an unknown field is an error. Core Kubernetes kinds are read
+leniently, other API groups are skipped and counted. Exit code 1 if there is a problem, 4 if a path cannot be read.
+
+Example:
+  $ weft policy check shop/
+  shop/allow.yaml:9:3: unknown field `acton` in AuthorizationPolicy shop/cart; did you mean `action`?";
+
+/// `weft policy check`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Check {
+    /// Files, or directories with manifests
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<PathBuf>,
+    /// The mesh's trust domain
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Print {ok, problems, objects, skipped}
+    #[arg(long)]
+    pub json: bool,
+}
+
+const EXPLAIN_HELP: &str = "\
+The manifests are compiled to the resources that proxies get, and the engine that decides in proxies decides here: there is no
+second implementation of a rule.
+
+Examples:
+  weft explain --from shop/web GET http://catalog.shop/items --files deploy/examples/shop
+  weft explain --from shop/web POST http://cart.shop/add -H 'x-user: 7' --files . --json
+
+Exit code 0 if the request is let through, 1 if it is refused, 4 if the files or the request cannot be read.";
+
+/// `weft explain`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Explain {
+    /// Who asks: NAMESPACE/SERVICE-ACCOUNT, or a whole SPIFFE ID
+    #[arg(long, value_name = "NS/SA")]
+    pub from: String,
+    /// HTTP method
+    pub method: http::Method,
+    /// http://SERVICE.NAMESPACE[:PORT]/PATH, or http://IP:PORT/PATH
+    pub url: http::Uri,
+    /// A header field of the request; repeatable
+    #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = crate::app::client::header)]
+    pub header: Vec<(http::HeaderName, http::HeaderValue)>,
+    /// Files, or directories with manifests; repeatable
+    #[arg(long, value_name = "PATH", default_value = ".")]
+    pub files: Vec<PathBuf>,
+    /// The mesh's trust domain
+    #[arg(long, value_name = "NAME", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Print the explanation as one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `weft version`.
+#[derive(ClapArgs, Clone, Copy, Debug)]
+pub struct Version {
+    /// Print {version, features}
+    #[arg(long)]
+    pub json: bool,
+}
+
+const COMPLETION_HELP: &str = "\
+Examples:
+  source <(weft completion bash)
+  weft completion zsh > ~/.zfunc/_weft
+  weft completion fish > ~/.config/fish/completions/weft.fish";
+
+/// Shells that completion is written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Shell {
+    /// GNU bash.
+    Bash,
+    /// Z shell.
+    Zsh,
+    /// fish.
+    Fish,
+}
+
+/// Reads `20s`, `10m`, `1h`, `500ms`; a bare number is seconds.
+///
+/// # Errors
+/// Not a number with one of these units.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(unit_at);
+    let seconds = match unit {
+        "ms" => 0.001,
+        "" | "s" => 1.0,
+        "m" => 60.0,
+        "h" => 3600.0,
+        _ => return Err(format!("`{unit}` is no unit: use ms, s, m or h")),
+    };
+    number
+        .parse::<f64>()
+        .ok()
+        .and_then(|number| Duration::try_from_secs_f64(number * seconds).ok())
+        .ok_or_else(|| format!("`{text}` is no duration: write it as 20s or 10m"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn durations_have_units() {
+        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "s", "1d", "-1s", "1e300h", "nan"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}
