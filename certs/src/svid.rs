@@ -213,3 +213,79 @@ impl Svid {
 fn ensure_newline(pem: &str) -> String {
     format!("{}\n", pem.trim_end())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+    use crate::ca::Ca;
+
+    fn issue(life: Duration) -> (tempfile::TempDir, Ca, Svid, SystemTime) {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
+        let identity = Identity::new("cluster.local", "shop", "web").unwrap();
+        let key = KeyPair::generate().unwrap();
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(since.as_secs());
+        let chain = ca.issue(&key.csr(&identity).unwrap(), &identity, life, now).unwrap();
+        (dir, ca, Svid::new(key, &chain).unwrap(), now)
+    }
+
+    #[test]
+    fn renews_at_two_thirds_of_the_life_that_counts_from_issue() {
+        for life in [10, 3600, 86400] {
+            let (_dir, _ca, svid, now) = issue(Duration::from_secs(life));
+            let after = |jitter| svid.renew_at(jitter).duration_since(now).unwrap().as_secs_f64() / life as f64;
+            assert!((after(0.0) - 0.6667).abs() < 0.001, "{}", after(0.0));
+            assert!((after(-0.1) - 0.6).abs() < 0.001);
+            assert!((after(0.1) - 0.7333).abs() < 0.001);
+            assert!(after(f64::NAN) < 1.0 && after(1e9) < 1.0 && after(-1e9) > 0.0);
+            assert!(svid.valid_at(now) && !svid.valid_at(now + Duration::from_secs(life)));
+        }
+    }
+
+    #[test]
+    fn is_kept_and_found_again() {
+        let (dir, ca, svid, _) = issue(Duration::from_secs(3600));
+        let state = dir.path().join("state");
+        assert!(Svid::load(&state).unwrap().is_none());
+        svid.save(&state).unwrap();
+        let path = state.join(FILE);
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&state).unwrap().permissions().mode() & 0o777, 0o700);
+        let again = Svid::load(&state).unwrap().unwrap();
+        assert_eq!((again.serial(), again.identity()), (svid.serial(), svid.identity()));
+        assert_eq!(again.not_after(), svid.not_after());
+        again.save(&state).unwrap();
+        assert_eq!(Svid::load(&state).unwrap().unwrap().serial(), svid.serial());
+        // The chain on the wire is leaf and issuer: no root.
+        assert_eq!(again.certified.cert.len(), 2);
+        drop(ca);
+    }
+
+    #[test]
+    fn a_damaged_file_is_not_used() {
+        let (dir, _ca, svid, _) = issue(Duration::from_secs(3600));
+        let state = dir.path().join("state");
+        svid.save(&state).unwrap();
+        let path = state.join(FILE);
+        let whole = fs::read(&path).unwrap();
+        let mut flipped = whole.clone();
+        flipped[whole.len() / 2] ^= 1;
+        for damage in [&b""[..], &whole[..whole.len() - 30], &flipped, b"\xff", b"weft-svid-2 sha256=00\n"] {
+            fs::write(&path, damage).unwrap();
+            assert!(matches!(Svid::load(&state), Err(SvidError::Damaged(_))));
+        }
+    }
+
+    #[test]
+    fn a_chain_for_another_key_is_refused() {
+        let (_dir, _ca, svid, _) = issue(Duration::from_secs(3600));
+        let error = Svid::new(KeyPair::generate().unwrap(), svid.chain_pem()).unwrap_err();
+        assert!(matches!(error, SvidError::OtherKey), "{error}");
+        for chain in [vec![], vec![String::new()], vec!["-----BEGIN CERTIFICATE-----\nAAAA".to_owned()]] {
+            assert!(Svid::new(KeyPair::generate().unwrap(), &chain).is_err());
+        }
+    }
+}

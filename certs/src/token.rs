@@ -180,3 +180,133 @@ impl Verifier {
 fn unix(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(600);
+
+    fn ca() -> (tempfile::TempDir, Ca, Verifier) {
+        let dir = tempfile::tempdir().unwrap();
+        let ca = Ca::open(dir.path(), "cluster.local").unwrap();
+        let verifier = Verifier::from_ca(&ca);
+        (dir, ca, verifier)
+    }
+
+    fn web() -> Identity {
+        Identity::new("cluster.local", "shop", "web").unwrap()
+    }
+
+    /// A token with the right key, with these claims.
+    fn forged(ca: &Ca, change: impl FnOnce(&mut serde_json::Value)) -> String {
+        let key = ca.own_token_key();
+        let mut claims = serde_json::json!({
+            "aud": "cluster.local", "sub": web().to_string(), "iat": 1000, "nbf": 1000, "exp": 2000, "jti": "1",
+        });
+        change(&mut claims);
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::ES256) };
+        jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ec_der(&key.pair.serialize_der())).unwrap()
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn proves_an_identity_until_it_expires() {
+        let (dir, _ca, verifier) = ca();
+        let now = at(1_000_000);
+        let token = sign(dir.path(), &web(), TTL, now).unwrap();
+        assert_eq!(verifier.verify(&token, now).unwrap(), web());
+        assert_eq!(verifier.verify(&format!("{token}\n"), now + TTL - Duration::from_secs(1)).unwrap(), web());
+        assert!(matches!(verifier.verify(&token, now + TTL), Err(TokenError::Expired)));
+        assert!(verifier.verify(&token, now - SKEW).is_ok());
+        assert!(matches!(verifier.verify(&token, now - SKEW - Duration::from_secs(1)), Err(TokenError::NotYet)));
+        let header = jsonwebtoken::decode_header(&token).unwrap();
+        assert_eq!((header.alg, header.kid.is_some()), (Algorithm::ES256, true));
+    }
+
+    #[test]
+    fn every_token_has_a_number_of_its_own() {
+        let (dir, ..) = ca();
+        let claims = |token: &str| jsonwebtoken::dangerous::insecure_decode::<Claims>(token).unwrap().claims;
+        let make = || claims(&sign(dir.path(), &web(), TTL, at(1_000_000)).unwrap());
+        let (first, second) = (make(), make());
+        assert_ne!(first.jti, second.jti);
+        assert_eq!(first.jti.len(), 32);
+        assert_eq!(first.aud, "cluster.local");
+    }
+
+    #[test]
+    fn another_cas_token_is_refused() {
+        let (dir, ..) = ca();
+        let (_, _, verifier) = ca();
+        let now = at(1_000_000);
+        let token = sign(dir.path(), &web(), TTL, now).unwrap();
+        assert!(matches!(verifier.verify(&token, now), Err(TokenError::Invalid("unknown key id"))));
+    }
+
+    #[test]
+    fn altered_tokens_are_refused() {
+        let (dir, _ca, verifier) = ca();
+        let now = at(1_000_000);
+        let token = sign(dir.path(), &web(), TTL, now).unwrap();
+        let parts: Vec<&str> = token.split('.').collect();
+        let other = sign(dir.path(), &Identity::new("cluster.local", "shop", "admin").unwrap(), TTL, now).unwrap();
+        let body = other.split('.').nth(1).unwrap();
+        for bad in [
+            String::new(),
+            "a.b.c".into(),
+            token[..token.len() - 4].into(),
+            format!("{}.{}.", parts[0], parts[1]),
+            format!("{}.{body}.{}", parts[0], parts[2]),
+            "x".repeat(10_000),
+        ] {
+            assert!(matches!(verifier.verify(&bad, now), Err(TokenError::Invalid(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn another_algorithm_is_refused_even_with_our_key_id() {
+        let (_dir, ca, verifier) = ca();
+        let key = ca.own_token_key();
+        let claims = serde_json::json!({"aud": "cluster.local", "sub": web().to_string(), "nbf": 0, "iat": 0, "exp": 9_999_999, "jti": "1"});
+        // The public key as an HMAC secret: the classic confusion.
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
+        let token =
+            jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key.pair.public_key_raw())).unwrap();
+        assert!(matches!(verifier.verify(&token, at(1000)), Err(TokenError::Invalid("wrong algorithm"))));
+    }
+
+    #[test]
+    fn claims_are_needed_and_checked() {
+        let (_dir, ca, verifier) = ca();
+        let verify = |change: &dyn Fn(&mut serde_json::Value)| verifier.verify(&forged(&ca, |c| change(c)), at(1500));
+        assert_eq!(verify(&|_| ()).unwrap(), web());
+        for claim in ["aud", "sub", "nbf", "exp", "jti"] {
+            let without = |c: &mut serde_json::Value| {
+                c.as_object_mut().unwrap().remove(claim);
+            };
+            assert!(verify(&without).is_err(), "{claim}");
+        }
+        assert!(matches!(verify(&|c| c["aud"] = "other.example".into()), Err(TokenError::Audience(_))));
+        assert!(matches!(verify(&|c| c["sub"] = "shop/web".into()), Err(TokenError::Invalid(_))));
+        let foreign = "spiffe://other.example/ns/shop/sa/web";
+        assert!(matches!(verify(&|c| c["sub"] = foreign.into()), Err(TokenError::OtherTrustDomain { .. })));
+    }
+
+    #[test]
+    fn signing_is_bounded_and_needs_a_ca() {
+        let (dir, ..) = ca();
+        let now = at(1_000_000);
+        assert!(matches!(sign(dir.path(), &web(), Duration::ZERO, now), Err(TokenError::Ttl)));
+        assert!(matches!(sign(dir.path(), &web(), MAX_TTL * 2, now), Err(TokenError::Ttl)));
+        let foreign = Identity::new("other.example", "shop", "web").unwrap();
+        assert!(matches!(sign(dir.path(), &foreign, TTL, now), Err(TokenError::OtherTrustDomain { .. })));
+        let empty = tempfile::tempdir().unwrap();
+        let error = sign(empty.path(), &web(), TTL, now).unwrap_err();
+        assert!(matches!(error, TokenError::Ca(CaError::Absent(_))), "{error}");
+        assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "signing makes nothing");
+    }
+}

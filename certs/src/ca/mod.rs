@@ -213,6 +213,16 @@ impl Ca {
         Ok(vec![leaf, self.issuer_pem.clone(), self.root_pem.clone()])
     }
 
+    /// A chain for any parameters, for tests of what the CA would never issue.
+    #[cfg(test)]
+    pub(crate) fn sign_for_test(
+        &self,
+        params: &CertificateParams,
+        key: &rcgen::KeyPair,
+    ) -> Vec<rustls_pki_types::CertificateDer<'static>> {
+        self.sign(params, key).unwrap().iter().flat_map(|pem| x509::certificates(pem).unwrap()).collect()
+    }
+
     pub(crate) fn own_token_key(&self) -> &TokenKey {
         &self.token_key
     }

@@ -78,7 +78,7 @@ impl MeshVerifier {
         parsed
             .verify_for_usage(self.algorithms.all, &self.roots.0, intermediates, now, usage, None, None)
             .map_err(|e| chain_error(&e))?;
-        self.check_name(leaf).map_err(|e| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(e)))))
+        self.check_name(leaf).map_err(|e| Error::InvalidCertificate(told(&e)))
     }
 
     fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
@@ -114,13 +114,24 @@ fn chain_error(error: &webpki::Error) -> Error {
         E::UnknownIssuer => CertificateError::UnknownIssuer,
         E::BadDer | E::BadDerTime | E::TrailingData(_) => CertificateError::BadEncoding,
         E::InvalidSignatureForPublicKey => CertificateError::BadSignature,
-        other => CertificateError::Other(OtherError(Arc::new(ChainError(other.clone())))),
+        other => told(other),
     })
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("the chain is not valid: {0}")]
-struct ChainError(webpki::Error);
+/// rustls prints the `Debug` form of what it does not know itself; people read it in logs, so here that is a sentence too.
+#[derive(thiserror::Error)]
+#[error("{0}")]
+struct Told(String);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn told(error: &dyn std::error::Error) -> CertificateError {
+    CertificateError::Other(OtherError(Arc::new(Told(error.to_string()))))
+}
 
 fn no_tls12() -> Error {
     Error::General("TLS 1.2 is not spoken here".into())
