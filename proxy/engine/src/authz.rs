@@ -9,6 +9,13 @@ use std::sync::Arc;
 use crate::identity::Identity;
 use crate::reason::Reason;
 
+mod decide;
+mod path;
+
+pub use decide::{PolicySet, plain_may};
+pub(crate) use path::escape_at;
+pub use path::{Readings, normalise_path};
+
 /// Allow or Deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -95,11 +102,4 @@ pub enum Verdict {
         /// Policy and FILE:LINE of the rule, or what the default is.
         by: Arc<str>,
     },
-}
-
-/// The policies of one target.
-#[derive(Clone, Debug, Default)]
-pub struct PolicySet {
-    policies: Vec<Policy>,
-    default_deny: bool,
 }

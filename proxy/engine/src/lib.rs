@@ -5,15 +5,21 @@
 //!
 //! - [`reason`]: the codes that every refusal carries.
 //! - [`identity`]: SPIFFE IDs.
+//! - [`detect`]: which protocol the first bytes speak.
+//! - [`head`]: whether an HTTP/1 request head is safe to parse.
 //! - [`request`]: what a decision may look at.
 //! - [`route`]: route tables and their precedence.
 //! - [`authz`]: who may.
 //! - [`ratelimit`]: how often.
 //! - [`balance`]: which endpoint.
 //! - [`outcome`]: what became of an attempt, and whether another one is safe.
+//! - [`explain`]: the same decisions, told step by step.
 
 pub mod authz;
 pub mod balance;
+pub mod detect;
+pub mod explain;
+pub mod head;
 pub mod identity;
 pub mod outcome;
 pub mod ratelimit;

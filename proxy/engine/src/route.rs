@@ -9,7 +9,13 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 
-use crate::request::RequestView;
+mod apply;
+mod matching;
+mod table;
+
+pub use apply::pick_backend;
+pub use matching::{BadRegex, whole_regex};
+pub use table::{Choice, RouteTable};
 
 /// One rule: where requests go, and what is done to them.
 #[derive(Clone, Debug, Default)]
@@ -63,7 +69,7 @@ pub enum PathMatch {
     Exact(String),
     /// Whole path elements: `/a` matches `/a`, `/a/` and `/a/b`, not `/ab`. A trailing slash is ignored.
     Prefix(String),
-    /// The whole path.
+    /// The whole path: must come from [`whole_regex`], which anchors it.
     Regex(regex::Regex),
 }
 
@@ -72,7 +78,7 @@ pub enum PathMatch {
 pub enum ValueMatch {
     /// The whole value.
     Exact(String),
-    /// The whole value.
+    /// The whole value: must come from [`whole_regex`], which anchors it.
     Regex(regex::Regex),
 }
 
@@ -107,12 +113,4 @@ pub struct Backend {
     pub filters: Vec<Filter>,
     /// Why it cannot be used; its share is answered 500.
     pub invalid: Option<Arc<str>>,
-}
-
-/// The compiled rules of all routes of one service port.
-#[derive(Clone, Debug, Default)]
-pub struct RouteTable {
-    rules: Vec<Rule>,
-    // (rule, match) pairs in order of precedence.
-    order: Vec<(usize, Option<usize>)>,
 }

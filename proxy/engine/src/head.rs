@@ -1,0 +1,247 @@
+//! Whether an HTTP/1 request head is safe to parse: the shapes of request smuggling are refused before a parser sees them.
+//!
+//! Stricter than RFC 9112 wherever two parsers are known to disagree: what the proxy and the application could frame
+//! differently is no request. Allocates nothing and keeps no state: call it again with more bytes.
+
+use crate::reason::Reason;
+
+/// What the bytes hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeadCheck {
+    /// No whole head yet, and nothing wrong so far.
+    NeedMore,
+    /// A whole head.
+    Ok {
+        /// Its length in bytes, the empty line included.
+        len: usize,
+    },
+}
+
+/// Fields of one head at most: the default of hyper's parser, which would refuse more without a reason code.
+pub const MAX_FIELDS: usize = 100;
+
+/// What the fields seen so far say about framing.
+#[derive(Default)]
+struct Framing {
+    http11: bool,
+    fields: usize,
+    hosts: usize,
+    lengths: usize,
+    codings: usize,
+}
+
+/// Checks the first request head in `bytes`. `limit` is the largest head in bytes.
+///
+/// Refuses with [`Reason::HeaderTooLarge`] what does not end within the limit or has too many fields, and with [`Reason::MalformedRequest`]: bare LF or
+/// CR, folded lines, space before a colon, control characters, `Transfer-Encoding` beside `Content-Length` or of any other value
+/// than `chunked`, more than one of either, a length that is no number, and an HTTP/1.1 request without exactly one `Host`.
+pub fn check_head(bytes: &[u8], limit: usize) -> Result<HeadCheck, Reason> {
+    let mut framing = Framing::default();
+    // RFC 9112 section 2.2: an empty line before the request is to be ignored (old clients send one after a body).
+    let mut at = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
+    let mut first = true;
+    loop {
+        let visible = &bytes[..bytes.len().min(limit)];
+        let Some(line) = next_line(visible.get(at..).unwrap_or_default())? else {
+            return if bytes.len() >= limit { Err(Reason::HeaderTooLarge) } else { Ok(HeadCheck::NeedMore) };
+        };
+        at += line.len() + 2;
+        match (first, line.is_empty()) {
+            (true, _) => framing.request_line(line)?,
+            (false, false) => framing.field(line)?,
+            (false, true) => {
+                framing.whole()?;
+                return Ok(HeadCheck::Ok { len: at });
+            }
+        }
+        first = false;
+    }
+}
+
+/// The next line without its CRLF; `None` if it has not ended.
+fn next_line(bytes: &[u8]) -> Result<Option<&[u8]>, Reason> {
+    let Some(end) = bytes.iter().position(|b| *b == b'\r' || *b == b'\n') else {
+        return Ok(None);
+    };
+    match (bytes[end], bytes.get(end + 1)) {
+        (b'\r', Some(b'\n')) => Ok(Some(&bytes[..end])),
+        (b'\r', None) => Ok(None),
+        _ => Err(Reason::MalformedRequest),
+    }
+}
+
+impl Framing {
+    fn request_line(&mut self, line: &[u8]) -> Result<(), Reason> {
+        let mut parts = line.split(|b| *b == b' ');
+        let (method, target, version) = (parts.next(), parts.next(), parts.next());
+        let (Some(method), Some(target), Some(version), None) = (method, target, version, parts.next()) else {
+            return Err(Reason::MalformedRequest);
+        };
+        // A target is visible ASCII (RFC 3986); bytes above it are read in as many ways as there are parsers.
+        if method.is_empty()
+            || !method.iter().all(is_token)
+            || target.is_empty()
+            || !target.iter().all(u8::is_ascii_graphic)
+        {
+            return Err(Reason::MalformedRequest);
+        }
+        self.http11 = match version {
+            b"HTTP/1.1" => true,
+            b"HTTP/1.0" => false,
+            _ => return Err(Reason::MalformedRequest),
+        };
+        Ok(())
+    }
+
+    fn field(&mut self, line: &[u8]) -> Result<(), Reason> {
+        self.fields += 1;
+        if self.fields > MAX_FIELDS {
+            return Err(Reason::HeaderTooLarge);
+        }
+        // A folded line starts with a space, which is no token: refused here too.
+        let colon = line.iter().position(|b| *b == b':').ok_or(Reason::MalformedRequest)?;
+        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(is_field_byte) {
+            return Err(Reason::MalformedRequest);
+        }
+        if name.eq_ignore_ascii_case(b"host") {
+            self.hosts += 1;
+            require(value.iter().all(is_host_byte))
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            self.lengths += 1;
+            // 18 digits fit every integer type in use.
+            require(!value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit))
+        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.codings += 1;
+            require(value.eq_ignore_ascii_case(b"chunked"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn whole(&self) -> Result<(), Reason> {
+        require(self.lengths + self.codings <= 1)?;
+        require(self.http11 || self.codings == 0)?;
+        require(if self.http11 { self.hosts == 1 } else { self.hosts <= 1 })
+    }
+}
+
+fn require(holds: bool) -> Result<(), Reason> {
+    if holds { Ok(()) } else { Err(Reason::MalformedRequest) }
+}
+
+/// RFC 9110 section 5.6.2.
+fn is_token(b: &u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)
+}
+
+/// Visible, space, tab, or obs-text (RFC 9110 section 5.5).
+fn is_field_byte(b: &u8) -> bool {
+    *b == b'\t' || *b >= 0x20 && *b != 0x7f
+}
+
+/// `uri-host [":" port]`: nothing that ends an authority or separates two.
+fn is_host_byte(b: &u8) -> bool {
+    b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}".contains(b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 4096;
+
+    fn check(head: &str) -> Result<HeadCheck, Reason> {
+        check_head(head.as_bytes(), LIMIT)
+    }
+
+    #[test]
+    fn ordinary_heads_pass() {
+        for head in [
+            "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nhost:\r\n\r\n",
+            "GET / HTTP/1.0\r\n\r\n",
+            "\r\nGET / HTTP/1.1\r\nHost: a:80\r\n\r\n",
+            "POST /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\nContent-Length: 3\r\nX:  v\t w \r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX: caf\u{e9}\r\n\r\n",
+            "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(check(head), Ok(HeadCheck::Ok { len: head.len() }), "{head:?}");
+            assert_eq!(check(&format!("{head}body\n\n")), Ok(HeadCheck::Ok { len: head.len() }), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn smuggling_shapes_are_refused() {
+        for head in [
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1, 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999999999999999\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: xchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
+            "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "GET / HTTP/1.1\nHost: a\n\n",
+            "GET / HTTP/1.1\r\nHost: a\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\rX: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost : a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n X: folded\r\n\r\n",
+            "GET / HTTP/1.1\r\n Host: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\n: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX: \0\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nX\0: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nnocolon\r\n\r\n",
+            "GET / HTTP/1.1\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a, b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: u@a\r\n\r\n",
+            "GET  / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /a b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.2\r\nHost: a\r\n\r\n",
+            "GET / HTTP/2.0\r\nHost: a\r\n\r\n",
+            "GET /\r\nHost: a\r\n\r\n",
+            "G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        ] {
+            assert_eq!(check(head), Err(Reason::MalformedRequest), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn size_is_bounded() {
+        let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(LIMIT));
+        assert_eq!(check(&long), Err(Reason::HeaderTooLarge));
+        assert_eq!(check(&long[..LIMIT - 1]), Ok(HeadCheck::NeedMore));
+        let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(MAX_FIELDS));
+        assert_eq!(check(&many), Err(Reason::HeaderTooLarge));
+        let exact = "GET / HTTP/1.0\r\n\r\n";
+        assert_eq!(check_head(exact.as_bytes(), exact.len()), Ok(HeadCheck::Ok { len: exact.len() }));
+        assert_eq!(check_head(exact.as_bytes(), exact.len() - 1), Err(Reason::HeaderTooLarge));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), limit in 0usize..200) {
+            let _ = check_head(&bytes, limit);
+        }
+
+        #[test]
+        fn near_heads_never_panic_and_parts_never_pass(
+            head in "(GET|POST|P) /?[a-z ]{0,3} HTTP/1.[0-2]\r?\n((Host|Content-Length|Transfer-Encoding|X)[ ]?: ?(chunked|1|a)?[\r]?\n){0,4}\r?\n?",
+        ) {
+            if let Ok(HeadCheck::Ok { len }) = check(&head) {
+                for end in 0..len {
+                    prop_assert_eq!(check(&head[..end]), Ok(HeadCheck::NeedMore));
+                }
+            }
+        }
+    }
+}
