@@ -1,0 +1,194 @@
+//! Who we are: the proxy's own certificate, from its first issue through every renewal.
+//!
+//! - [`IdentityStore`]: what the data path reads, one atomic load.
+//! - [`renew`]: the task that asks for certificates, on the admin thread.
+//! - [`authority`]: how control is asked.
+//! - [`check`]: a new certificate proves itself in memory before it takes the place of the old one.
+//!
+//! Invariants
+//! - A key is made here, used for one certificate, and never crosses the network.
+//! - The old certificate serves until the new one has proved itself; a failed renewal changes nothing.
+//! - An expired certificate is never used: from that moment [`IdentityStore::current`] answers [`Reason::IdentityExpired`].
+
+pub mod authority;
+pub mod check;
+pub mod renew;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use arc_swap::ArcSwapOption;
+use rustls::{ClientConfig, ServerConfig};
+use tokio::sync::watch;
+use weft_certs::svid::Svid;
+use weft_certs::tls::{self, ClientAuth, Roots, TlsError};
+use weft_engine::identity::Identity;
+use weft_engine::reason::Reason;
+
+/// ALPN of HTTP/1 between sidecars.
+pub const ALPN_H1: &[u8] = b"weft1-h1";
+/// ALPN of HTTP/2 between sidecars.
+pub const ALPN_H2: &[u8] = b"weft1-h2";
+/// ALPN of opaque bytes between sidecars.
+pub const ALPN_TCP: &[u8] = b"weft1-tcp";
+
+/// A certificate in use, as rustls configurations. New connections take the newest; older ones keep theirs.
+pub struct Current {
+    /// Whom it proves.
+    pub identity: Identity,
+    /// Serial number of the leaf, lower-case hex.
+    pub serial: Arc<str>,
+    /// For inbound mesh connections: client certificate required, all three protocols.
+    pub server: Arc<ServerConfig>,
+    /// For outbound ones that speak HTTP/1. The caller compares the server's identity before the first byte.
+    pub client_h1: Arc<ClientConfig>,
+    /// For outbound ones that speak HTTP/2.
+    pub client_h2: Arc<ClientConfig>,
+    /// For outbound ones of opaque bytes.
+    pub client_tcp: Arc<ClientConfig>,
+    /// For the connection to control.
+    pub control: Arc<ClientConfig>,
+    /// When it ends.
+    pub not_after: SystemTime,
+}
+
+impl fmt::Debug for Current {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Current({} serial {} until {:?})", self.identity, self.serial, self.not_after)
+    }
+}
+
+impl Current {
+    /// Makes the configurations of a certificate whose peers are verified by `roots`.
+    pub fn new(svid: &Svid, roots: &Roots) -> Result<Self, TlsError> {
+        let trust_domain = &svid.identity().trust_domain;
+        let client = |alpn: &[u8]| tls::client_config(Some(svid), roots, &[alpn], trust_domain);
+        let alpn = [ALPN_H2, ALPN_H1, ALPN_TCP];
+        Ok(Self {
+            identity: svid.identity().clone(),
+            serial: svid.serial().into(),
+            server: tls::server_config(svid, roots, &alpn, ClientAuth::Required, trust_domain)?,
+            client_h1: client(ALPN_H1)?,
+            client_h2: client(ALPN_H2)?,
+            client_tcp: client(ALPN_TCP)?,
+            control: tls::control_client_config(Some(svid), roots, trust_domain)?,
+            not_after: svid.not_after(),
+        })
+    }
+}
+
+/// Holds the certificate in use.
+pub struct IdentityStore {
+    current: ArcSwapOption<Current>,
+    changes: watch::Sender<u64>,
+    /// What became of renewals, for metrics.
+    pub counters: Counters,
+}
+
+impl Default for IdentityStore {
+    fn default() -> Self {
+        Self { current: ArcSwapOption::empty(), changes: watch::Sender::new(0), counters: Counters::default() }
+    }
+}
+
+impl IdentityStore {
+    /// The certificate in use; [`Reason::IdentityExpired`] if there is none yet or it has expired.
+    pub fn current(&self) -> Result<Arc<Current>, Reason> {
+        self.current_at(SystemTime::now())
+    }
+
+    /// [`IdentityStore::current`] at a given time.
+    pub fn current_at(&self, now: SystemTime) -> Result<Arc<Current>, Reason> {
+        self.current.load_full().filter(|current| now < current.not_after).ok_or(Reason::IdentityExpired)
+    }
+
+    /// Changes whenever a certificate is taken into use; the value is how many have been.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Takes a certificate into use.
+    pub fn install(&self, current: Arc<Current>) {
+        let end = current.not_after.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        self.current.store(Some(current));
+        self.counters.expires_at.store(end, Ordering::Relaxed);
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+macro_rules! failures {
+    ($($(#[$doc:meta])* $name:ident = $code:literal;)*) => {
+        /// Why a certificate could not be had.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Failure { $($(#[$doc])* $name,)* }
+
+        impl Failure {
+            /// Every failure, in the order of declaration.
+            pub const ALL: &'static [Failure] = &[$(Failure::$name,)*];
+
+            /// The value of the metric's label.
+            pub const fn code(self) -> &'static str {
+                match self { $(Failure::$name => $code,)* }
+            }
+        }
+    };
+}
+
+failures! {
+    /// Control cannot be reached, or did not answer in time.
+    Unreachable = "unreachable";
+    /// Control refused the token, the certificate or the request.
+    Refused = "refused";
+    /// The token's file cannot be read, or there is neither token nor valid certificate.
+    NoCredential = "no_credential";
+    /// Control's answer is no certificate for our key and identity.
+    BadAnswer = "bad_answer";
+    /// The new certificate did not pass a handshake with itself.
+    SelfCheck = "self_check";
+    /// This machine could not make a key or a configuration.
+    Internal = "internal";
+}
+
+/// What became of renewals. Counts only grow.
+#[derive(Default)]
+pub struct Counters {
+    issued: AtomicU64,
+    failed: [AtomicU64; Failure::ALL.len()],
+    not_saved: AtomicU64,
+    expires_at: AtomicU64,
+}
+
+impl Counters {
+    /// Certificates had from control, the first included; one found on disk is not counted.
+    pub fn issued(&self) -> u64 {
+        self.issued.load(Ordering::Relaxed)
+    }
+
+    /// Failed attempts, by reason.
+    pub fn failed(&self, failure: Failure) -> u64 {
+        self.failed[failure as usize].load(Ordering::Relaxed)
+    }
+
+    /// Certificates that are in use but could not be written to the state directory.
+    pub fn not_saved(&self) -> u64 {
+        self.not_saved.load(Ordering::Relaxed)
+    }
+
+    /// When the certificate in use ends, in seconds since 1970; 0 before there is one.
+    pub fn expires_at(&self) -> u64 {
+        self.expires_at.load(Ordering::Relaxed)
+    }
+
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_failure(&self, failure: Failure) {
+        Self::add(&self.failed[failure as usize]);
+    }
+}
+
+#[cfg(test)]
+mod tests;

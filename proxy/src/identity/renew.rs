@@ -1,0 +1,236 @@
+//! The renewal task: first certificate, then a new one at 2/3 of each one's life.
+//!
+//! ```text
+//! start --> saved one, valid and ours? --yes--> in use --\
+//!              | no                                       v
+//!              +----------------> ask <--- wait until 2/3 of its life (+-10 %)
+//!                                  | ok: checked, in use, saved ---^
+//!                                  | failed: count, back off (jittered, 0.2 s .. 10 s), ask again with a new key
+//! ```
+//!
+//! Invariant: nothing here ends the use of a certificate; only time does.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{sleep, timeout};
+use weft_certs::svid::{KeyPair, Svid};
+use weft_certs::tls::Roots;
+use weft_engine::identity::Identity;
+
+use super::authority::{AskError, Authority, Credential, Token, usable};
+use super::check::check;
+use super::{Counters, Current, Failure, IdentityStore};
+
+/// One attempt, from connection to answer.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Wait before the second attempt; doubles from there.
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// Longest wait between attempts.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Shortest time between two certificates, if the CA hands out ones that are nearly over.
+const MIN_INTERVAL: Duration = Duration::from_secs(1);
+/// Sleeps are cut to this, so that a step of the clock is noticed.
+const MAX_SLEEP: Duration = Duration::from_secs(30);
+/// Share by which a renewal may come sooner or later.
+const JITTER: f64 = 0.1;
+
+/// Whose certificate is wanted, and by what.
+#[derive(Clone)]
+pub struct Settings {
+    /// Who we are.
+    pub identity: Identity,
+    /// What peers' certificates, and our own, must lead to.
+    pub roots: Roots,
+    /// Proves who we are while we have no valid certificate.
+    pub token: Token,
+    /// Where key and chain are kept; `None`: nowhere.
+    pub state_dir: Option<PathBuf>,
+}
+
+impl fmt::Debug for Settings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Settings({}, token {:?}, state in {:?})", self.identity, self.token, self.state_dir)
+    }
+}
+
+/// Keeps `store` in a valid certificate for as long as it is polled; it never returns. `now` is the wall clock.
+pub async fn run(
+    store: &IdentityStore,
+    settings: &Settings,
+    authority: &impl Authority,
+    now: impl Fn() -> SystemTime + Sync,
+) {
+    let mut in_use = take_saved(store, settings, now()).await;
+    loop {
+        if let Some(held) = &in_use {
+            wait_until(held.svid.renew_at(jitter(JITTER)), &now).await;
+        }
+        let renewed = ask_until_answered(store, settings, authority, in_use.as_ref(), &now).await;
+        store.install(Arc::clone(&renewed.current));
+        Counters::add(&store.counters.issued);
+        tracing::info!(
+            identity = %settings.identity, serial = renewed.svid.serial(), until = ?renewed.svid.not_after(),
+            "certificate taken into use"
+        );
+        save(store, settings, &renewed).await;
+        in_use = Some(renewed);
+        sleep(MIN_INTERVAL).await;
+    }
+}
+
+/// A certificate that has passed its check.
+struct Held {
+    svid: Arc<Svid>,
+    current: Arc<Current>,
+}
+
+impl Held {
+    fn new(svid: Svid, settings: &Settings, now: SystemTime) -> Result<Self, AskError> {
+        let fail = |failure, message| Err(AskError { failure, message });
+        if *svid.identity() != settings.identity {
+            return fail(
+                Failure::BadAnswer,
+                format!("the certificate is for {}, not {}", svid.identity(), settings.identity),
+            );
+        }
+        if svid.not_after() <= now {
+            return fail(
+                Failure::BadAnswer,
+                "the certificate has expired; compare the clocks of control and this machine".into(),
+            );
+        }
+        let current = match Current::new(&svid, &settings.roots) {
+            Ok(current) => Arc::new(current),
+            Err(e) => return fail(Failure::Internal, e.to_string()),
+        };
+        match check(&current) {
+            Ok(()) => Ok(Self { svid: Arc::new(svid), current }),
+            Err(e) => fail(Failure::SelfCheck, e.to_string()),
+        }
+    }
+}
+
+/// The certificate that an earlier process saved, if it is still good.
+async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime) -> Option<Held> {
+    let dir = settings.state_dir.clone()?;
+    let loaded = tokio::task::spawn_blocking(move || Svid::load(&dir)).await;
+    let svid = match loaded {
+        Ok(Ok(Some(svid))) => svid,
+        Ok(Ok(None)) => return None,
+        Ok(Err(e)) => {
+            tracing::warn!(error = %e, "the saved certificate is not used");
+            return None;
+        }
+        Err(e) => {
+            tracing::warn!(error = %e, "the saved certificate could not be read");
+            return None;
+        }
+    };
+    match Held::new(svid, settings, now) {
+        Ok(held) => {
+            store.install(Arc::clone(&held.current));
+            tracing::info!(identity = %settings.identity, serial = held.svid.serial(), "saved certificate taken into use");
+            Some(held)
+        }
+        Err(e) => {
+            tracing::info!(error = %e, "the saved certificate is not used");
+            None
+        }
+    }
+}
+
+async fn ask_until_answered(
+    store: &IdentityStore,
+    settings: &Settings,
+    authority: &impl Authority,
+    in_use: Option<&Held>,
+    now: &(impl Fn() -> SystemTime + Sync),
+) -> Held {
+    let mut backoff = FIRST_BACKOFF;
+    loop {
+        let asked = timeout(ATTEMPT_TIMEOUT, ask(settings, authority, in_use, now)).await.unwrap_or_else(|_| {
+            let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
+            Err(AskError { failure: Failure::Unreachable, message })
+        });
+        match asked {
+            Ok(held) => return held,
+            Err(e) => {
+                store.counters.count_failure(e.failure);
+                tracing::warn!(reason = e.failure.code(), error = %e, retry_in = ?backoff, "no certificate yet");
+            }
+        }
+        // Between half of it and the whole, so that proxies that lost control together do not come back together.
+        sleep(backoff.mul_f64(0.75 + jitter(0.25))).await;
+        backoff = (backoff * 2).min(MAX_BACKOFF);
+    }
+}
+
+/// One attempt: by the certificate in use while it is valid; by the token if there is none or control will not have it.
+async fn ask(
+    settings: &Settings,
+    authority: &impl Authority,
+    in_use: Option<&Held>,
+    now: &(impl Fn() -> SystemTime + Sync),
+) -> Result<Held, AskError> {
+    let certificate = in_use.map(|held| &held.current).filter(|current| usable(current, now()));
+    let refused = match certificate {
+        None => None,
+        Some(current) => match ask_by(settings, authority, Credential::Certificate(Arc::clone(current)), now).await {
+            Err(e) if e.failure == Failure::Refused => Some(e),
+            answer => return answer,
+        },
+    };
+    match (settings.token.read().await?, refused) {
+        (Some(token), _) => ask_by(settings, authority, Credential::Token(token), now).await,
+        (None, Some(refused)) => Err(refused),
+        (None, None) => Err(AskError {
+            failure: Failure::NoCredential,
+            message: "there is neither a valid certificate nor a token; give --token-file".into(),
+        }),
+    }
+}
+
+async fn ask_by(
+    settings: &Settings,
+    authority: &impl Authority,
+    credential: Credential,
+    now: &(impl Fn() -> SystemTime + Sync),
+) -> Result<Held, AskError> {
+    let internal = |e: weft_certs::svid::SvidError| AskError { failure: Failure::Internal, message: e.to_string() };
+    let key = KeyPair::generate().map_err(internal)?;
+    let csr = key.csr(&settings.identity).map_err(internal)?;
+    let chain = authority.create(csr, credential).await?;
+    let svid = Svid::new(key, &chain).map_err(|e| AskError { failure: Failure::BadAnswer, message: e.to_string() })?;
+    Held::new(svid, settings, now())
+}
+
+/// A certificate that cannot be saved is used all the same: it is lost only with the process.
+async fn save(store: &IdentityStore, settings: &Settings, held: &Held) {
+    let Some(dir) = settings.state_dir.clone() else { return };
+    let svid = Arc::clone(&held.svid);
+    let error = match tokio::task::spawn_blocking(move || svid.save(&dir)).await {
+        Ok(Ok(())) => return,
+        Ok(Err(e)) => e.to_string(),
+        Err(e) => e.to_string(),
+    };
+    Counters::add(&store.counters.not_saved);
+    tracing::warn!(error, "the certificate could not be saved; a restart will need control");
+}
+
+/// Sleeps in slices: the wall clock may step while we sleep.
+async fn wait_until(time: SystemTime, now: &(impl Fn() -> SystemTime + Sync)) {
+    while let Ok(left) = time.duration_since(now()) {
+        if left.is_zero() {
+            return;
+        }
+        sleep(left.min(MAX_SLEEP)).await;
+    }
+}
+
+/// A number between -`share` and `share`.
+fn jitter(share: f64) -> f64 {
+    (fastrand::f64() * 2.0 - 1.0) * share
+}

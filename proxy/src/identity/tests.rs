@@ -1,0 +1,1 @@
+//! Renewal against a fake CA.
