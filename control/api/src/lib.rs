@@ -1,8 +1,24 @@
 //! The contract between control and proxy: the wire schema, the policy kinds that people write, and the one conversion between them
 //! and the engine.
 //!
+//! - [`convert`]: wire -> engine, with all validation.
 //! - [`wire`]: generated messages and services.
+//! - [`kinds`]: what people write: routes and policies, read strictly.
 //! - [`names`]: names, type URLs and versions of resources.
 
+pub mod convert;
+pub mod kinds;
 pub mod names;
 pub mod wire;
+
+/// What this build enforces beyond the plain messages. A resource whose `requires` names anything else is refused; a proxy lists
+/// them in its node's metadata, so that control knows beforehand.
+pub const FEATURES: &[&str] = &[
+    "authorization",
+    "grpc-route",
+    "header-filters",
+    "http-route",
+    "local-rate-limit",
+    "request-timeouts",
+    "weighted-backends",
+];

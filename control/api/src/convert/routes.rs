@@ -1,0 +1,202 @@
+//! Routes: matches, filters, backends.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Method};
+use weft_engine::route::{
+    Backend, BadRegex, Filter, HeaderEdit, Match, PathMatch, Route, Rule, ValueMatch, whole_regex,
+};
+
+use super::error::{ErrorCode, ResourceError};
+use super::{field, require_features};
+use crate::names;
+use crate::wire::v1;
+
+/// Kinds of routes.
+pub(super) const KINDS: &[&str] = &["HTTPRoute", "GRPCRoute"];
+/// Regular expressions of one resource at most: each may take a megabyte when compiled.
+const MAX_REGEXES: usize = 256;
+/// Gateway API's bound on a weight.
+const MAX_WEIGHT: u32 = 1_000_000;
+/// Longer than any request; keeps sums of times away from their edges.
+const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Fields that frame messages or name the proxy's own facts: an edit would let a route make what the head's check refuses.
+const NOT_EDITABLE: [&str; 12] = [
+    "connection",
+    "content-length",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "http2-settings",
+    "x-forwarded-client-cert",
+    "x-weft-reason",
+];
+
+pub(super) fn route(wire: &v1::Route) -> Result<Route, ResourceError> {
+    let name = names::object(&wire.kind, &wire.namespace, &wire.name);
+    let name = field::object_name(KINDS, &name)?;
+    require_features(&name, &wire.requires)?;
+    let mut regexes = Regexes::default();
+    let mut rules = Vec::with_capacity(wire.rules.len());
+    for (index, found) in wire.rules.iter().enumerate() {
+        let mut made = rule(found, index, &mut regexes).map_err(|error| {
+            error.within(&format!(
+                "{name} rule {index}{}{}",
+                if found.source.is_empty() { "" } else { " at " },
+                found.source
+            ))
+        })?;
+        made.route = std::sync::Arc::clone(&name);
+        rules.push(made);
+    }
+    Ok(Route { name, created: wire.created, rules })
+}
+
+fn rule(wire: &v1::RouteRule, index: usize, regexes: &mut Regexes) -> Result<Rule, ResourceError> {
+    Ok(Rule {
+        route: "".into(),
+        name: if wire.name.is_empty() { index.to_string().into() } else { wire.name.as_str().into() },
+        source: wire.source.as_str().into(),
+        matches: matches(&wire.matches, regexes)?,
+        filters: filters(&wire.filters)?,
+        backends: wire.backends.iter().map(backend).collect::<Result<_, _>>()?,
+        request_timeout: timeout(wire.request_timeout_ms)?,
+        backend_request_timeout: timeout(wire.backend_request_timeout_ms)?,
+    })
+}
+
+fn timeout(millis: u64) -> Result<Option<Duration>, ResourceError> {
+    let time = Duration::from_millis(millis);
+    if time > MAX_TIMEOUT {
+        return Err(ResourceError::new(ErrorCode::OutOfRange, format!("a timeout of {time:?} is longer than a week")));
+    }
+    Ok((!time.is_zero()).then_some(time))
+}
+
+/// Counts regular expressions, so that one resource cannot take the proxy's memory.
+#[derive(Default)]
+pub(super) struct Regexes(usize);
+
+impl Regexes {
+    fn compile(&mut self, pattern: &str) -> Result<regex::Regex, ResourceError> {
+        self.0 += 1;
+        if self.0 > MAX_REGEXES {
+            let message = format!("more than {MAX_REGEXES} regular expressions: split the object");
+            return Err(ResourceError::new(ErrorCode::OutOfRange, message));
+        }
+        whole_regex(pattern).map_err(|error: BadRegex| ResourceError::new(ErrorCode::InvalidRegex, error.to_string()))
+    }
+}
+
+pub(super) fn matches(wire: &[v1::RouteMatch], regexes: &mut Regexes) -> Result<Vec<Match>, ResourceError> {
+    wire.iter().map(|wire| one_match(wire, regexes)).collect()
+}
+
+fn one_match(wire: &v1::RouteMatch, regexes: &mut Regexes) -> Result<Match, ResourceError> {
+    use v1::route_match::Path;
+    let path = match &wire.path {
+        None => None,
+        Some(Path::PathExact(path)) => Some(PathMatch::Exact(absolute(path)?)),
+        Some(Path::PathPrefix(path)) => Some(PathMatch::Prefix(absolute(path)?)),
+        Some(Path::PathRegex(pattern)) => Some(PathMatch::Regex(regexes.compile(pattern)?)),
+    };
+    let mut found = Match { path, method: method(&wire.method)?, ..Match::default() };
+    for header in &wire.headers {
+        let name = header_name(&header.name)?;
+        // Gateway API: of entries with equivalent names only the first counts.
+        if !found.headers.iter().any(|(known, _)| *known == name) {
+            found.headers.push((name, value(header, regexes)?));
+        }
+    }
+    for parameter in &wire.query {
+        if parameter.name.is_empty() {
+            return Err(field::missing("the name of a query parameter"));
+        }
+        if !found.query.iter().any(|(known, _)| *known == parameter.name) {
+            found.query.push((parameter.name.clone(), value(parameter, regexes)?));
+        }
+    }
+    Ok(found)
+}
+
+fn absolute(path: &str) -> Result<String, ResourceError> {
+    if path.starts_with('/') && path.len() <= 4096 && !path.bytes().any(|b| b <= 0x20 || b == 0x7f) {
+        return Ok(path.to_owned());
+    }
+    let message = format!("`{}` is no path: it starts with `/` and has no spaces", field::cut(path));
+    Err(ResourceError::new(ErrorCode::InvalidPath, message))
+}
+
+fn method(text: &str) -> Result<Option<Method>, ResourceError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    Method::from_bytes(text.as_bytes())
+        .map(Some)
+        .map_err(|_| ResourceError::new(ErrorCode::InvalidMethod, format!("`{}` is no method", field::cut(text))))
+}
+
+fn value(wire: &v1::ValueMatch, regexes: &mut Regexes) -> Result<ValueMatch, ResourceError> {
+    use v1::value_match::Value;
+    match &wire.value {
+        Some(Value::Exact(text)) => Ok(ValueMatch::Exact(text.clone())),
+        Some(Value::Regex(pattern)) => Ok(ValueMatch::Regex(regexes.compile(pattern)?)),
+        None => Err(field::missing("what the value of a match must be")),
+    }
+}
+
+fn header_name(text: &str) -> Result<HeaderName, ResourceError> {
+    HeaderName::from_bytes(text.as_bytes())
+        .map_err(|_| ResourceError::new(ErrorCode::InvalidHeader, format!("`{}` is no header name", field::cut(text))))
+}
+
+fn filters(wire: &[v1::Filter]) -> Result<Vec<Filter>, ResourceError> {
+    use v1::filter::Filter as Wire;
+    let filter = |wire: &v1::Filter| match &wire.filter {
+        Some(Wire::RequestHeaders(edit)) => Ok(Filter::RequestHeaders(header_edit(edit)?)),
+        Some(Wire::ResponseHeaders(edit)) => Ok(Filter::ResponseHeaders(header_edit(edit)?)),
+        None => Err(field::missing("a filter")),
+    };
+    wire.iter().map(filter).collect()
+}
+
+fn header_edit(wire: &v1::HeaderEdit) -> Result<HeaderEdit, ResourceError> {
+    let pairs = |wire: &[v1::Header]| wire.iter().map(header).collect::<Result<Vec<_>, _>>();
+    Ok(HeaderEdit {
+        set: pairs(&wire.set)?,
+        add: pairs(&wire.add)?,
+        remove: wire.remove.iter().map(|name| editable(name)).collect::<Result<_, _>>()?,
+    })
+}
+
+fn header(wire: &v1::Header) -> Result<(HeaderName, HeaderValue), ResourceError> {
+    let name = editable(&wire.name)?;
+    let value = HeaderValue::from_str(&wire.value).map_err(|_| {
+        let message = format!("the value of header `{name}` has a character that no header may hold");
+        ResourceError::new(ErrorCode::InvalidHeader, message)
+    })?;
+    Ok((name, value))
+}
+
+fn editable(text: &str) -> Result<HeaderName, ResourceError> {
+    let name = header_name(text)?;
+    if NOT_EDITABLE.contains(&name.as_str()) {
+        let message = format!("header `{name}` frames messages or is the mesh's own: no filter may edit it");
+        return Err(ResourceError::new(ErrorCode::InvalidHeader, message));
+    }
+    Ok(name)
+}
+
+fn backend(wire: &v1::RouteBackend) -> Result<Backend, ResourceError> {
+    if wire.weight > MAX_WEIGHT {
+        let message = format!("weight {} is above {MAX_WEIGHT}", wire.weight);
+        return Err(ResourceError::new(ErrorCode::OutOfRange, message));
+    }
+    let invalid = (!wire.invalid.is_empty()).then(|| wire.invalid.as_str().into());
+    let service = if invalid.is_some() { wire.service.as_str().into() } else { field::service_name(&wire.service)? };
+    Ok(Backend { service, weight: wire.weight, filters: filters(&wire.filters)?, invalid })
+}
