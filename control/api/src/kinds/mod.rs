@@ -1,0 +1,191 @@
+//! What people write: Gateway API routes and our own policies, read strictly, and their wire form.
+//!
+//! Text -> [`tree`] (every key and value knows its place) -> [`decode`] (serde types that deny unknown fields: [`gateway`], [`policy`]) ->
+//! checks of the values -> wire messages. An object that has any fault is refused whole, with all faults that could be
+//! found; what could still be read of it (name, targets) comes along, because a broken policy must close what it targets.
+
+pub mod decode;
+pub mod fault;
+pub mod gateway;
+pub mod meta;
+pub mod policy;
+pub mod tree;
+
+mod check;
+mod route;
+mod to_wire;
+
+use serde::Deserialize;
+
+use check::Checker;
+use decode::{At, decode};
+use route::Context;
+
+pub use fault::Fault;
+pub use meta::{Class, GATEWAY_GROUP, Kind, WEFT_GROUP, classify, unix_seconds};
+pub use route::{ForeignRef, Route, ServiceParent};
+pub use to_wire::{Target, closed_authorization, closed_rate_limit, policy_kind_like};
+pub use tree::{Document, Entry, Node, Position, Value, documents, parse};
+
+use crate::wire::v1;
+
+/// An object that is right.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Object {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Where it begins.
+    pub at: Position,
+    /// What it says.
+    pub body: Body,
+    /// What is doubtful in it.
+    pub warnings: Vec<Fault>,
+}
+
+/// What an object says, in wire form; references are not resolved.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// HTTPRoute or GRPCRoute.
+    Route(Route),
+    /// ReferenceGrant.
+    Grant(Grant),
+    /// AuthorizationPolicy.
+    Authorization(Vec<Target>, v1::AuthorizationPolicy),
+    /// RateLimitPolicy.
+    RateLimit(Vec<Target>, v1::RateLimitPolicy),
+}
+
+/// Permission for routes of other namespaces to use Services of the grant's own namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Grant {
+    /// Kind and namespace of the routes.
+    pub from: Vec<(String, String)>,
+    /// Names of the Services; `None` is all.
+    pub to: Vec<Option<String>>,
+}
+
+/// An object that is wrong, and what of it could be read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Refused {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace (`default` if none is written).
+    pub namespace: String,
+    /// Its name, if it could be read.
+    pub name: Option<String>,
+    /// Where it begins.
+    pub at: Position,
+    /// What is wrong; never empty.
+    pub faults: Vec<Fault>,
+    /// Of a policy: its targets, if all could be read.
+    pub targets: Option<Vec<Target>>,
+}
+
+/// Namespace of objects that name none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// Reads an object of a strict kind. `file` goes into the `source` of its rules.
+pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>> {
+    let mut checker = Checker::default();
+    let namespace = meta::text_at(node, &["metadata", "namespace"]);
+    let namespace = namespace.map_or_else(|| DEFAULT_NAMESPACE.to_owned(), |namespace| namespace.value);
+    let name = meta::text_at(node, &["metadata", "name"]);
+    let context = Context { namespace: &namespace, file };
+    let body = body(kind, node, name.as_ref().map_or("", |name| name.as_str()), &context, &mut checker);
+    match &name {
+        Some(name) => _ = checker.take(check::object_name(name)),
+        None if checker.faults.is_empty() => checker.fault(meta::key_position(node, "metadata"), "object has no name"),
+        None => {}
+    }
+    if !check::is_dns_name(&namespace) {
+        let at = node.get("metadata").map_or(node.at, |metadata| meta::key_position(metadata, "namespace"));
+        checker.fault(at, format!("`{namespace}` is no namespace"));
+    }
+    let name = name.map(|name| name.value);
+    match (body, name) {
+        (Some(body), Some(name)) if checker.faults.is_empty() => {
+            Ok(Object { kind, namespace, name, at: node.at, body, warnings: checker.warnings })
+        }
+        (_, name) => {
+            let targets = if kind.is_policy() { targets_of(node, &namespace) } else { None };
+            let faults = checker.faults;
+            Err(Box::new(Refused { kind, namespace, name, at: node.at, faults, targets }))
+        }
+    }
+}
+
+fn body(kind: Kind, node: &Node, name: &str, context: &Context<'_>, checker: &mut Checker) -> Option<Body> {
+    match kind {
+        Kind::HttpRoute | Kind::GrpcRoute if is_for_gateways_only(node) => Some(Body::Route(Route::default())),
+        Kind::HttpRoute => {
+            let object: gateway::Object<gateway::HttpRouteSpec> = checker.take(decode(node))?;
+            let mut route = route::http_route(&object.spec, context, checker);
+            route.created = created(&object.metadata, checker);
+            Some(Body::Route(route))
+        }
+        Kind::GrpcRoute => {
+            let object: gateway::Object<gateway::GrpcRouteSpec> = checker.take(decode(node))?;
+            let mut route = route::grpc_route(&object.spec, context, checker);
+            route.created = created(&object.metadata, checker);
+            Some(Body::Route(route))
+        }
+        Kind::ReferenceGrant => {
+            let object: gateway::Object<gateway::ReferenceGrantSpec> = checker.take(decode(node))?;
+            Some(Body::Grant(grant(&object.spec)))
+        }
+        Kind::AuthorizationPolicy => {
+            let object: gateway::Object<policy::AuthorizationPolicySpec> = checker.take(decode(node))?;
+            let targets = to_wire::targets(&object.spec.target_refs, context.namespace, checker);
+            Some(Body::Authorization(targets, to_wire::authorization(name, &object.spec, node.at, context, checker)))
+        }
+        Kind::RateLimitPolicy => {
+            let object: gateway::Object<policy::RateLimitPolicySpec> = checker.take(decode(node))?;
+            let targets = to_wire::targets(&object.spec.target_refs, context.namespace, checker);
+            Some(Body::RateLimit(targets, to_wire::rate_limit(name, &object.spec, node.at, context, checker)))
+        }
+    }
+}
+
+fn created(metadata: &meta::ObjectMeta, checker: &mut Checker) -> u64 {
+    let Some(text) = &metadata.creation_timestamp else { return 0 };
+    unix_seconds(text).unwrap_or_else(|| {
+        checker.fault(text.at, format!("`{}` is no time such as 2026-01-02T03:04:05Z", text.value));
+        0
+    })
+}
+
+/// What of a grant concerns routes and Services; the rest is for others.
+fn grant(spec: &gateway::ReferenceGrantSpec) -> Grant {
+    let from = spec.from.iter().filter(|from| from.group.as_str() == GATEWAY_GROUP);
+    let to = spec.to.iter().filter(|to| matches!(to.group.as_str(), "" | "core") && to.kind.as_str() == "Service");
+    Grant {
+        from: from.map(|from| (from.kind.value.clone(), from.namespace.value.clone())).collect(),
+        to: to.map(|to| to.name.as_ref().map(|name| name.value.clone())).collect(),
+    }
+}
+
+/// The targets of a policy whose other parts may be broken; `None` unless every one of them is right.
+pub fn targets_of(node: &Node, namespace: &str) -> Option<Vec<Target>> {
+    #[derive(Deserialize)]
+    #[serde(transparent)]
+    struct Refs(At<Vec<At<policy::TargetRef>>>);
+    let refs: Refs = decode(node.get("spec")?.get("targetRefs")?).ok()?;
+    let mut checker = Checker::default();
+    let targets = to_wire::targets(&refs.0, namespace, &mut checker);
+    checker.faults.is_empty().then_some(targets)
+}
+
+/// Whether all parents of a route are somebody else's, so that nothing of it is judged here.
+fn is_for_gateways_only(node: &Node) -> bool {
+    let Some(parents) = node.get("spec").and_then(|spec| spec.get("parentRefs")) else { return false };
+    let foreign = |parent: &Node| {
+        let group = meta::text_at(parent, &["group"]).map_or_else(|| GATEWAY_GROUP.to_owned(), |group| group.value);
+        let kind = meta::text_at(parent, &["kind"]).map_or_else(|| "Gateway".to_owned(), |kind| kind.value);
+        matches!(parent.value, Value::Map(_)) && route::is_for_gateways(&group, &kind)
+    };
+    !parents.elements().is_empty() && parents.elements().iter().all(foreign)
+}

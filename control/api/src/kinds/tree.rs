@@ -1,0 +1,287 @@
+//! YAML (and JSON) text -> a tree in which every key and value knows its line and column.
+//!
+//! This is the only place that knows serde-saphyr. Invariants: arbitrary text never panics and never costs more than the budget
+//! below (nesting, nodes, alias expansion); one broken document of a file does not take the others with it, because a file
+//! is cut at its document markers first (a line `---` is a marker wherever it stands, YAML 1.2.2 section 9.1.2).
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use super::fault::Fault;
+
+/// Where something stands in its file; both count from 1, the column in characters. 0 is "unknown".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Line.
+    pub line: u32,
+    /// Column.
+    pub column: u32,
+}
+
+/// A value with its place.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// Where it begins.
+    pub at: Position,
+    /// What it is.
+    pub value: Value,
+}
+
+/// What a YAML node can be. Numbers and booleans are those of the YAML 1.2 core schema (`yes` and `on` are text).
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Nothing, `~` or `null`.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(i128),
+    /// Another number.
+    Float(f64),
+    /// Text.
+    Text(String),
+    /// A sequence.
+    List(Vec<Node>),
+    /// A mapping, in the order in which it is written.
+    Map(Vec<Entry>),
+}
+
+/// A key and its value.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// Where the key stands.
+    pub at: Position,
+    /// Its value.
+    pub node: Node,
+}
+
+impl Node {
+    /// The value of a key, if this is a mapping that has it and it is not null.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        let node = &self.entries().iter().find(|entry| entry.key == key)?.node;
+        (node.value != Value::Null).then_some(node)
+    }
+
+    /// The entries of a mapping; empty for everything else.
+    pub fn entries(&self) -> &[Entry] {
+        match &self.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
+    }
+
+    /// The elements of a sequence; empty for everything else.
+    pub fn elements(&self) -> &[Node] {
+        match &self.value {
+            Value::List(elements) => elements,
+            _ => &[],
+        }
+    }
+
+    /// The text, if it is text.
+    pub fn text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    fn shift(&mut self, lines: u32) {
+        self.at.line += lines;
+        match &mut self.value {
+            Value::List(elements) => elements.iter_mut().for_each(|node| node.shift(lines)),
+            Value::Map(entries) => entries.iter_mut().for_each(|entry| {
+                entry.at.line += lines;
+                entry.node.shift(lines);
+            }),
+            _ => {}
+        }
+    }
+}
+
+/// Nesting of a document; ordinary manifests stay under 30.
+const MAX_DEPTH: usize = 64;
+/// Values in one document, aliases expanded; the largest EndpointSlice has some 20,000.
+const MAX_NODES: usize = 400_000;
+
+/// A part of a file between document markers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Document<'a> {
+    /// Its text, beginning at a line's start.
+    pub text: &'a str,
+    /// Lines of the file before it.
+    pub lines_before: u32,
+}
+
+/// Cuts a file at its document markers. Documents of comments and blank lines only are left out.
+pub fn documents(text: &str) -> Vec<Document<'_>> {
+    let text_start = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut found = Vec::new();
+    let (mut start, mut start_line) = (0, 0);
+    let (mut at, mut line) = (0, 0);
+    for row in text_start.split_inclusive('\n') {
+        let end = at + row.len();
+        if is_marker(row, "---") {
+            // Directives (%YAML) belong to the document that follows them.
+            if has_content(&text_start[start..at]) {
+                found.push(Document { text: &text_start[start..at], lines_before: start_line });
+                (start, start_line) = (at, line);
+            } else if !text_start[start..at].lines().any(|row| row.starts_with('%')) {
+                (start, start_line) = (at, line);
+            }
+        } else if is_marker(row, "...") {
+            found.push(Document { text: &text_start[start..at], lines_before: start_line });
+            (start, start_line) = (end, line + 1);
+        }
+        at = end;
+        line += 1;
+    }
+    found.push(Document { text: &text_start[start..], lines_before: start_line });
+    found.retain(|document| has_content(document.text));
+    found
+}
+
+fn is_marker(row: &str, marker: &str) -> bool {
+    row.strip_prefix(marker).is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+}
+
+fn has_content(text: &str) -> bool {
+    text.lines().any(|row| {
+        let row = row.strip_prefix("---").unwrap_or(row).trim();
+        !row.is_empty() && !row.starts_with(['#', '%'])
+    })
+}
+
+/// Reads one document. Fails with the place of the first syntax error, or of what is over the budget.
+pub fn parse(document: Document<'_>) -> Result<Node, Fault> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: MAX_NODES, max_documents: 2 },
+        strict_booleans: true,
+        non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::AsString,
+        with_snippet: false,
+    };
+    let raw: Spanned<Raw> = serde_saphyr::from_str_with_options(document.text, options).map_err(|error| {
+        let at = error.location().map(position).unwrap_or_default();
+        let message = serde_saphyr::MessageFormatter::format_message(&serde_saphyr::DefaultMessageFormatter, &error);
+        let at = Position { line: at.line.max(1) + document.lines_before, column: at.column.max(1) };
+        Fault::new(at, message.lines().collect::<Vec<_>>().join(" "))
+    })?;
+    let mut node = raw.into_node();
+    node.shift(document.lines_before);
+    Ok(node)
+}
+
+fn position(location: serde_saphyr::Location) -> Position {
+    Position {
+        line: u32::try_from(location.line()).unwrap_or(u32::MAX / 2),
+        column: u32::try_from(location.column()).unwrap_or(u32::MAX / 2),
+    }
+}
+
+struct Raw(Value);
+
+trait IntoNode {
+    fn into_node(self) -> Node;
+}
+
+impl IntoNode for Spanned<Raw> {
+    fn into_node(self) -> Node {
+        Node { at: position(self.referenced), value: self.value.0 }
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor).map(Raw)
+    }
+}
+
+struct RawVisitor;
+
+impl<'de> Visitor<'de> for RawVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Int(value.into()))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Value, E> {
+        Ok(i128::try_from(value).map_or(Value::Float(value as f64), Value::Int))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::Text(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::Text(value))
+    }
+
+    fn visit_bytes<E>(self, value: &[u8]) -> Result<Value, E> {
+        Ok(Value::Text(String::from_utf8_lossy(value).into_owned()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
+        let mut elements = Vec::new();
+        while let Some(element) = sequence.next_element::<Spanned<Raw>>()? {
+            elements.push(element.into_node());
+        }
+        Ok(Value::List(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries = Vec::new();
+        while let Some(key) = map.next_key::<Spanned<Raw>>()? {
+            let node = map.next_value::<Spanned<Raw>>()?.into_node();
+            let at = position(key.referenced);
+            let key = match key.value.0 {
+                Value::Text(text) => text,
+                Value::Bool(value) => value.to_string(),
+                Value::Int(value) => value.to_string(),
+                Value::Float(value) => value.to_string(),
+                Value::Null => "null".to_owned(),
+                Value::List(_) | Value::Map(_) => {
+                    return Err(serde::de::Error::custom("a key must be text, not a sequence or mapping"));
+                }
+            };
+            entries.push(Entry { key, at, node });
+        }
+        Ok(Value::Map(entries))
+    }
+}

@@ -1,0 +1,330 @@
+//! Core kinds -> model, read leniently: fields that the mesh does not look at may be anything. What it does look at must be right, because
+//! a wrong address or a misspelt posture would otherwise be silence.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny};
+use weft_api::kinds::decode::{At, decode};
+use weft_api::kinds::{Fault, Node};
+use weft_api::wire::v1::Protocol;
+
+use crate::model::{Name, Namespace, Service, ServicePort, Slice, SliceEndpoint, Workload};
+
+const MTLS: &str = "weft.dev/mtls";
+const DEFAULT: &str = "weft.dev/default";
+const INJECTED: &str = "weft.dev/injected";
+const OWN_PREFIX: &str = "weft.dev/";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+
+/// The core kinds, with the `apiVersion` that is read.
+pub(super) const KINDS: [(&str, &str); 4] =
+    [("v1", "Namespace"), ("v1", "Service"), ("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "Pod")];
+
+/// Text, or a number or boolean that Kubernetes would have wanted quoted.
+#[derive(Clone, Debug, Default)]
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Scalar {
+            Text(String),
+            Bool(bool),
+            Int(i64),
+            Float(f64),
+            Other(IgnoredAny),
+        }
+        Ok(Text(match Scalar::deserialize(deserializer)? {
+            Scalar::Text(text) => text,
+            Scalar::Bool(value) => value.to_string(),
+            Scalar::Int(value) => value.to_string(),
+            Scalar::Float(value) => value.to_string(),
+            Scalar::Other(_) => String::new(),
+        }))
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Meta {
+    labels: BTreeMap<String, Text>,
+    annotations: BTreeMap<String, At<Text>>,
+    deletion_timestamp: Option<IgnoredAny>,
+}
+
+impl Meta {
+    /// An annotation of ours whose value is one of two words; `true` for the first.
+    fn either(&self, name: &str, yes: &str, no: &str) -> Result<bool, Fault> {
+        let Some(text) = self.annotations.get(name) else { return Ok(false) };
+        match text.value.0.as_str() {
+            value if value == yes => Ok(true),
+            value if value == no => Ok(false),
+            value => {
+                let message = format!("annotation {name} is `{value}`, expected `{yes}` or `{no}`");
+                Err(Fault::new(text.at, message).did_you_mean(value, [yes, no]))
+            }
+        }
+    }
+
+    /// Annotations with our prefix that mean nothing are probably misspelt.
+    fn known(&self, known: &[&'static str]) -> Result<(), Fault> {
+        let mut own = self.annotations.iter().filter(|(name, _)| name.starts_with(OWN_PREFIX));
+        match own.find(|(name, _)| !known.contains(&name.as_str())) {
+            Some((name, text)) => {
+                Err(Fault::new(text.at, format!("unknown annotation `{name}`"))
+                    .did_you_mean(name, known.iter().copied()))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct MetaOnly {
+    #[serde(default)]
+    metadata: Meta,
+}
+
+/// A namespace's posture. On a fault, also what to assume where nothing better is known: the strictest of what was meant.
+pub(super) fn namespace(node: &Node) -> Result<Namespace, (Fault, Namespace)> {
+    let closed = Namespace { strict: true, default_deny: true };
+    let object: MetaOnly = decode(node).map_err(|fault| (fault, closed))?;
+    let meta = object.metadata;
+    let (strict, deny) = (meta.either(MTLS, "strict", "permissive"), meta.either(DEFAULT, "deny", "allow"));
+    // Of what can be read nothing is made stricter than it says.
+    let assumed =
+        Namespace { strict: *strict.as_ref().unwrap_or(&true), default_deny: *deny.as_ref().unwrap_or(&true) };
+    match (strict, deny, meta.known(&[MTLS, DEFAULT])) {
+        (Ok(strict), Ok(default_deny), Ok(())) => Ok(Namespace { strict, default_deny }),
+        (_, _, Err(fault)) => {
+            let near = |wanted| fault.suggestion.as_deref() == Some(wanted);
+            let assumed =
+                Namespace { strict: assumed.strict || near(MTLS), default_deny: assumed.default_deny || near(DEFAULT) };
+            Err((fault, assumed))
+        }
+        (Err(fault), _, _) | (_, Err(fault), _) => Err((fault, assumed)),
+    }
+}
+
+#[derive(Deserialize)]
+struct ServiceObject {
+    #[serde(default)]
+    metadata: Meta,
+    #[serde(default)]
+    spec: ServiceSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ServiceSpec {
+    #[serde(rename = "type")]
+    how: Option<String>,
+    #[serde(rename = "clusterIP")]
+    cluster_ip: Option<At<String>>,
+    #[serde(rename = "clusterIPs")]
+    cluster_ips: Vec<At<String>>,
+    external_name: Option<At<String>>,
+    ports: Vec<PortObject>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PortObject {
+    name: Option<Text>,
+    port: Option<At<u16>>,
+    protocol: Option<String>,
+    app_protocol: Option<String>,
+}
+
+impl PortObject {
+    // UDP and SCTP pass by the mesh.
+    fn is_tcp(&self) -> bool {
+        self.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+    }
+
+    fn name(&self) -> String {
+        self.name.as_ref().map(|name| name.0.clone()).unwrap_or_default()
+    }
+}
+
+pub(super) fn service(node: &Node) -> Result<Service, Fault> {
+    let object: ServiceObject = decode(node)?;
+    object.metadata.known(&[])?;
+    let spec = object.spec;
+    let external = spec.how.as_deref() == Some("ExternalName");
+    let mut service = Service::default();
+    if external {
+        let host = spec.external_name.as_ref().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| Fault::new(node.at, "a Service of type ExternalName needs `externalName`"))?;
+        service.external_name = Some(host.trim_end_matches('.').to_ascii_lowercase());
+    } else {
+        let first = spec.cluster_ip.iter();
+        for text in spec.cluster_ips.iter().chain(first).filter(|text| !text.is_empty()) {
+            if text.as_str() == "None" {
+                service.headless = true;
+                continue;
+            }
+            let ip = ip(text)?;
+            if !service.cluster_ips.contains(&ip) {
+                service.cluster_ips.push(ip);
+            }
+        }
+    }
+    for port in spec.ports.iter().filter(|port| port.is_tcp()) {
+        let number = port.port.as_ref().ok_or_else(|| Fault::new(node.at, "a port of the Service has no `port`"))?;
+        if number.value == 0 {
+            return Err(Fault::new(number.at, "port 0 is no port"));
+        }
+        let protocol = protocol(port.app_protocol.as_deref(), &port.name());
+        service.ports.push(ServicePort { name: port.name(), port: number.value, protocol });
+    }
+    Ok(service)
+}
+
+fn ip(text: &At<String>) -> Result<IpAddr, Fault> {
+    text.parse().map_err(|_| Fault::new(text.at, format!("`{}` is no IP address", text.value)))
+}
+
+/// What a port carries: `appProtocol` (KEP-3726 and IANA names), else the port's name or its part before the first `-`.
+/// What is not known is recognised from its first bytes.
+pub(super) fn protocol(app_protocol: Option<&str>, port_name: &str) -> Protocol {
+    let word = app_protocol.unwrap_or_else(|| port_name.split('-').next().unwrap_or_default());
+    match word.to_ascii_lowercase().as_str() {
+        "http" | "http1" | "http/1.1" | "ws" | "kubernetes.io/ws" => Protocol::Http1,
+        "http2" | "h2c" | "kubernetes.io/h2c" | "grpc" => Protocol::Http2,
+        "tcp" | "tls" | "https" | "wss" | "kubernetes.io/wss" | "redis" | "mysql" | "mongo" | "postgres"
+        | "postgresql" | "kafka" | "amqp" | "smtp" | "ssh" => Protocol::Tcp,
+        _ => Protocol::Detect,
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SliceObject {
+    #[serde(default)]
+    metadata: Meta,
+    address_type: Option<At<String>>,
+    #[serde(default)]
+    ports: Vec<PortObject>,
+    #[serde(default)]
+    endpoints: Vec<At<EndpointObject>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct EndpointObject {
+    #[serde(default)]
+    addresses: Vec<At<String>>,
+    #[serde(default)]
+    conditions: Conditions,
+    target_ref: Option<TargetObject>,
+    zone: Option<Text>,
+    hostname: Option<Text>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Conditions {
+    ready: Option<bool>,
+    serving: Option<bool>,
+    terminating: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct TargetObject {
+    kind: Option<String>,
+    namespace: Option<String>,
+    name: Option<String>,
+}
+
+/// `None`: a slice that belongs to no service, or of names instead of addresses, says nothing to the mesh.
+pub(super) fn slice(node: &Node, namespace: &str) -> Result<Option<Slice>, Fault> {
+    let object: SliceObject = decode(node)?;
+    let Some(service) = object.metadata.labels.get(SERVICE_NAME) else { return Ok(None) };
+    if object.address_type.as_ref().is_some_and(|kind| kind.as_str() == "FQDN") {
+        return Ok(None);
+    }
+    let ports = object.ports.iter().filter(|port| port.is_tcp());
+    let ports = ports.filter_map(|port| Some((port.name(), port.port.as_ref()?.value))).collect();
+    let mut endpoints = Vec::with_capacity(object.endpoints.len());
+    for endpoint in &object.endpoints {
+        let Some(address) = endpoint.addresses.first() else { continue };
+        let conditions = &endpoint.conditions;
+        let ready = conditions.ready.unwrap_or(true);
+        let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+        let workload =
+            pod.and_then(|pod| Some(Name::new(pod.namespace.as_deref().unwrap_or(namespace), pod.name.as_deref()?)));
+        endpoints.push(SliceEndpoint {
+            ip: ip(address)?,
+            ready,
+            serving: conditions.serving.unwrap_or(ready),
+            terminating: conditions.terminating.unwrap_or(false),
+            workload,
+            zone: endpoint.zone.as_ref().map(|zone| zone.0.clone()).unwrap_or_default(),
+            hostname: endpoint.hostname.as_ref().map(|name| name.0.clone()),
+        });
+    }
+    Ok(Some(Slice { service: service.0.clone(), ports, endpoints }))
+}
+
+#[derive(Deserialize)]
+struct PodObject {
+    #[serde(default)]
+    metadata: Meta,
+    #[serde(default)]
+    spec: PodSpec,
+    #[serde(default)]
+    status: PodStatus,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpec {
+    service_account_name: Option<String>,
+    service_account: Option<String>,
+    host_network: Option<bool>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatus {
+    phase: Option<String>,
+    #[serde(rename = "podIP")]
+    pod_ip: Option<At<String>>,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIp>,
+}
+
+#[derive(Deserialize)]
+struct PodIp {
+    ip: Option<At<String>>,
+}
+
+pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
+    let object: PodObject = decode(node)?;
+    object.metadata.known(&[INJECTED])?;
+    let host_network = object.spec.host_network.unwrap_or(false);
+    // The address of a pod that has ended may be another's by now; that of a pod on the host's network is the node's.
+    let ended = matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    let mut ips = Vec::new();
+    if !ended && !host_network {
+        let all = object.status.pod_ips.iter().filter_map(|one| one.ip.as_ref());
+        for text in all.chain(&object.status.pod_ip).filter(|text| !text.is_empty()) {
+            let ip = ip(text)?;
+            if !ips.contains(&ip) {
+                ips.push(ip);
+            }
+        }
+    }
+    let account = object.spec.service_account_name.or(object.spec.service_account);
+    Ok(Workload {
+        ips,
+        service_account: account.filter(|account| !account.is_empty()).unwrap_or_else(|| "default".to_owned()),
+        meshed: object.metadata.either(INJECTED, "true", "false")? && !host_network,
+        terminating: object.metadata.deletion_timestamp.is_some(),
+        labels: object.metadata.labels.into_iter().map(|(name, text)| (name, text.0)).collect(),
+    })
+}

@@ -1,0 +1,241 @@
+//! All objects of all files, and the last good version of each.
+//!
+//! Invariants: an object that was good stays until it is replaced by a good one or is really gone: gone from a file that
+//! could be read and understood. What cannot be read, or not be told apart, deletes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use weft_api::kinds::{Fault, Position};
+
+use super::assemble;
+use super::object::{Content, Item, Key, Thing, read_file};
+use super::problem::Problem;
+use super::scan::{Failure, Root, Scan, Stamp};
+use super::{Loaded, State};
+
+/// A file that was written this lately may be written again within the same tick of its clock: it is read once more.
+const RACY: Duration = Duration::from_millis(50);
+
+/// Where an object stands.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Origin {
+    pub file: Arc<str>,
+    pub at: Position,
+    pub thing: Arc<Thing>,
+    pub warnings: Vec<Fault>,
+}
+
+struct Cached {
+    stamp: Stamp,
+    racy: bool,
+    file: Arc<str>,
+    items: Result<Vec<Item>, String>,
+}
+
+pub(super) struct Store {
+    paths: Vec<PathBuf>,
+    trust_domain: String,
+    cache: BTreeMap<PathBuf, Cached>,
+    roots: Vec<Root>,
+    failures: Option<Vec<Failure>>,
+    last_good: BTreeMap<Key, Origin>,
+    failing_since: Option<Instant>,
+    /// Directories to be watched, from the last walk.
+    pub directories: BTreeSet<PathBuf>,
+}
+
+/// Objects of one moment, before references are resolved.
+#[derive(Default)]
+pub(super) struct Present {
+    pub objects: BTreeMap<Key, Origin>,
+    /// Stand-ins of broken objects: in the model, but not good.
+    pub instead: BTreeMap<Key, Origin>,
+    pub problems: Vec<Problem>,
+    pub skipped: BTreeMap<String, u64>,
+}
+
+impl Store {
+    pub fn new(paths: &[PathBuf], trust_domain: &str) -> Self {
+        Self {
+            paths: paths.to_vec(),
+            trust_domain: trust_domain.to_owned(),
+            cache: BTreeMap::new(),
+            roots: Vec::new(),
+            failures: None,
+            last_good: BTreeMap::new(),
+            failing_since: None,
+            directories: BTreeSet::new(),
+        }
+    }
+
+    /// Reads what has changed. `None` if nothing has since the last time.
+    pub fn refresh(&mut self) -> Option<Loaded> {
+        let scan = Scan::walk(&self.paths, &self.roots);
+        self.roots.clone_from(&scan.roots);
+        self.directories.clone_from(&scan.directories);
+        let changed = self.read(&scan);
+        if !changed && self.failures.as_ref() == Some(&scan.failures) {
+            return None;
+        }
+        let present = self.present(&scan);
+        let unreadable = scan.failures.len() + self.cache.values().filter(|cached| cached.items.is_err()).count();
+        let state = self.state(unreadable);
+        let mut loaded = assemble::assemble(&present, &self.trust_domain);
+        self.last_good = present.objects;
+        loaded.state = state;
+        loaded.files = self.cache.len();
+        loaded.bounds_hit = scan.bounds_hit;
+        self.failures = Some(scan.failures);
+        Some(loaded)
+    }
+
+    fn state(&mut self, unreadable: usize) -> State {
+        if unreadable == 0 {
+            self.failing_since = None;
+            return State::Synced;
+        }
+        let since = *self.failing_since.get_or_insert_with(Instant::now);
+        let any = self.cache.values().any(|cached| cached.items.is_ok());
+        if any { State::Stale { since } } else { State::Lost { since } }
+    }
+
+    /// Whether any file is another than before.
+    fn read(&mut self, scan: &Scan) -> bool {
+        let before = self.cache.len();
+        self.cache.retain(|path, _| scan.files.contains_key(path));
+        let mut changed = self.cache.len() != before;
+        for (path, stamp) in &scan.files {
+            let fresh = self.cache.get(path).is_some_and(|cached| cached.stamp == *stamp && !cached.racy);
+            if fresh {
+                continue;
+            }
+            let file: Arc<str> = path.display().to_string().into();
+            let racy = is_racy(path);
+            let items = read_text(path).map(|text| read_file(&file, &text));
+            self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, file, items });
+            changed = true;
+        }
+        changed
+    }
+
+    fn present(&self, scan: &Scan) -> Present {
+        let mut present = Present::default();
+        let mut broken: Vec<(&Cached, &Item)> = Vec::new();
+        for cached in self.cache.values() {
+            for item in cached.items.iter().flatten() {
+                match &item.content {
+                    Content::Good { key, thing, warnings } => present.add(cached, item.at, key, thing, warnings),
+                    Content::Broken { .. } => broken.push((cached, item)),
+                    Content::Skipped(kind) => *present.skipped.entry(kind.clone()).or_default() += 1,
+                }
+            }
+        }
+        self.keep_unreadable(scan, &mut present);
+        self.keep_broken(&broken, &mut present);
+        present
+    }
+
+    /// What was good in a file or directory that cannot be read stays.
+    fn keep_unreadable(&self, scan: &Scan, present: &mut Present) {
+        for failure in &scan.failures {
+            let path = failure.path.display().to_string();
+            present.problems.push(Problem::of_file(&path, failure.message.clone()));
+        }
+        for cached in self.cache.values() {
+            if let Err(message) = &cached.items {
+                present.problems.push(Problem::of_file(&cached.file, message.clone()));
+            }
+        }
+        let unreadable = self.cache.values().filter(|cached| cached.items.is_err());
+        let files: BTreeSet<&str> = unreadable.map(|cached| cached.file.as_ref()).collect();
+        for (key, origin) in &self.last_good {
+            let below = |failure: &Path| Path::new(origin.file.as_ref()).starts_with(failure);
+            if files.contains(origin.file.as_ref()) || scan.failures.iter().any(|failure| below(&failure.path)) {
+                present.objects.entry(key.clone()).or_insert_with(|| origin.clone());
+            }
+        }
+    }
+
+    /// A broken object keeps its last good version. Where it cannot be told which object is broken, all that the file had and has no more
+    /// stays. Where nothing good is known, a stand-in closes what a policy would have covered.
+    fn keep_broken(&self, broken: &[(&Cached, &Item)], present: &mut Present) {
+        for (cached, item) in broken {
+            let Content::Broken { key, faults, instead } = &item.content else { continue };
+            let mut kept = false;
+            match key {
+                Some(key) => {
+                    let good = self.last_good.get(key).filter(|_| !present.objects.contains_key(key));
+                    if let Some(good) = good {
+                        present.objects.insert(key.clone(), good.clone());
+                    }
+                    kept = good.is_some();
+                    if !present.objects.contains_key(key) {
+                        present.stand_in(cached, item.at, instead);
+                    }
+                }
+                None => {
+                    for (key, good) in self.last_good.iter().filter(|(_, good)| good.file == cached.file) {
+                        present.objects.entry(key.clone()).or_insert_with(|| {
+                            kept = true;
+                            good.clone()
+                        });
+                    }
+                    let covered = |(other, _): &&(Key, Arc<Thing>)| {
+                        present.objects.iter().any(|(key, origin)| {
+                            key.kind == other.kind
+                                && key.name.namespace == other.name.namespace
+                                && origin.file == cached.file
+                        })
+                    };
+                    let open: Vec<_> = instead.iter().filter(|one| !(kept && covered(one))).cloned().collect();
+                    present.stand_in(cached, item.at, &open);
+                }
+            }
+            let object = key.as_ref().map(ToString::to_string);
+            for fault in faults {
+                let mut problem = Problem::of_fault(&cached.file, object.clone(), fault);
+                if kept {
+                    problem.message.push_str(" (the last good version stays)");
+                }
+                present.problems.push(problem);
+            }
+        }
+    }
+}
+
+impl Present {
+    fn add(&mut self, cached: &Cached, at: Position, key: &Key, thing: &Arc<Thing>, warnings: &[Fault]) {
+        if let Some(first) = self.objects.get(key) {
+            let message = format!("is already defined in {}:{}, which counts", first.file, first.at.line);
+            self.problems.push(Problem::of_fault(&cached.file, Some(key.to_string()), &Fault::new(at, message)));
+            return;
+        }
+        let origin = Origin { file: cached.file.clone(), at, thing: thing.clone(), warnings: warnings.to_vec() };
+        self.objects.insert(key.clone(), origin);
+    }
+
+    fn stand_in(&mut self, cached: &Cached, at: Position, instead: &[(Key, Arc<Thing>)]) {
+        for (key, thing) in instead {
+            let origin = Origin { file: cached.file.clone(), at, thing: thing.clone(), warnings: Vec::new() };
+            self.instead.entry(key.clone()).or_insert(origin);
+        }
+    }
+}
+
+fn is_racy(path: &Path) -> bool {
+    let modified = fs::metadata(path).and_then(|metadata| metadata.modified());
+    // A time in the future says nothing: such a file is read again each time, which is dear but right.
+    modified.is_ok_and(|modified| SystemTime::now().duration_since(modified).unwrap_or_default() < RACY)
+}
+
+fn read_text(path: &Path) -> Result<String, String> {
+    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > super::scan::MAX_FILE_BYTES {
+        return Err(format!("is larger than {} bytes", super::scan::MAX_FILE_BYTES));
+    }
+    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
+}

@@ -1,0 +1,171 @@
+//! Files that change -> a new [`Loaded`] each time.
+//!
+//! One thread of its own: the kernel's notices (inotify on the directories, which sees an editor's rename and the swap of a
+//! ConfigMap volume's `..data` alike) only say *when* to look; what changed is found by looking at every file's stamp. A look each second makes up
+//! for notices that never came.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+
+use super::Loaded;
+use super::store::Store;
+
+/// How often files are looked at without a notice.
+const POLL: Duration = Duration::from_secs(1);
+/// Notices are gathered until there was none for this long ...
+const QUIET: Duration = Duration::from_millis(10);
+/// ... and at most for this long,
+const GATHER: Duration = Duration::from_millis(50);
+/// or, while somebody has a file open for writing, this long: half a file must not be taken for the whole.
+const WRITING: Duration = Duration::from_millis(300);
+/// Longest rest after a walk that took long.
+const MAX_REST: Duration = Duration::from_millis(400);
+/// Notices under way between the kernel's thread and ours; one that does not fit is made up for by the next look.
+const NOTICES: usize = 1024;
+
+/// The newest state of the files; wait for the next by `changed`.
+pub type Watch = tokio::sync::watch::Receiver<Arc<Loaded>>;
+
+/// Reads files and directories and goes on watching them until the receiver is dropped.
+///
+/// # Errors
+/// If no thread can be started.
+pub fn watch(paths: &[PathBuf], trust_domain: &str) -> std::io::Result<Watch> {
+    let mut store = Store::new(paths, trust_domain);
+    let (notices, inbox) = sync_channel(NOTICES);
+    let mut eyes = Eyes::new(notices);
+    // The first walk finds the directories; what changes between it and the watches is found by a second look.
+    let mut first = store.refresh().unwrap_or_else(Loaded::empty);
+    eyes.follow(&store.directories);
+    if let Some(again) = store.refresh() {
+        first = again;
+    }
+    let (sender, receiver) = tokio::sync::watch::channel(Arc::new(first));
+    std::thread::Builder::new().name("files".to_owned()).spawn(move || {
+        let mut took = Duration::ZERO;
+        while !sender.is_closed() {
+            let gone = wait(&inbox);
+            // A busy directory next to ours must not keep us walking: at most a fifth of the time goes into it.
+            std::thread::sleep((took * 4).min(MAX_REST));
+            let start = Instant::now();
+            if let Some(loaded) = store.refresh() {
+                sender.send_replace(Arc::new(loaded));
+            }
+            took = start.elapsed();
+            eyes.forget(&gone);
+            eyes.follow(&store.directories);
+        }
+    })?;
+    Ok(receiver)
+}
+
+enum Notice {
+    Opened(PathBuf),
+    Closed(PathBuf),
+    Gone(PathBuf),
+    Other,
+}
+
+/// Waits for a notice, and then until no more come; at most until the next look is due. Says what is gone.
+fn wait(inbox: &Receiver<Notice>) -> Vec<PathBuf> {
+    let (mut writing, mut gone) = (HashSet::new(), Vec::new());
+    match inbox.recv_timeout(POLL) {
+        Ok(notice) => note(notice, &mut writing, &mut gone),
+        Err(RecvTimeoutError::Timeout) => return gone,
+        Err(RecvTimeoutError::Disconnected) => {
+            // No watcher could be made: looking each second is all there is.
+            std::thread::sleep(POLL);
+            return gone;
+        }
+    }
+    let start = Instant::now();
+    loop {
+        let most = if writing.is_empty() { GATHER } else { WRITING };
+        let left = most.saturating_sub(start.elapsed());
+        let pause = if writing.is_empty() { QUIET.min(left) } else { left };
+        match inbox.recv_timeout(pause) {
+            Ok(notice) => note(notice, &mut writing, &mut gone),
+            Err(_) => return gone,
+        }
+        if left.is_zero() {
+            return gone;
+        }
+    }
+}
+
+fn note(notice: Notice, writing: &mut HashSet<PathBuf>, gone: &mut Vec<PathBuf>) {
+    match notice {
+        Notice::Opened(path) => _ = writing.insert(path),
+        Notice::Closed(path) => _ = writing.remove(&path),
+        Notice::Gone(path) => {
+            writing.remove(&path);
+            gone.push(path);
+        }
+        Notice::Other => {}
+    }
+}
+
+/// The kernel's notices, as far as they can be had.
+struct Eyes {
+    watcher: Option<RecommendedWatcher>,
+    // Path as it is reached -> what it leads to: after the swap of a link the same path is another directory.
+    followed: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl Eyes {
+    fn new(notices: SyncSender<Notice>) -> Self {
+        let tell = move |event: notify::Result<notify::Event>| {
+            for notice in event.map_or_else(|_| vec![Notice::Other], read) {
+                // Full: a look is due anyway.
+                let _ = notices.try_send(notice);
+            }
+        };
+        let watcher = notify::recommended_watcher(tell);
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, "no notices of changed files: they are looked at once a second");
+        }
+        Self { watcher: watcher.ok(), followed: BTreeMap::new() }
+    }
+
+    /// The watch of a directory goes with it, even if another one has taken its place since.
+    fn forget(&mut self, gone: &[PathBuf]) {
+        self.followed.retain(|_, path| !gone.contains(path));
+    }
+
+    fn follow(&mut self, directories: &BTreeSet<PathBuf>) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let now: BTreeMap<PathBuf, PathBuf> =
+            directories.iter().filter_map(|path| Some((path.clone(), std::fs::canonicalize(path).ok()?))).collect();
+        if now == self.followed {
+            return;
+        }
+        let (old, new): (BTreeSet<_>, BTreeSet<_>) = (self.followed.values().collect(), now.values().collect());
+        for gone in old.difference(&new) {
+            // A directory that is gone took its watch along.
+            let _ = watcher.unwatch(gone);
+        }
+        for added in new.difference(&old) {
+            if let Err(error) = watcher.watch(added, RecursiveMode::NonRecursive) {
+                tracing::warn!(%error, path = %added.display(), "no notices of this directory: it is looked at once a second");
+            }
+        }
+        self.followed = now;
+    }
+}
+
+fn read(event: notify::Event) -> Vec<Notice> {
+    let kind: fn(PathBuf) -> Notice = match event.kind {
+        EventKind::Access(AccessKind::Close(AccessMode::Write)) => Notice::Closed,
+        EventKind::Modify(ModifyKind::Data(_)) => Notice::Opened,
+        EventKind::Remove(_) => Notice::Gone,
+        EventKind::Access(_) => return Vec::new(),
+        _ => return vec![Notice::Other],
+    };
+    event.paths.into_iter().map(kind).collect()
+}
