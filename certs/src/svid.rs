@@ -133,6 +133,11 @@ impl Svid {
         &self.leaf.serial
     }
 
+    /// Which key it is: SHA-256 of the public key, lower-case hex. Two certificates for one key have the same.
+    pub fn key_id(&self) -> String {
+        files::checksum(self.key.0.public_key_raw())
+    }
+
     /// Start of the leaf's validity, which our CA dates back by [`BACKDATE`].
     pub fn not_before(&self) -> SystemTime {
         self.leaf.not_before
@@ -247,7 +252,7 @@ mod tests {
 
     #[test]
     fn is_kept_and_found_again() {
-        let (dir, ca, svid, _) = issue(Duration::from_secs(3600));
+        let (dir, ca, svid, _) = issue(Duration::from_hours(1));
         let state = dir.path().join("state");
         assert!(Svid::load(&state).unwrap().is_none());
         svid.save(&state).unwrap();
@@ -266,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_not_used() {
-        let (dir, _ca, svid, _) = issue(Duration::from_secs(3600));
+        let (dir, _ca, svid, _) = issue(Duration::from_hours(1));
         let state = dir.path().join("state");
         svid.save(&state).unwrap();
         let path = state.join(FILE);
@@ -281,7 +286,7 @@ mod tests {
 
     #[test]
     fn a_chain_for_another_key_is_refused() {
-        let (_dir, _ca, svid, _) = issue(Duration::from_secs(3600));
+        let (_dir, _ca, svid, _) = issue(Duration::from_hours(1));
         let error = Svid::new(KeyPair::generate().unwrap(), svid.chain_pem()).unwrap_err();
         assert!(matches!(error, SvidError::OtherKey), "{error}");
         for chain in [vec![], vec![String::new()], vec!["-----BEGIN CERTIFICATE-----\nAAAA".to_owned()]] {

@@ -19,9 +19,9 @@ use crate::ca::{Ca, CaError};
 use crate::files;
 
 /// Longest life that [`sign`] gives.
-pub const MAX_TTL: Duration = Duration::from_secs(24 * 3600);
+pub const MAX_TTL: Duration = Duration::from_hours(24);
 /// How far a token's `nbf` may lie ahead of the verifier's clock.
-const SKEW: Duration = Duration::from_secs(60);
+const SKEW: Duration = Duration::from_mins(1);
 /// Longer texts are not parsed.
 const MAX_LENGTH: usize = 8 * 1024;
 
@@ -185,7 +185,7 @@ fn unix(time: SystemTime) -> u64 {
 mod tests {
     use super::*;
 
-    const TTL: Duration = Duration::from_secs(600);
+    const TTL: Duration = Duration::from_mins(10);
 
     fn ca() -> (tempfile::TempDir, Ca, Verifier) {
         let dir = tempfile::tempdir().unwrap();

@@ -32,11 +32,11 @@ use crate::token::TokenKey;
 use crate::{files, x509};
 
 /// Certificates start this much before they are issued, so that a peer whose clock is slow takes them.
-pub const BACKDATE: Duration = Duration::from_secs(60);
+pub const BACKDATE: Duration = Duration::from_mins(1);
 /// Longest life of a leaf; a longer wish is shortened to it.
-pub const MAX_VALIDITY: Duration = Duration::from_secs(90 * 24 * 3600);
+pub const MAX_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// Life of root and issuer: ten years.
-const AUTHORITY_LIFE: Duration = Duration::from_secs(3650 * 24 * 3600);
+const AUTHORITY_LIFE: Duration = Duration::from_hours(3650 * 24);
 
 /// Why the CA cannot be opened or a certificate cannot be issued.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 fn ca() -> (tempfile::TempDir, Ca) {
     let dir = tempfile::tempdir().unwrap();

@@ -14,7 +14,7 @@ use crate::svid::KeyPair;
 
 const TD: &str = "cluster.local";
 const ALPN: &[&[u8]] = &[b"weft1-h1"];
-const HOUR: Duration = Duration::from_secs(3600);
+const HOUR: Duration = Duration::from_hours(1);
 
 struct Mesh {
     _dir: tempfile::TempDir,

@@ -40,6 +40,8 @@ pub struct Current {
     pub identity: Identity,
     /// Serial number of the leaf, lower-case hex.
     pub serial: Arc<str>,
+    /// SHA-256 of the public key, lower-case hex: shows that each renewal has a key of its own.
+    pub key_id: Arc<str>,
     /// For inbound mesh connections: client certificate required, all three protocols.
     pub server: Arc<ServerConfig>,
     /// For outbound ones that speak HTTP/1. The caller compares the server's identity before the first byte.
@@ -69,6 +71,7 @@ impl Current {
         Ok(Self {
             identity: svid.identity().clone(),
             serial: svid.serial().into(),
+            key_id: svid.key_id().into(),
             server: tls::server_config(svid, roots, &alpn, ClientAuth::Required, trust_domain)?,
             client_h1: client(ALPN_H1)?,
             client_h2: client(ALPN_H2)?,
