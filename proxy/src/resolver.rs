@@ -104,3 +104,53 @@ fn new_socket(to: SocketAddr, mark: Option<u32>) -> io::Result<TcpSocket> {
 fn set_mark(socket: &SockRef<'_>, mark: Option<u32>) -> io::Result<()> {
     mark.map_or(Ok(()), |mark| socket.set_mark(mark))
 }
+
+#[cfg(test)]
+mod tests {
+    use hickory_resolver::proto::op::{Message, MessageType};
+    use hickory_resolver::proto::rr::rdata::A;
+    use hickory_resolver::proto::rr::{RData, Record};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// A name server that answers every question with one address.
+    async fn name_server(address: std::net::Ipv4Addr) -> SocketAddr {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let local = socket.local_addr().unwrap();
+        tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                let (len, from) = socket.recv_from(&mut buffer).await.unwrap();
+                let mut message = Message::from_vec(&buffer[..len]).unwrap();
+                message.metadata.message_type = MessageType::Response;
+                let name = message.queries[0].name().clone();
+                message.add_answer(Record::from_rdata(name, 60, RData::A(A(address))));
+                socket.send_to(&message.to_vec().unwrap(), from).await.unwrap();
+            }
+        });
+        local
+    }
+
+    #[tokio::test]
+    async fn asks_the_given_server_at_its_port() {
+        let address = "10.1.2.3".parse().unwrap();
+        let resolver = resolver(&[name_server(address).await], None).unwrap();
+        let found: Vec<_> = resolver.lookup_ip("weft-control.example.").await.unwrap().iter().collect();
+        assert_eq!(found, [std::net::IpAddr::V4(address)]);
+    }
+
+    #[tokio::test]
+    async fn sockets_carry_the_mark() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let to = listener.local_addr().unwrap();
+        let second = Duration::from_secs(1);
+        match connect_marked(to, Some(0x539), second).await {
+            Ok(stream) => assert_eq!(SockRef::from(&stream).mark().unwrap(), 0x539),
+            // Without CAP_NET_ADMIN there is no mark, and then no socket either: it would be captured.
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::PermissionDenied),
+        }
+        let stream = connect_marked(to, None, second).await.unwrap();
+        assert!(stream.nodelay().unwrap());
+    }
+}

@@ -150,11 +150,13 @@ async fn ask_until_answered(
     now: &(impl Fn() -> SystemTime + Sync),
 ) -> Held {
     let mut backoff = FIRST_BACKOFF;
+    let mut token_first = false;
     loop {
-        let asked = timeout(ATTEMPT_TIMEOUT, ask(settings, authority, in_use, now)).await.unwrap_or_else(|_| {
-            let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
-            Err(AskError { failure: Failure::Unreachable, message })
-        });
+        let asked =
+            timeout(ATTEMPT_TIMEOUT, ask(settings, authority, in_use, token_first, now)).await.unwrap_or_else(|_| {
+                let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
+                Err(AskError { failure: Failure::Unreachable, message })
+            });
         match asked {
             Ok(held) => return held,
             Err(e) => {
@@ -165,32 +167,41 @@ async fn ask_until_answered(
         // Between half of it and the whole, so that proxies that lost control together do not come back together.
         sleep(backoff.mul_f64(0.75 + jitter(0.25))).await;
         backoff = (backoff * 2).min(MAX_BACKOFF);
+        token_first = !token_first;
     }
 }
 
-/// One attempt: by the certificate in use while it is valid; by the token if there is none or control will not have it.
+/// One attempt: by the certificate in use while it is valid, then, if that is refused, by the token.
+///
+/// Every second attempt begins with the token: a certificate that control refuses within the handshake (its clock is ahead of ours, its CA
+/// was made anew) looks like a broken connection from here.
 async fn ask(
     settings: &Settings,
     authority: &impl Authority,
     in_use: Option<&Held>,
+    token_first: bool,
     now: &(impl Fn() -> SystemTime + Sync),
 ) -> Result<Held, AskError> {
     let certificate = in_use.map(|held| &held.current).filter(|current| usable(current, now()));
-    let refused = match certificate {
-        None => None,
-        Some(current) => match ask_by(settings, authority, Credential::Certificate(Arc::clone(current)), now).await {
-            Err(e) if e.failure == Failure::Refused => Some(e),
-            answer => return answer,
-        },
+    let (token, mut error) = match settings.token.read().await {
+        Ok(token) => {
+            let message = "there is neither a valid certificate nor a token; give --token-file".into();
+            (token, AskError { failure: Failure::NoCredential, message })
+        }
+        Err(e) => (None, e),
     };
-    match (settings.token.read().await?, refused) {
-        (Some(token), _) => ask_by(settings, authority, Credential::Token(token), now).await,
-        (None, Some(refused)) => Err(refused),
-        (None, None) => Err(AskError {
-            failure: Failure::NoCredential,
-            message: "there is neither a valid certificate nor a token; give --token-file".into(),
-        }),
+    let certificate = certificate.map(|current| Credential::Certificate(Arc::clone(current)));
+    let mut credentials = [certificate, token.map(Credential::Token)];
+    if token_first {
+        credentials.reverse();
     }
+    for credential in credentials.into_iter().flatten() {
+        match ask_by(settings, authority, credential, now).await {
+            Err(e) if e.failure == Failure::Refused => error = e,
+            answer => return answer,
+        }
+    }
+    Err(error)
 }
 
 async fn ask_by(

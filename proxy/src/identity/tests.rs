@@ -33,6 +33,8 @@ enum Answer {
     Issue(Duration),
     Fail(Failure),
     RefuseCertificates(Duration),
+    /// As a refusal within the TLS handshake looks.
+    DropCertificates(Duration),
     OtherIdentity,
     OtherKey,
     Garbage,
@@ -98,7 +100,10 @@ impl<C: Fn() -> SystemTime + Sync> Authority for FakeCa<C> {
         let refuse = |failure| Err(AskError { failure, message: "by the script".into() });
         match answer.unwrap() {
             Answer::RefuseCertificates(_) if by == "certificate" => refuse(Failure::Refused),
-            Answer::Issue(life) | Answer::RefuseCertificates(life) => Ok(self.issue(&csr, &web(), life)),
+            Answer::DropCertificates(_) if by == "certificate" => refuse(Failure::Unreachable),
+            Answer::Issue(life) | Answer::RefuseCertificates(life) | Answer::DropCertificates(life) => {
+                Ok(self.issue(&csr, &web(), life))
+            }
             Answer::Fail(failure) => refuse(failure),
             Answer::OtherIdentity => {
                 let other = Identity::new("cluster.local", "shop", "admin").unwrap();
@@ -233,6 +238,16 @@ async fn a_refused_certificate_falls_back_to_the_token() {
     run_until(&store, &ca.settings(), &ca, now, |store| store.counters.issued() == 2).await;
     assert_eq!(ca.asked(), ["token", "certificate", "token"]);
     assert_eq!(failures(&store), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_refused_within_the_handshake_falls_back_to_the_token_before_it_expires() {
+    let now = clock();
+    let ca = fake(now.clone(), &[Answer::DropCertificates(Duration::from_secs(30))]);
+    let store = IdentityStore::default();
+    run_until(&store, &ca.settings(), &ca, now, |store| store.counters.issued() == 2).await;
+    assert_eq!(ca.asked(), ["token", "certificate", "token"]);
+    assert_eq!(store.counters.failed(Failure::Unreachable), 1);
 }
 
 #[tokio::test(start_paused = true)]
