@@ -1,0 +1,72 @@
+//! The wires: one bridge on the node, one veth pair a pod. Spoken over rtnetlink, in a thread inside the namespace meant.
+
+use std::net::Ipv4Addr;
+
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rustix::fd::{AsFd as _, AsRawFd as _};
+use weft_capture::netns::NetNs;
+
+use super::{BRIDGE, Error, NODE, POD_PREFIX};
+
+/// The name of a pod's interface, as in any cluster.
+const POD_LINK: &str = "eth0";
+
+/// Brings up the node's bridge and its address.
+pub fn bridge(node: &NetNs) -> Result<(), Error> {
+    inside(node, "make the node's bridge", async |links| {
+        up(&links, "lo").await?;
+        said(links.link().add(LinkBridge::new(BRIDGE).build()).execute().await)?;
+        said(links.address().add(index(BRIDGE)?, NODE.into(), POD_PREFIX).execute().await)?;
+        up(&links, BRIDGE).await
+    })
+}
+
+/// Wires a pod's namespace to the node: address, default route, loopback.
+pub fn pod(node: &NetNs, pod: &NetNs, number: u16, address: Ipv4Addr) -> Result<(), Error> {
+    let (outer, inner) = (format!("weft{number}a"), format!("weft{number}b"));
+    let target = pod.as_fd().as_raw_fd();
+    inside(node, &format!("wire the pod at {address} to the node"), async |links| {
+        said(links.link().add(LinkVeth::new(&outer, &inner).build()).execute().await)?;
+        let port = LinkUnspec::new_with_index(index(&outer)?).controller(index(BRIDGE)?).up();
+        said(links.link().set(port.build()).execute().await)?;
+        let moved = LinkUnspec::new_with_index(index(&inner)?).name(POD_LINK).setns_by_fd(target);
+        said(links.link().set(moved.build()).execute().await)
+    })?;
+    inside(pod, &format!("address the pod at {address}"), async |links| {
+        up(&links, "lo").await?;
+        let link = index(POD_LINK)?;
+        said(links.address().add(link, address.into(), POD_PREFIX).execute().await)?;
+        up(&links, POD_LINK).await?;
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE).output_interface(link).build();
+        said(links.route().add(route).execute().await)
+    })
+}
+
+/// Runs a conversation with the kernel about the links of a namespace.
+fn inside(net: &NetNs, what: &str, job: impl AsyncFnOnce(Handle) -> Result<(), String> + Send) -> Result<(), Error> {
+    let told = |reason: String| Error::Links { what: what.to_owned(), reason };
+    net.run(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().map_err(|e| e.to_string())?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(|error| error.to_string())?;
+            tokio::spawn(connection);
+            job(handle).await
+        })
+    })?
+    .map_err(told)
+}
+
+fn said(result: Result<(), rtnetlink::Error>) -> Result<(), String> {
+    result.map_err(|error| error.to_string())
+}
+
+async fn up(links: &Handle, name: &str) -> Result<(), String> {
+    said(links.link().set(LinkUnspec::new_with_index(index(name)?).up().build()).execute().await)
+}
+
+/// The number of an interface of the calling thread's namespace.
+fn index(name: &str) -> Result<u32, String> {
+    let found = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| Ok(rustix::net::netdevice::name_to_index(&socket, name)?));
+    found.map_err(|error| format!("interface {name}: {error}"))
+}
