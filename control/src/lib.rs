@@ -1,9 +1,196 @@
 //! Control: watches what the orchestrator says, compiles it into resources, and tells each proxy what it uses.
 //!
 //! A change flows one way through four rooms:
-//! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`].
+//! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
+//! [`metrics`], [`config`].
 
+pub mod auth;
 pub mod compile;
+pub mod config;
 pub mod distribute;
+pub mod metrics;
 pub mod model;
+pub mod server;
 pub mod sources;
+
+use std::future::Future;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+use tracing_subscriber::EnvFilter;
+use weft_certs::ca::Ca;
+
+pub use config::{Args, Config};
+
+use distribute::Hub;
+use metrics::Metrics;
+use sources::files::{self, Loaded, Watch};
+
+/// How long connections may take to end after control was told to stop.
+const STOP_TIME: Duration = Duration::from_secs(5);
+
+/// Control as a process: logs to standard error, stops at SIGTERM or SIGINT.
+pub fn main(args: Args) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Whoever embeds this may have set a subscriber already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let ran = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("control")
+        .build()
+        .context("the runtime cannot be started")
+        .and_then(|runtime| runtime.block_on(async { run(args.into(), told_to_stop()?).await }));
+    match ran {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("control stops: {error:#}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Runs control until `shutdown`.
+///
+/// # Errors
+/// If the CA cannot be opened, a port cannot be bound or the files cannot be watched; broken manifests are no error here.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    Control::start(config).await?.until(shutdown).await
+}
+
+/// A running control, for those who need to know where it listens.
+#[derive(Debug)]
+pub struct Control {
+    /// Where proxies call.
+    pub listen: std::net::SocketAddr,
+    /// Where metrics are.
+    pub metrics: std::net::SocketAddr,
+    /// Its store.
+    pub hub: Arc<Hub>,
+    stopping: CancellationToken,
+    served: AbortOnDropHandle<anyhow::Result<()>>,
+    _source: AbortOnDropHandle<()>,
+    _admin: AbortOnDropHandle<()>,
+}
+
+impl Control {
+    /// Binds its ports, reads the sources and begins to serve.
+    pub async fn start(config: Config) -> anyhow::Result<Self> {
+        let ca = Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?;
+        let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
+        let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
+        let listener = bind(config.listen).await?;
+        let admin_listener = bind(config.metrics).await?;
+        let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
+        let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
+        let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain)).await?;
+        let watch = watch.context("the files cannot be watched")?;
+
+        let stopping = CancellationToken::new();
+        let admin = server::admin::Admin { hub: Arc::clone(&hub), debug_remote: config.debug_remote };
+        let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
+        let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
+        let (serving, stop) = (Arc::clone(&hub), stopping.clone());
+        let served = tokio::spawn(async move { server::serve(listener, &config, serving, Arc::new(ca), stop).await });
+        tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
+        Ok(Self {
+            listen,
+            metrics: metrics_addr,
+            hub,
+            stopping,
+            served: AbortOnDropHandle::new(served),
+            _source: AbortOnDropHandle::new(source),
+            _admin: AbortOnDropHandle::new(admin),
+        })
+    }
+
+    /// Serves until `shutdown`, then ends the streams and waits a little for the connections.
+    pub async fn until(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        tokio::select! {
+            served = &mut self.served => return served?,
+            () = shutdown => {}
+        }
+        tracing::info!("control was told to stop");
+        self.stopping.cancel();
+        match tokio::time::timeout(STOP_TIME, &mut self.served).await {
+            Ok(served) => served?,
+            Err(_) => Ok(()),
+        }
+    }
+}
+
+async fn bind(addr: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}; is another control running?"))
+}
+
+/// Takes over each new state of the files.
+async fn follow(mut watch: Watch, hub: Arc<Hub>, metrics: Arc<Metrics>) {
+    let mut age = tokio::time::interval(Duration::from_secs(1));
+    let mut loaded = Arc::clone(&watch.borrow_and_update());
+    loop {
+        take(&loaded, &hub, &metrics).await;
+        loop {
+            tokio::select! {
+                changed = watch.changed() => {
+                    if changed.is_err() {
+                        // The watching thread is gone: what was read stays in force, and is said to be of the past.
+                        tracing::error!("the files are not watched any more; restart control");
+                        state(&metrics, "lost");
+                        return;
+                    }
+                    loaded = Arc::clone(&watch.borrow_and_update());
+                    break;
+                }
+                _ = age.tick() => metrics.source_age.set(seconds(loaded.state.age())),
+            }
+        }
+    }
+}
+
+async fn take(loaded: &Arc<Loaded>, hub: &Arc<Hub>, metrics: &Metrics) {
+    metrics.reloads.inc();
+    metrics.problems.set(i64::try_from(loaded.problems.len()).unwrap_or(i64::MAX));
+    metrics.skipped.set(i64::try_from(loaded.skipped.values().sum::<u64>()).unwrap_or(i64::MAX));
+    state(metrics, loaded.state.label());
+    for problem in loaded.problems.iter().chain(&loaded.warnings) {
+        tracing::warn!("{problem}");
+    }
+    let (hub, loaded) = (Arc::clone(hub), Arc::clone(loaded));
+    let published = tokio::task::spawn_blocking(move || {
+        let changed = hub.publish(Arc::new(loaded.model.clone()));
+        for sentence in hub.compiled(compile::Compiled::unresolved).iter().take(20) {
+            tracing::warn!("{sentence}");
+        }
+        changed
+    });
+    match published.await {
+        Ok(changed) => tracing::info!(changed, "the model changed"),
+        Err(error) => tracing::error!(%error, "the model could not be compiled; what was in force stays"),
+    }
+}
+
+fn state(metrics: &Metrics, now: &str) {
+    for state in ["synced", "stale", "lost"] {
+        metrics.source_state.with_label_values(&[state]).set(i64::from(state == now));
+    }
+}
+
+fn seconds(age: Duration) -> i64 {
+    i64::try_from(age.as_secs()).unwrap_or(i64::MAX)
+}

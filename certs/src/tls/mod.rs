@@ -11,6 +11,7 @@ mod verify;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -167,6 +168,12 @@ pub fn server_config(
 pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Result<Identity, TlsError> {
     let leaf = chain.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
     Ok(x509::identity(leaf)?)
+}
+
+/// When the certificate of that peer ends: no stream may live on it for longer.
+pub fn peer_not_after(chain: Option<&[CertificateDer<'_>]>) -> Result<SystemTime, TlsError> {
+    let leaf = chain.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
+    Ok(x509::not_after(leaf)?)
 }
 
 #[cfg(test)]

@@ -1,1 +1,17 @@
-//! Resources -> proxies: the store of encoded resources, one delta stream a proxy, acks, and drain bookkeeping.
+//! Resources -> proxies: one delta stream each, over one store of encoded resources.
+//!
+//! - [`session`]: a stream's state, pure: what the proxy holds, what it has acknowledged, what is to be sent next.
+//! - [`subscribers`]: which stream listens to what.
+//! - [`hub`]: the store, the streams, and how a change gets from one to the others.
+//! - [`ads`]: the gRPC service, a thin shell around a session.
+//! - [`drain`]: how a pod leaves.
+//!
+//! Nothing here looks inside a resource: other façades can stand on the same store.
+
+pub mod ads;
+pub mod drain;
+pub mod hub;
+pub mod session;
+pub mod subscribers;
+
+pub use hub::{Hub, Stream};

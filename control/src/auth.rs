@@ -1,0 +1,73 @@
+//! Who is at the other end of a connection, and what is his.
+//!
+//! Invariant: an identity comes from a certificate that the handshake verified and that is still valid, or (for the CA only) from a
+//! join token; nothing that a message claims is believed.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use tonic::{Request, Status};
+use weft_engine::identity::Identity;
+
+use crate::distribute::Hub;
+use crate::model::Name;
+
+/// The peer of a connection, put beside each request by the listener.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Where it calls from.
+    pub addr: SocketAddr,
+    /// Who it proved to be; none without a client certificate.
+    pub proved: Option<Proved>,
+}
+
+/// What a client certificate proved.
+#[derive(Clone, Debug)]
+pub struct Proved {
+    /// The identity.
+    pub identity: Identity,
+    /// Until when.
+    pub not_after: SystemTime,
+}
+
+/// The peer of a request.
+pub fn peer<T>(request: &Request<T>) -> Result<&Peer, Status> {
+    request.extensions().get::<Peer>().ok_or_else(|| Status::internal("the connection's peer is not known"))
+}
+
+/// The identity that the request's connection proved, if it still holds.
+pub fn proved<T>(request: &Request<T>) -> Result<&Proved, Status> {
+    let proved = peer(request)?.proved.as_ref().ok_or_else(|| {
+        Status::unauthenticated("a client certificate of the mesh is needed here; get one by CreateCertificate")
+    })?;
+    if SystemTime::now() >= proved.not_after {
+        return Err(expired());
+    }
+    Ok(proved)
+}
+
+/// The answer to a connection that has outlived its certificate.
+pub fn expired() -> Status {
+    Status::unauthenticated("the client certificate of this connection has expired; connect again with the renewed one")
+}
+
+/// Reads `NAMESPACE/POD`.
+pub fn workload(text: &str) -> Result<Name, Status> {
+    match text.split_once('/') {
+        Some((namespace, name))
+            if !namespace.is_empty() && !name.is_empty() && !name.contains('/') && text.len() <= 512 =>
+        {
+            Ok(Name::new(namespace, name))
+        }
+        _ => Err(Status::invalid_argument("a workload is named NAMESPACE/POD")),
+    }
+}
+
+/// Refuses unless the workload is known and belongs to the identity.
+pub fn must_own(hub: &Hub, identity: &Identity, workload: &Name) -> Result<(), Status> {
+    match hub.owns(identity, workload) {
+        Some(true) => Ok(()),
+        Some(false) => Err(Status::permission_denied(format!("workload {workload} does not belong to {identity}"))),
+        None => Err(Status::permission_denied(format!("workload {workload} is not known (yet)"))),
+    }
+}

@@ -1,0 +1,207 @@
+//! What an address means. Every name has an answer.
+//!
+//! - A known ClusterIP is its service, whatever the port: a port that the service does not have leads to a service without endpoints.
+//! - A pod's address is that very pod, on any port.
+//! - `NAME.NAMESPACE[.svc[.cluster.local]]` is the service; `HOSTNAME.NAME.NAMESPACE[.svc[...]]` a member of a headless one.
+//! - An endpoint whose pod is not known, by address or name, leads to a service without endpoints: whether it takes mesh TLS cannot
+//!   be said, so nothing is sent to it in the clear.
+//! - Anything else is outside.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use weft_api::names;
+use weft_api::wire::v1::{self, address::Target};
+
+use super::index::owned_workloads_by_ip;
+use super::{Compiled, Resource, endpoints};
+use crate::model::{Model, Name, SliceEndpoint};
+
+/// The cluster's DNS suffix.
+pub const CLUSTER_DOMAIN: &str = "cluster.local";
+
+/// What a stream listens to so as to hear of changes of a resource.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Topic {
+    /// The resource of this name; of an `EndpointHead`, its members too.
+    Name(Arc<str>),
+    /// Whatever an IP means.
+    Ip(IpAddr),
+    /// Whatever a service's names mean.
+    Service(Name),
+}
+
+/// A parsed resource name `service/NAMESPACE/NAME:PORT`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct ServiceRef {
+    pub(super) name: Name,
+    pub(super) port: u16,
+}
+
+/// Parses the name of a `Service`.
+pub(super) fn parse_service(name: &str) -> Option<ServiceRef> {
+    let (namespace, rest) = name.strip_prefix("service/")?.split_once('/')?;
+    let (service, port) = rest.rsplit_once(':')?;
+    if namespace.is_empty() || service.is_empty() || service.contains('/') {
+        return None;
+    }
+    Some(ServiceRef { name: Name::new(namespace, service), port: port.parse().ok()? })
+}
+
+/// A parsed name of an `Address`.
+enum Asked {
+    Ip(SocketAddr),
+    Host { service: Option<Name>, member: Option<(String, Name)>, port: u16 },
+    Nonsense,
+}
+
+fn parse(name: &str) -> Asked {
+    if let Ok(addr) = name.parse::<SocketAddr>() {
+        return Asked::Ip(SocketAddr::new(addr.ip().to_canonical(), addr.port()));
+    }
+    let Some((host, port)) = name.rsplit_once(':') else { return Asked::Nonsense };
+    let Ok(port) = port.parse::<u16>() else { return Asked::Nonsense };
+    let host = host.to_ascii_lowercase();
+    let mut host = host.trim_end_matches('.');
+    if let Some(short) = host.strip_suffix(CLUSTER_DOMAIN).and_then(|short| short.strip_suffix('.')) {
+        if !short.ends_with(".svc") {
+            return Asked::Host { service: None, member: None, port };
+        }
+        host = short;
+    }
+    let labels: Vec<&str> = host.split('.').collect();
+    let (mut service, mut member) = (None, None);
+    let name = |namespace: &str, name: &str| Name::new(namespace, name);
+    match labels[..] {
+        [a, b] => service = Some(name(b, a)),
+        // `a.b.svc` is service a of namespace b, or member a of service b in a namespace called svc.
+        [a, b, c @ "svc"] => (service, member) = (Some(name(b, a)), Some((a.to_owned(), name(c, b)))),
+        [a, b, c] | [a, b, c, "svc"] => member = Some((a.to_owned(), name(c, b))),
+        _ => {}
+    }
+    Asked::Host { service, member, port }
+}
+
+/// What a stream has to listen to that holds the resource `name`.
+pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
+    if let Some(service) = parse_service(name) {
+        // A port that is made on demand changes with its service.
+        return vec![Topic::Name(Arc::clone(name)), Topic::Service(service.name)];
+    }
+    if name.contains('/') || &**name == names::MESH_EXTENT {
+        return vec![Topic::Name(Arc::clone(name))];
+    }
+    match parse(name) {
+        Asked::Ip(addr) => vec![Topic::Ip(addr.ip())],
+        Asked::Host { service, member, .. } => {
+            service.into_iter().chain(member.map(|(_, service)| service)).map(Topic::Service).collect()
+        }
+        Asked::Nonsense => Vec::new(),
+    }
+}
+
+/// Addresses of services and pods.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lookup {
+    services: HashMap<IpAddr, Name>,
+    workloads: HashMap<IpAddr, Name>,
+    /// Endpoints that name a pod which is not known, with their service.
+    unresolved: HashMap<IpAddr, Name>,
+}
+
+impl Lookup {
+    pub(super) fn new(model: &Model) -> Self {
+        let mut services = HashMap::new();
+        for (name, service) in &model.services {
+            for ip in &service.cluster_ips {
+                services.entry(ip.to_canonical()).or_insert_with(|| name.clone());
+            }
+        }
+        let unresolved = endpoints::unresolved(model);
+        let unresolved = unresolved.map(|(slice_name, slice, endpoint)| {
+            (endpoint.ip.to_canonical(), Name::new(&slice_name.namespace, &slice.service))
+        });
+        Self { services, workloads: owned_workloads_by_ip(model), unresolved: unresolved.collect() }
+    }
+}
+
+/// The address resource that leads to a service.
+pub(super) fn to_service(service: &Arc<str>) -> Resource {
+    let message = v1::Address { target: Some(Target::Service(service.to_string())) };
+    Resource::new(&message, vec![Arc::clone(service)])
+}
+
+fn outside(reason: &str) -> Arc<Resource> {
+    let target = Target::Outside(v1::Outside { reason: reason.to_owned() });
+    Arc::new(Resource::new(&v1::Address { target: Some(target) }, Vec::new()))
+}
+
+impl Compiled {
+    /// The `Address` of this name: `IP:PORT` or `HOST:PORT`. Any name has an answer.
+    pub fn address(&self, name: &str) -> Arc<Resource> {
+        match parse(name) {
+            Asked::Nonsense => outside("not of the form IP:PORT or HOST:PORT"),
+            Asked::Ip(addr) => self.by_ip(addr),
+            Asked::Host { service, member, port } => {
+                if let Some(found) = service.filter(|service| self.model.services.contains_key(service)) {
+                    return self.by_service(&found, port);
+                }
+                member
+                    .and_then(|(hostname, service)| self.by_member(&hostname, &service, port))
+                    .unwrap_or_else(|| outside("no service of the mesh has this name"))
+            }
+        }
+    }
+
+    fn by_ip(&self, addr: SocketAddr) -> Arc<Resource> {
+        if let Some(service) = self.lookup.services.get(&addr.ip()) {
+            return self.by_service(service, addr.port());
+        }
+        let Some(name) = self.lookup.workloads.get(&addr.ip()) else {
+            if let Some(service) = self.lookup.unresolved.get(&addr.ip()) {
+                return self.closed(service);
+            }
+            return outside("no service and no pod of the mesh has this address");
+        };
+        let workload = self.model.workloads.get_key_value(name);
+        let draining = self.draining.contains(name);
+        let endpoint = endpoints::message(&self.model, addr.ip(), addr.port(), workload, draining);
+        Arc::new(Resource::new(&v1::Address { target: Some(Target::Workload(endpoint)) }, Vec::new()))
+    }
+
+    fn by_service(&self, service: &Name, port: u16) -> Arc<Resource> {
+        let name: Arc<str> = names::service(&service.namespace, &service.name, port).into();
+        self.service_addresses.get(&name).cloned().unwrap_or_else(|| Arc::new(to_service(&name)))
+    }
+
+    /// Leads to a service port that has no endpoints, so that a proxy refuses with `no_endpoints`.
+    fn closed(&self, service: &Name) -> Arc<Resource> {
+        let ports = self.model.services.get(service).map(|service| service.ports.as_slice()).unwrap_or_default();
+        let free = (1..=u16::MAX).rev().find(|free| ports.iter().all(|port| port.port != *free));
+        self.by_service(service, free.unwrap_or(u16::MAX))
+    }
+
+    /// A member of a headless service by its own name. The port is the pod's: nothing translates ports of a headless service.
+    fn by_member(&self, hostname: &str, service: &Name, port: u16) -> Option<Arc<Resource>> {
+        self.model.services.get(service).filter(|service| service.headless)?;
+        let endpoint = self.slices_of(service).find(|endpoint| endpoint.hostname.as_deref() == Some(hostname))?;
+        let workload = match &endpoint.workload {
+            Some(name) => match self.model.workloads.get_key_value(name) {
+                Some(found) => Some(found),
+                None => return Some(self.closed(service)),
+            },
+            None => None,
+        };
+        let draining = endpoint.terminating || workload.is_some_and(|(name, _)| self.draining.contains(name));
+        let message = endpoints::message(&self.model, endpoint.ip, port, workload, draining);
+        Some(Arc::new(Resource::new(&v1::Address { target: Some(Target::HeadlessMember(message)) }, Vec::new())))
+    }
+
+    fn slices_of<'m>(&'m self, service: &'m Name) -> impl Iterator<Item = &'m SliceEndpoint> {
+        let from = Name::new(&service.namespace, "");
+        let slices = self.model.slices.range(from..).take_while(|(name, _)| name.namespace == service.namespace);
+        let ours = slices.filter(|(_, slice)| slice.service == service.name);
+        ours.flat_map(|(_, slice)| &slice.endpoints)
+    }
+}

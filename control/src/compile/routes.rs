@@ -1,0 +1,45 @@
+//! Routes: their references resolved against the services that exist.
+
+use std::sync::Arc;
+
+use weft_api::wire::v1;
+
+use super::Resource;
+use super::address::parse_service;
+use super::index::Index;
+use crate::model::{Name, Route};
+
+/// The route's resource. It points to the services of its usable backends.
+pub(super) fn resource(index: &Index<'_>, (kind, name): &(String, Name), route: &Route) -> Resource {
+    let mut points_to: Vec<Arc<str>> = Vec::new();
+    let mut rules = route.rules.clone();
+    for backend in rules.iter_mut().flat_map(|rule| &mut rule.backends) {
+        if backend.invalid.is_empty() {
+            backend.invalid = unusable(index, &backend.service).unwrap_or_default();
+        }
+        if backend.invalid.is_empty() && !points_to.iter().any(|known| **known == *backend.service) {
+            points_to.push(backend.service.as_str().into());
+        }
+    }
+    let message = v1::Route {
+        kind: kind.clone(),
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        rules,
+        created: route.created,
+        requires: Vec::new(),
+    };
+    Resource::new(&message, points_to)
+}
+
+/// Why a backend cannot be used; `None` if it can.
+fn unusable(index: &Index<'_>, backend: &str) -> Option<String> {
+    let Some(asked) = parse_service(backend) else {
+        return Some(format!("`{backend}` names no service and port"));
+    };
+    let Some(service) = index.model.services.get(&asked.name) else {
+        return Some(format!("service {} does not exist", asked.name));
+    };
+    let known = service.external_name.is_some() || service.ports.iter().any(|port| port.port == asked.port);
+    (!known).then(|| format!("service {} has no port {}", asked.name, asked.port))
+}

@@ -1,0 +1,69 @@
+//! Services, one resource a port, and those that are made when somebody asks for a port that is not declared.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use weft_api::names;
+use weft_api::wire::v1;
+
+use super::Resource;
+use super::address::ServiceRef;
+use super::endpoints;
+use super::index::Index;
+use crate::model::{Model, Name, Service, ServicePort};
+
+/// What one port of a service is made into; nothing if the port is gone.
+#[derive(Default)]
+pub(super) struct PortMade {
+    pub(super) service: Option<Resource>,
+    pub(super) members: Option<BTreeMap<Arc<str>, Resource>>,
+}
+
+/// All ports of a service; empty if the service is gone.
+pub(super) fn build(index: &Index<'_>, name: &Name) -> BTreeMap<u16, PortMade> {
+    let Some(service) = index.model.services.get(name) else { return BTreeMap::new() };
+    let mut made = BTreeMap::new();
+    for port in &service.ports {
+        let own = names::service(&name.namespace, &name.name, port.port);
+        let head = names::endpoints_of(&own);
+        let members = service.external_name.is_none().then(|| endpoints::members(index, name, port, &head));
+        let resource = resource(name, service, port, routes(index, name, port.port));
+        made.insert(port.port, PortMade { service: Some(resource), members });
+    }
+    made
+}
+
+/// Names of the routes attached to a port, sorted.
+fn routes(index: &Index<'_>, name: &Name, port: u16) -> Vec<String> {
+    let attached = index.routes_on(name).filter(|key| {
+        let parents = index.model.routes.get(*key).into_iter().flat_map(|route| &route.parents);
+        parents.into_iter().any(|parent| parent.service == *name && parent.port.is_none_or(|only| only == port))
+    });
+    attached.map(|(kind, route)| names::object(kind, &route.namespace, &route.name)).collect()
+}
+
+fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<String>) -> Resource {
+    let own = names::service(&name.namespace, &name.name, port.port);
+    let mut points_to: Vec<Arc<str>> = routes.iter().map(|route| route.as_str().into()).collect();
+    if service.external_name.is_none() {
+        points_to.push(names::endpoints_of(&own).into());
+    }
+    let message = v1::Service {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        port: port.port.into(),
+        protocol: port.protocol.into(),
+        routes,
+        external_name: service.external_name.clone().unwrap_or_default(),
+        requires: Vec::new(),
+    };
+    Resource::new(&message, points_to)
+}
+
+/// A port that the service does not declare. An ExternalName takes any port; any other service gets one without endpoints, so that
+/// a proxy that calls it refuses with `no_endpoints` instead of passing plaintext.
+pub(super) fn on_demand(model: &Model, asked: &ServiceRef) -> Option<Resource> {
+    let service = model.services.get(&asked.name)?;
+    let port = ServicePort { port: asked.port, ..ServicePort::default() };
+    Some(resource(&asked.name, service, &port, Vec::new()))
+}

@@ -1,0 +1,122 @@
+//! A workload's own side: the ports that services give it, and the policies that cover them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use weft_api::names;
+use weft_api::wire::v1;
+
+use super::Resource;
+use super::index::Index;
+use crate::model::{AuthorizationPolicy, Name, RateLimitPolicy, Target, Workload};
+
+/// Target ports of one workload: protocol, the services behind which they stand.
+#[derive(Default)]
+struct Ports {
+    by_port: BTreeMap<u16, (v1::Protocol, BTreeSet<Name>)>,
+}
+
+/// The `Workload` resource. It points to the policies that cover it.
+pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> Resource {
+    let posture = index.model.namespaces.get(&name.namespace).copied().unwrap_or_default();
+    let ports = ports(index, name);
+    let in_namespace = |other: &Name| other.namespace == name.namespace;
+    let authorization = index.model.authorization.iter().filter(|(policy, _)| in_namespace(policy));
+    let rate_limits = index.model.rate_limits.iter().filter(|(policy, _)| in_namespace(policy));
+    let authorization: Vec<_> = authorization
+        .filter_map(|(policy, found)| binding("AuthorizationPolicy", policy, &found.targets, &ports))
+        .collect();
+    let rate_limits: Vec<_> =
+        rate_limits.filter_map(|(policy, found)| binding("RateLimitPolicy", policy, &found.targets, &ports)).collect();
+    let points_to: Vec<Arc<str>> =
+        authorization.iter().chain(&rate_limits).map(|binding| binding.policy.as_str().into()).collect();
+    let mode = if posture.strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
+    let message = v1::Workload {
+        namespace: name.namespace.clone(),
+        name: name.name.clone(),
+        service_account: workload.service_account.clone(),
+        mode: mode.into(),
+        default_deny: posture.default_deny,
+        ports: ports.messages(),
+        authorization,
+        rate_limits,
+        requires: Vec::new(),
+    };
+    Resource::new(&message, points_to)
+}
+
+/// Ports of every service that has an endpoint which is this pod, by reference or by address: a policy on a service must not be
+/// escaped by a slice that names no pod.
+fn ports(index: &Index<'_>, workload: &Name) -> Ports {
+    let mut ports = Ports::default();
+    for service_name in index.services_of(workload) {
+        let Some(service) = index.model.services.get(service_name) else { continue };
+        for slice in index.slices(service_name) {
+            let ours = slice.endpoints.iter().any(|endpoint| match &endpoint.workload {
+                Some(named) => named == workload,
+                None => index.workload_at(endpoint.ip) == Some(workload),
+            });
+            if !ours {
+                continue;
+            }
+            for (port_name, target) in &slice.ports {
+                let Some(port) = service.ports.iter().find(|port| port.name == *port_name) else { continue };
+                ports.add(*target, port.protocol, service_name);
+            }
+        }
+    }
+    ports
+}
+
+impl Ports {
+    fn add(&mut self, port: u16, protocol: v1::Protocol, service: &Name) {
+        let entry = self.by_port.entry(port).or_insert((protocol, BTreeSet::new()));
+        if entry.0 != protocol {
+            // Two services disagree: let the bytes decide.
+            entry.0 = v1::Protocol::Detect;
+        }
+        entry.1.insert(service.clone());
+    }
+
+    fn of(&self, service: &Name) -> impl Iterator<Item = u16> {
+        self.by_port.iter().filter(move |(_, (_, services))| services.contains(service)).map(|(port, _)| *port)
+    }
+
+    fn messages(&self) -> Vec<v1::InboundPort> {
+        let message = |(port, (protocol, services)): (&u16, &(v1::Protocol, BTreeSet<Name>))| v1::InboundPort {
+            port: (*port).into(),
+            protocol: (*protocol).into(),
+            services: services.iter().map(Name::to_string).collect(),
+        };
+        self.by_port.iter().map(message).collect()
+    }
+}
+
+/// Which of the workload's ports a policy covers; `None` if none. No port in the message means all, so that never stands for none.
+fn binding(kind: &str, policy: &Name, targets: &[Target], ports: &Ports) -> Option<v1::PolicyBinding> {
+    let name = names::object(kind, &policy.namespace, &policy.name);
+    if targets.contains(&Target::Namespace) {
+        return Some(v1::PolicyBinding { policy: name, ports: Vec::new() });
+    }
+    let mut covered: BTreeSet<u32> = BTreeSet::new();
+    for target in targets {
+        if let Target::Service(service) = target {
+            covered.extend(ports.of(&Name::new(&policy.namespace, service)).map(u32::from));
+        }
+    }
+    (!covered.is_empty()).then(|| v1::PolicyBinding { policy: name, ports: covered.into_iter().collect() })
+}
+
+/// An authorization policy's resource; its name is the object's, whatever the rules say.
+pub(super) fn authorization(name: &Name, policy: &AuthorizationPolicy) -> Resource {
+    let message =
+        v1::AuthorizationPolicy { namespace: name.namespace.clone(), name: name.name.clone(), ..policy.policy.clone() };
+    Resource::new(&message, Vec::new())
+}
+
+/// A rate limit policy's resource.
+pub(super) fn rate_limit(name: &Name, policy: &RateLimitPolicy) -> Resource {
+    let message =
+        v1::RateLimitPolicy { namespace: name.namespace.clone(), name: name.name.clone(), ..policy.policy.clone() };
+    Resource::new(&message, Vec::new())
+}

@@ -1,0 +1,134 @@
+//! How control is told what to do: flags, shared by `weft control` and `weft-control`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::distribute::session::Limits;
+
+/// Watches manifests, compiles them into resources and tells each proxy what it uses; issues the mesh's certificates.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Args {
+    /// A manifest file or a directory of them; may be given several times. Watched for changes.
+    #[arg(long, short = 'f', value_name = "PATH", required = true)]
+    pub files: Vec<PathBuf>,
+    /// Where proxies call: discovery (delta ADS), certificates and drain, over TLS.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15012")]
+    pub listen: SocketAddr,
+    /// Metrics, health and /debug/proxies, over plain HTTP.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
+    pub metrics: SocketAddr,
+    /// Directory of the CA, made at first start: give its root.pem to the proxies, keep the rest secret.
+    #[arg(long, value_name = "DIR")]
+    pub ca_dir: PathBuf,
+    /// Trust domain of all identities.
+    #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
+    pub trust_domain: String,
+    /// Life of a workload's certificate; a workload may ask for less.
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub leaf_ttl: Duration,
+    /// Directory for what has to survive a restart; none keeps nothing.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Answer /debug/proxies to any peer of the metrics port, not to loopback only.
+    #[arg(long)]
+    pub debug_remote: bool,
+}
+
+/// What control runs with.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Files and directories of manifests.
+    pub files: Vec<PathBuf>,
+    /// The discovery port; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The metrics port.
+    pub metrics: SocketAddr,
+    /// The CA's directory.
+    pub ca_dir: PathBuf,
+    /// Trust domain of all identities.
+    pub trust_domain: String,
+    /// Longest life of a workload's certificate.
+    pub leaf_ttl: Duration,
+    /// What has to survive a restart.
+    pub state_dir: Option<PathBuf>,
+    /// Whether /debug/proxies is answered to others than loopback.
+    pub debug_remote: bool,
+    /// Bounds of one stream.
+    pub limits: Limits,
+    /// Open connections to the discovery port.
+    pub max_connections: usize,
+    /// Certificates that one identity may ask for: so many a second on the average, and at once. Replicas share an identity.
+    pub certificates: (u64, u64),
+}
+
+impl Config {
+    /// With defaults for everything else.
+    pub fn new(files: Vec<PathBuf>, ca_dir: PathBuf) -> Self {
+        Self {
+            files,
+            listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
+            metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
+            ca_dir,
+            trust_domain: "cluster.local".to_owned(),
+            leaf_ttl: Duration::from_secs(3600),
+            state_dir: None,
+            debug_remote: false,
+            limits: Limits::default(),
+            max_connections: 10_000,
+            certificates: (10, 200),
+        }
+    }
+}
+
+impl From<Args> for Config {
+    fn from(args: Args) -> Self {
+        Self {
+            listen: args.listen,
+            metrics: args.metrics,
+            trust_domain: args.trust_domain,
+            leaf_ttl: args.leaf_ttl,
+            state_dir: args.state_dir,
+            debug_remote: args.debug_remote,
+            ..Self::new(args.files, args.ca_dir)
+        }
+    }
+}
+
+/// A duration as people write it: `10s`, `15m`, `1h`, `1h30m`, `500ms`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is no duration; write it like 10s, 15m, 1h30m or 500ms");
+    let (mut total, mut rest) = (Duration::ZERO, text);
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+        let number: u32 = rest[..digits].parse().map_err(|_| wrong())?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let one = match &rest[..unit] {
+            "ms" => Duration::from_millis(1),
+            "s" => Duration::from_secs(1),
+            "m" => Duration::from_secs(60),
+            "h" => Duration::from_secs(3600),
+            "d" => Duration::from_secs(86400),
+            _ => return Err(wrong()),
+        };
+        total = one.checked_mul(number).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
+        rest = &rest[unit..];
+    }
+    if total.is_zero() { Err(wrong()) } else { Ok(total) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        for bad in ["", "10", "s", "0s", "1x", "-1s", "9999999999s", "1 h"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

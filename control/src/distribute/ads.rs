@@ -1,0 +1,180 @@
+//! The delta ADS service: a thin shell around a [`Session`](super::session::Session).
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use prost::Message;
+use prost_types::value::Kind;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use weft_api::names::short_type;
+use weft_api::wire::core::Node;
+use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+
+use super::hub::{Client, Hub, Stream};
+use crate::auth::{self, Proved};
+
+/// How long a new stream may say nothing.
+const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Responses made but not yet taken by the connection. More would be decided too early.
+const IN_HAND: usize = 2;
+
+type Out = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+
+/// The gRPC service.
+#[derive(Debug)]
+pub struct Ads {
+    hub: Arc<Hub>,
+    stopping: CancellationToken,
+}
+
+impl Ads {
+    /// Over a store, until `stopping`.
+    pub fn new(hub: Arc<Hub>, stopping: CancellationToken) -> Self {
+        Self { hub, stopping }
+    }
+}
+
+#[tonic::async_trait]
+impl AggregatedDiscoveryService for Ads {
+    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
+
+    async fn delta_aggregated_resources(
+        &self,
+        request: Request<Streaming<DeltaDiscoveryRequest>>,
+    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+        let (proved, addr) = (auth::proved(&request)?.clone(), auth::peer(&request)?.addr);
+        let (out, responses) = mpsc::channel(IN_HAND);
+        let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
+        let incoming = request.into_inner();
+        tokio::spawn(async move {
+            let served = tokio::select! {
+                served = serve(&hub, &proved, addr, incoming, &out) => served,
+                () = ends(&proved) => Err(auth::expired()),
+                () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
+            };
+            if let Err(status) = served {
+                tracing::debug!(identity = %proved.identity, %addr, %status, "a stream ends");
+                // Best effort: a peer that reads nothing is cut off by the connection's end.
+                let _ = out.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(responses)))
+    }
+}
+
+/// Returns when the certificate has expired, by the wall clock, which may be set.
+async fn ends(proved: &Proved) {
+    while let Ok(left) = proved.not_after.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(Duration::from_secs(30)).max(Duration::from_millis(10))).await;
+    }
+}
+
+/// A stream's entry in the store, taken out when dropped.
+struct Open<'h> {
+    hub: &'h Hub,
+    stream: Arc<Stream>,
+}
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.hub.close(&self.stream);
+    }
+}
+
+async fn serve(
+    hub: &Hub,
+    proved: &Proved,
+    addr: std::net::SocketAddr,
+    mut incoming: Streaming<DeltaDiscoveryRequest>,
+    out: &Out,
+) -> Result<(), Status> {
+    let first = tokio::time::timeout(FIRST_MESSAGE, incoming.message())
+        .await
+        .map_err(|_| Status::deadline_exceeded("no message came on the new stream"))??;
+    let Some(first) = first else { return Ok(()) };
+    let mut loaded = hub.loaded();
+    // Before the first model nobody's workload is known: a proxy is not refused for that.
+    let waited = tokio::time::timeout(FIRST_MESSAGE, async { loaded.wait_for(|loaded| *loaded).await.is_ok() }).await;
+    if waited != Ok(true) {
+        return Err(Status::unavailable("control has not read its sources yet; connect again"));
+    }
+    let client = client(hub, proved, addr, first.node.as_ref())?;
+    let open = Open { hub, stream: hub.open(client) };
+    tracing::info!(workload = %open.stream.client.workload, identity = %proved.identity, %addr, "a proxy is connected");
+    let ended = converse(hub, &open.stream, first, incoming, out).await;
+    tracing::info!(workload = %open.stream.client.workload, "a proxy is disconnected");
+    ended
+}
+
+fn client(hub: &Hub, proved: &Proved, addr: std::net::SocketAddr, node: Option<&Node>) -> Result<Client, Status> {
+    let node = node.ok_or_else(|| Status::invalid_argument("the first message must carry the node"))?;
+    let workload = auth::workload(&node.id)?;
+    auth::must_own(hub, &proved.identity, &workload)?;
+    let field = |name: &str| node.metadata.as_ref()?.fields.get(name)?.kind.as_ref();
+    let features = match field("features") {
+        Some(Kind::ListValue(list)) => list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).collect(),
+        _ => Vec::new(),
+    };
+    let instance = field("instance").and_then(text);
+    Ok(Client { workload, identity: proved.identity.clone(), features, instance, addr })
+}
+
+fn text(kind: &Kind) -> Option<String> {
+    match kind {
+        Kind::StringValue(text) if text.len() <= 128 => Some(text.clone()),
+        _ => None,
+    }
+}
+
+async fn converse(
+    hub: &Hub,
+    stream: &Stream,
+    first: DeltaDiscoveryRequest,
+    mut incoming: Streaming<DeltaDiscoveryRequest>,
+    out: &Out,
+) -> Result<(), Status> {
+    hear(hub, stream, first)?;
+    loop {
+        let has_work = stream.has_work();
+        tokio::select! {
+            biased;
+            () = stream.revoked.cancelled() => {
+                return Err(Status::permission_denied("the workload belongs to another identity now"));
+            }
+            message = incoming.message() => match message? {
+                Some(request) => hear(hub, stream, request)?,
+                None => return Ok(()),
+            },
+            permit = out.reserve(), if has_work => {
+                let Ok(permit) = permit else { return Ok(()) };
+                if let Some(response) = hub.next(stream) {
+                    count(hub, &response);
+                    permit.send(Ok(response));
+                }
+            }
+            () = stream.wake.notified(), if !has_work => {}
+        }
+    }
+}
+
+fn hear(hub: &Hub, stream: &Stream, request: DeltaDiscoveryRequest) -> Result<(), Status> {
+    use super::session::Violation;
+    let heard = hub.hear(stream, request);
+    heard.map(|_| ()).map_err(|violation| match violation {
+        Violation::NotYours { .. } => Status::permission_denied(violation.to_string()),
+        Violation::Nonce(_) => Status::invalid_argument(violation.to_string()),
+    })
+}
+
+fn count(hub: &Hub, response: &DeltaDiscoveryResponse) {
+    hub.metrics.pushed(
+        short_type(&response.type_url),
+        response.resources.len(),
+        response.removed_resources.len(),
+        response.encoded_len(),
+    );
+}

@@ -1,0 +1,378 @@
+//! The store of compiled resources and the streams that are told of its changes.
+//!
+//! Locks, always in this order, none held across an await: `inputs`, `compiled`, a stream's `session`, `subscribers`. A session is asked
+//! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
+//! either seen by the session or dispatched to it, never lost between.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::{Mutex, RwLock};
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use weft_api::names;
+use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_engine::identity::Identity;
+
+use super::session::{Heard, Limits, Session, Version, Violation};
+use super::subscribers::Subscribers;
+use crate::compile::{Changes, Compiled};
+use crate::metrics::Metrics;
+use crate::model::{Model, Name};
+
+/// How long a proxy that was connected is waited for by those who need its answer.
+pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
+/// A workload that said it leaves, and whose pod is still there after this, has changed its mind.
+const DRAIN_LIFE: Duration = Duration::from_secs(3600);
+
+/// Who is at the other end of a stream.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Whose sidecar it is.
+    pub workload: Name,
+    /// Proved by its certificate.
+    pub identity: Identity,
+    /// What its build can enforce.
+    pub features: Vec<String>,
+    /// A number of this run of the proxy, if it says one: another one means that it was started anew.
+    pub instance: Option<String>,
+    /// Where it calls from.
+    pub addr: SocketAddr,
+}
+
+/// One open stream.
+#[derive(Debug)]
+pub struct Stream {
+    id: u64,
+    /// Who is at the other end.
+    pub client: Client,
+    /// When it was opened.
+    pub since: Instant,
+    session: Mutex<Session>,
+    /// There may be something to send.
+    pub wake: Notify,
+    /// Cancelled when the stream has to end: its workload belongs to another identity now.
+    pub revoked: CancellationToken,
+}
+
+impl Stream {
+    /// Whether there may be something to send and the proxy can take it.
+    pub fn has_work(&self) -> bool {
+        self.session.lock().has_work()
+    }
+
+    /// Looks at its state.
+    pub fn session<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
+        look(&self.session.lock())
+    }
+}
+
+/// A workload that has said that it leaves.
+#[derive(Debug)]
+struct Leaving {
+    since: Instant,
+    ips: Vec<IpAddr>,
+    instance: Option<String>,
+}
+
+/// What is compiled.
+#[derive(Debug, Default)]
+struct Inputs {
+    model: Arc<Model>,
+    leaving: BTreeMap<Name, Leaving>,
+}
+
+/// The store and its streams.
+#[derive(Debug)]
+pub struct Hub {
+    inputs: Mutex<Inputs>,
+    compiled: RwLock<Compiled>,
+    subscribers: Mutex<Subscribers>,
+    streams: RwLock<HashMap<u64, Arc<Stream>>>,
+    /// Proxies that ought to be connected and are not, since when.
+    absent: Mutex<BTreeMap<Name, Instant>>,
+    next_id: AtomicU64,
+    started: Instant,
+    limits: Limits,
+    loaded: watch::Sender<bool>,
+    /// Counts acknowledgements, openings and ends of streams.
+    pub(super) progress: watch::Sender<u64>,
+    /// Where everything is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Hub {
+    /// An empty store.
+    pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self {
+            inputs: Mutex::default(),
+            compiled: RwLock::default(),
+            subscribers: Mutex::default(),
+            streams: RwLock::default(),
+            absent: Mutex::default(),
+            next_id: AtomicU64::new(1),
+            started: Instant::now(),
+            limits,
+            loaded: watch::Sender::new(false),
+            progress: watch::Sender::new(0),
+            metrics,
+        }
+    }
+
+    /// Time since the store was made.
+    pub fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Takes a new model: compiles what changed and tells the streams that hold it. Takes as long as the compilation: call it where
+    /// blocking is allowed. Returns how many resources changed.
+    pub fn publish(&self, model: Arc<Model>) -> usize {
+        let mut inputs = self.inputs.lock();
+        if !self.loaded.send_replace(true) {
+            let now = Instant::now();
+            let expected = model.workloads.iter().filter(|(_, found)| found.meshed && !found.terminating);
+            *self.absent.lock() = expected.map(|(name, _)| (name.clone(), now)).collect();
+        }
+        inputs.model = model;
+        self.recompile(&mut inputs)
+    }
+
+    /// True once there is a model.
+    pub fn loaded(&self) -> watch::Receiver<bool> {
+        self.loaded.subscribe()
+    }
+
+    /// Marks a workload's endpoints as draining until its pod is gone, and tells everybody who holds them.
+    pub(super) fn mark_leaving(&self, workload: &Name, instance: Option<String>) {
+        let mut inputs = self.inputs.lock();
+        let Some(found) = inputs.model.workloads.get(workload) else { return };
+        let leaving = Leaving { since: Instant::now(), ips: found.ips.clone(), instance };
+        if inputs.leaving.insert(workload.clone(), leaving).is_none() {
+            self.recompile(&mut inputs);
+        }
+    }
+
+    fn recompile(&self, inputs: &mut Inputs) -> usize {
+        let started = Instant::now();
+        let model = Arc::clone(&inputs.model);
+        inputs.leaving.retain(|name, leaving| {
+            // A pod of the same name with other addresses is another pod.
+            let same = model.workloads.get(name).is_some_and(|found| found.ips == leaving.ips);
+            same && leaving.since.elapsed() < DRAIN_LIFE
+        });
+        let draining: Arc<BTreeSet<Name>> = Arc::new(inputs.leaving.keys().cloned().collect());
+        let mut patch = self.compiled.read().update(&inputs.model, &draining);
+        let changes = std::mem::take(&mut patch.changes);
+        {
+            let mut compiled = self.compiled.write();
+            compiled.apply(patch);
+        }
+        self.metrics.compiled(started.elapsed(), &self.compiled.read(), changes.len(), draining.len());
+        self.dispatch(&changes);
+        changes.len()
+    }
+
+    fn dispatch(&self, changes: &Changes) {
+        let touched = self.subscribers.lock().touched(changes);
+        let now = self.now();
+        let streams = self.streams.read();
+        for (id, touched) in touched {
+            if let Some(stream) = streams.get(&id) {
+                stream.session.lock().touch(&touched, now);
+                stream.wake.notify_one();
+            }
+        }
+        for stream in streams.values() {
+            let Name { namespace, name } = &stream.client.workload;
+            if changes.names.contains(names::workload(namespace, name).as_str()) && self.disowned(&stream.client) {
+                stream.revoked.cancel();
+            }
+        }
+    }
+
+    /// Whether a workload is known and belongs to an identity. `None`: it is not known.
+    pub fn owns(&self, identity: &Identity, workload: &Name) -> Option<bool> {
+        let compiled = self.compiled.read();
+        let found = compiled.model().workloads.get(workload)?;
+        Some(*identity.namespace == *workload.namespace && *identity.service_account == *found.service_account)
+    }
+
+    /// A workload that is gone keeps its stream: its pod may be serving its last requests.
+    fn disowned(&self, client: &Client) -> bool {
+        self.owns(&client.identity, &client.workload) == Some(false)
+    }
+
+    /// A new stream.
+    pub fn open(&self, client: Client) -> Arc<Stream> {
+        self.restarted(&client);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let stream = Arc::new(Stream {
+            id,
+            session: Mutex::new(Session::new(client.workload.clone(), self.limits)),
+            client,
+            since: Instant::now(),
+            wake: Notify::new(),
+            revoked: CancellationToken::new(),
+        });
+        self.absent.lock().remove(&stream.client.workload);
+        self.streams.write().insert(id, Arc::clone(&stream));
+        // Between the check of its identity and now the model may have changed.
+        if self.disowned(&stream.client) {
+            stream.revoked.cancel();
+        }
+        self.metrics.streams.inc();
+        self.progressed();
+        stream
+    }
+
+    /// A proxy that was started anew does not leave any more.
+    fn restarted(&self, client: &Client) {
+        let Some(instance) = &client.instance else { return };
+        let mut inputs = self.inputs.lock();
+        let leaving = inputs.leaving.get(&client.workload).and_then(|leaving| leaving.instance.as_ref());
+        if leaving.is_some_and(|leaving| leaving != instance) {
+            inputs.leaving.remove(&client.workload);
+            self.recompile(&mut inputs);
+        }
+    }
+
+    /// The stream has ended.
+    pub fn close(&self, stream: &Stream) {
+        let mut streams = self.streams.write();
+        streams.remove(&stream.id);
+        let last = streams.values().all(|other| other.client.workload != stream.client.workload);
+        drop(streams);
+        let topics = stream.session.lock().topics();
+        let mut subscribers = self.subscribers.lock();
+        for topic in topics {
+            subscribers.remove(stream.id, &topic);
+        }
+        drop(subscribers);
+        if last {
+            let mut absent = self.absent.lock();
+            absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
+            absent.insert(stream.client.workload.clone(), Instant::now());
+        }
+        self.metrics.streams.dec();
+        self.progressed();
+    }
+
+    /// Gives a request to the stream's session.
+    pub fn hear(&self, stream: &Stream, request: DeltaDiscoveryRequest) -> Result<Heard, Violation> {
+        let heard = {
+            let compiled = self.compiled.read();
+            let mut session = stream.session.lock();
+            let heard = session.hear(request, &compiled, self.now());
+            self.note(stream, &mut session);
+            heard?
+        };
+        self.metrics.heard(&heard);
+        for nack in &heard.nacks {
+            tracing::warn!(workload = %stream.client.workload, resource = nack.name, code = nack.code,
+                message = nack.message, "a proxy refused a resource");
+        }
+        if heard.acked || !heard.nacks.is_empty() {
+            self.progressed();
+        }
+        Ok(heard)
+    }
+
+    /// The stream's next response.
+    pub fn next(&self, stream: &Stream) -> Option<DeltaDiscoveryResponse> {
+        let compiled = self.compiled.read();
+        let mut session = stream.session.lock();
+        let response = session.next(&compiled, self.now());
+        self.note(stream, &mut session);
+        response
+    }
+
+    fn note(&self, stream: &Stream, session: &mut Session) {
+        let listens = session.take_listens();
+        if !listens.is_empty() {
+            let mut subscribers = self.subscribers.lock();
+            subscribers.apply(stream.id, listens);
+            self.metrics.topics.set(i64::try_from(subscribers.topics()).unwrap_or(i64::MAX));
+        }
+        self.metrics.bound("subscriptions", session.take_refused());
+    }
+
+    fn progressed(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Looks at what is compiled.
+    pub fn compiled<T>(&self, look: impl FnOnce(&Compiled) -> T) -> T {
+        look(&self.compiled.read())
+    }
+
+    /// All open streams.
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        self.streams.read().values().cloned().collect()
+    }
+
+    /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
+    pub(super) fn absent(&self) -> Vec<(Name, Instant)> {
+        let absent = self.absent.lock();
+        let recent = absent.iter().filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
+        recent.map(|(name, since)| (name.clone(), *since)).collect()
+    }
+
+    /// Whether a stream's proxy is known to have what is true of the given endpoints and addresses; `None` if it holds none of them.
+    pub(super) fn settled(&self, stream: &Stream, endpoints: &[Arc<str>], ips: &[IpAddr]) -> Option<bool> {
+        let compiled = self.compiled.read();
+        let session = stream.session.lock();
+        let addresses = ips.iter().flat_map(|ip| session.addresses_of(*ip));
+        let held = endpoints.iter().filter(|name| session.holds_collection_of(name)).cloned().chain(addresses);
+        let mut states = held.map(|name| session.settled(&compiled, &name)).peekable();
+        states.peek()?;
+        Some(states.all(|settled| settled))
+    }
+
+    /// One line for each open stream, or everything about the streams of one workload.
+    pub fn describe(&self, only: Option<&str>) -> Vec<Described> {
+        let mut described: Vec<Described> = self
+            .streams()
+            .iter()
+            .filter(|stream| only.is_none_or(|only| stream.client.workload.to_string() == only))
+            .map(|stream| {
+                let session = stream.session.lock();
+                Described {
+                    workload: stream.client.workload.to_string(),
+                    identity: stream.client.identity.to_string(),
+                    address: stream.client.addr,
+                    features: stream.client.features.clone(),
+                    connected_seconds: stream.since.elapsed().as_secs(),
+                    subscriptions: session.subscriptions(),
+                    resources: session.len(),
+                    unacknowledged: session.unacknowledged(),
+                    behind: session.versions().iter().filter(|version| version.sent != version.acknowledged).count(),
+                    refused: session.versions().iter().filter(|version| version.refused.is_some()).count(),
+                    versions: only.map(|_| session.versions()),
+                }
+            })
+            .collect();
+        described.sort_by(|one, two| one.workload.cmp(&two.workload));
+        described
+    }
+}
+
+/// A stream, for people.
+#[derive(Debug, serde::Serialize)]
+pub struct Described {
+    workload: String,
+    identity: String,
+    address: SocketAddr,
+    features: Vec<String>,
+    connected_seconds: u64,
+    subscriptions: usize,
+    resources: usize,
+    unacknowledged: usize,
+    behind: usize,
+    refused: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    versions: Option<Vec<Version>>,
+}

@@ -1,0 +1,404 @@
+//! One proxy's delta stream as a state machine: no I/O, no clock, no locks.
+//!
+//! Algorithm
+//! - The session knows what the proxy holds: `nodes` (everything but endpoints) and `collections` (endpoints), each with the version
+//!   sent and the version acknowledged.
+//! - Everything that may have to be sent stands once in `queue`, as a name; what is sent is decided when a response is made, by
+//!   comparing the version sent with the version that is true then. So a slow proxy costs names, never messages, and skips what was
+//!   overtaken.
+//! - A resource that is sent for the first time is followed by what it points to and what the proxy does not hold, in the same
+//!   response as far as the size allows.
+//!
+//! Invariants
+//! - Nothing is sent whose version the proxy holds already, unless it subscribes again to a name that it has (then it has lost
+//!   something: the root and all that it points to are sent anew, but for what the request says it holds).
+//! - A collection is [`Steady`](Phase::Steady) once a head has been sent whose digest is that of exactly the members sent; from then
+//!   on a changed member goes alone. While [`Loading`](Phase::Loading) the head is repeated at the end if the set moved on meanwhile.
+//!   While [`Awaiting`](Phase::Awaiting) the proxy has been told a head that differs from its own, and will say what it holds.
+//! - At most [`Limits::window`] responses are unacknowledged; at most [`Limits::roots`] names are subscribed.
+
+mod ack;
+mod emit;
+mod hear;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_api::names::ResourceType;
+use weft_api::wire::v1;
+
+use crate::compile::{Changes, Compiled, Resource, Topic, topics_of};
+use crate::model::Name;
+pub use ack::{Heard, Nack};
+pub use hear::Violation;
+
+/// Bounds of one stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Names that one proxy may subscribe to. Proxies keep 4,096 addresses at most.
+    pub roots: usize,
+    /// Responses that may be unacknowledged.
+    pub window: usize,
+    /// Bytes of one response; the protocol's bound is 1 MiB.
+    pub message: usize,
+    /// Endpoints of one set that are remembered one by one while they wait; more, and the set is compared as a whole.
+    pub pending_members: usize,
+    /// Bytes of a name.
+    pub name: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { roots: 8192, window: 32, message: 960 * 1024, pending_members: 4096, name: 512 }
+    }
+}
+
+/// What was sent of one resource, and what came back.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Held {
+    /// Version sent last; `None`: its removal was.
+    pub(super) sent: Option<Arc<str>>,
+    /// Version that the proxy runs.
+    pub(super) acked: Option<Arc<str>>,
+    /// Response in which `sent` went.
+    pub(super) nonce: u64,
+    /// Why the proxy refused `sent`.
+    pub(super) refused: Option<Arc<str>>,
+}
+
+impl Held {
+    fn confirmed(version: Arc<str>) -> Self {
+        Self { sent: Some(Arc::clone(&version)), acked: Some(version), nonce: 0, refused: None }
+    }
+}
+
+/// A resource that is no endpoint.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) held: Held,
+    /// As it was sent: what it points to is what the proxy follows.
+    pub(super) resource: Arc<Resource>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Loading,
+    Steady,
+    Awaiting,
+}
+
+/// Members to compare.
+#[derive(Debug)]
+pub(super) enum Pending {
+    Some(BTreeSet<Arc<str>>),
+    All,
+}
+
+/// The endpoints of one service port, as the proxy holds them.
+#[derive(Debug)]
+pub(super) struct Members {
+    pub(super) phase: Phase,
+    pub(super) held: HashMap<Arc<str>, Held>,
+    pub(super) pending: Pending,
+}
+
+/// Something that may have to be sent.
+#[derive(Clone, Debug)]
+enum Work {
+    Resource(Arc<str>),
+    Members(Arc<str>),
+    /// The first request of a type is answered even if nothing is to be said.
+    Answer,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    /// Type URL of the response that it goes in.
+    group: &'static str,
+    work: Work,
+}
+
+/// A response that waits for its ACK.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) versions: Vec<(Arc<str>, Option<Arc<str>>)>,
+    pub(super) changed: Option<Duration>,
+}
+
+/// A topic that the stream begins or ceases to listen to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Begins.
+    To(Topic),
+    /// Ceases.
+    No(Topic),
+}
+
+/// The state of one stream.
+#[derive(Debug)]
+pub struct Session {
+    workload: Name,
+    limits: Limits,
+    roots: HashSet<Arc<str>>,
+    /// Types that have been asked for on this stream.
+    asked: HashSet<&'static str>,
+    nodes: HashMap<Arc<str>, Node>,
+    collections: HashMap<Arc<str>, Members>,
+    topics: HashMap<Topic, BTreeSet<Arc<str>>>,
+    listens: Vec<Listen>,
+    queue: VecDeque<Entry>,
+    queued: HashSet<Arc<str>>,
+    claims: HashMap<String, String>,
+    nonce: u64,
+    outstanding: BTreeMap<u64, Sent>,
+    changed: Option<Duration>,
+    /// Something may have become unreachable.
+    sweep: bool,
+    /// How often a bound refused something.
+    pub(super) refused_by_bounds: u64,
+}
+
+impl Session {
+    /// A stream of the proxy of `workload`.
+    pub fn new(workload: Name, limits: Limits) -> Self {
+        Self {
+            workload,
+            limits,
+            roots: HashSet::new(),
+            asked: HashSet::new(),
+            nodes: HashMap::new(),
+            collections: HashMap::new(),
+            topics: HashMap::new(),
+            listens: Vec::new(),
+            queue: VecDeque::new(),
+            queued: HashSet::new(),
+            claims: HashMap::new(),
+            nonce: 0,
+            outstanding: BTreeMap::new(),
+            changed: None,
+            sweep: false,
+            refused_by_bounds: 0,
+        }
+    }
+
+    /// Topics that the stream begins or ceases to listen to since the last call. To be passed on before the lock on the compiled
+    /// resources is given back, or a change is missed.
+    pub fn take_listens(&mut self) -> Vec<Listen> {
+        std::mem::take(&mut self.listens)
+    }
+
+    /// Control's tables changed in something that this stream listens to.
+    pub fn touch(&mut self, changes: &Touched, now: Duration) {
+        for topic in &changes.topics {
+            let names: Vec<Arc<str>> = self.topics.get(topic).into_iter().flatten().cloned().collect();
+            for name in names {
+                self.enqueue(&name);
+            }
+        }
+        for (head, members) in &changes.members {
+            let Some(collection) = self.collections.get_mut(head) else { continue };
+            if collection.phase == Phase::Awaiting {
+                continue;
+            }
+            if let Pending::Some(pending) = &mut collection.pending {
+                pending.extend(members.iter().cloned());
+                if pending.len() > self.limits.pending_members {
+                    collection.pending = Pending::All;
+                }
+            }
+            if collection.phase == Phase::Steady && self.queued.insert(Arc::clone(head)) {
+                self.queue.push_back(Entry { group: v1::Endpoint::TYPE_URL, work: Work::Members(Arc::clone(head)) });
+            }
+        }
+        if !self.queue.is_empty() {
+            self.changed.get_or_insert(now);
+        }
+    }
+
+    fn enqueue(&mut self, name: &Arc<str>) {
+        let Some(group) = self.nodes.get(name).map(|node| node.resource.type_url) else { return };
+        if group != v1::EndpointHead::TYPE_URL && self.queued.insert(Arc::clone(name)) {
+            self.queue.push_back(Entry { group, work: Work::Resource(Arc::clone(name)) });
+        }
+    }
+
+    /// Whether [`Session::next`] may have something. False while the window is full.
+    pub fn has_work(&self) -> bool {
+        !self.queue.is_empty() && self.outstanding.len() < self.limits.window
+    }
+
+    /// Whether the proxy is known to run what is true of this resource: an endpoint or an address.
+    pub fn settled(&self, compiled: &Compiled, name: &str) -> bool {
+        let head = weft_api::names::collection_of(name);
+        let (held, truth) = match head.and_then(|head| self.collections.get(head)) {
+            Some(collection) if collection.phase != Phase::Steady => return false,
+            Some(collection) => (collection.held.get(name), compiled.get(name)),
+            None if head.is_some() => return true,
+            None => match self.nodes.get(name) {
+                Some(node) => (Some(&node.held), compiled.get(name)),
+                // Subscribed and not yet answered, or not subscribed.
+                None => return !self.roots.contains(name),
+            },
+        };
+        match (held, truth) {
+            (None, None) => true,
+            (Some(held), Some(truth)) => held.acked.as_ref() == Some(&truth.version),
+            _ => false,
+        }
+    }
+
+    /// Names of subscribed addresses that mean this IP.
+    pub fn addresses_of(&self, ip: std::net::IpAddr) -> Vec<Arc<str>> {
+        self.topics.get(&Topic::Ip(ip)).into_iter().flatten().cloned().collect()
+    }
+
+    fn listen(&mut self, name: &Arc<str>) {
+        for topic in topics_of(name) {
+            let names = self.topics.entry(topic.clone()).or_default();
+            if names.is_empty() {
+                self.listens.push(Listen::To(topic));
+            }
+            names.insert(Arc::clone(name));
+        }
+    }
+
+    fn unlisten(&mut self, name: &Arc<str>) {
+        for topic in topics_of(name) {
+            let Some(names) = self.topics.get_mut(&topic) else { continue };
+            names.remove(name);
+            if names.is_empty() {
+                self.topics.remove(&topic);
+                self.listens.push(Listen::No(topic));
+            }
+        }
+    }
+
+    /// Forgets one resource, as if the proxy had never had it.
+    fn forget(&mut self, name: &Arc<str>) {
+        if self.nodes.remove(name).is_some() {
+            self.unlisten(name);
+        }
+        self.collections.remove(name);
+    }
+
+    /// Everything that can be reached from `from`, by what the proxy has been told.
+    fn reach<'n>(&self, from: impl Iterator<Item = &'n Arc<str>>) -> HashSet<Arc<str>> {
+        let mut todo: Vec<Arc<str>> = from.cloned().collect();
+        let mut reached = HashSet::new();
+        while let Some(name) = todo.pop() {
+            if reached.insert(Arc::clone(&name))
+                && let Some(node) = self.nodes.get(&name)
+            {
+                todo.extend(node.resource.points_to.iter().filter(|next| !reached.contains(*next)).cloned());
+            }
+        }
+        reached
+    }
+
+    /// Forgets what no root points to any more; the proxy does the same.
+    fn sweep(&mut self) {
+        self.sweep = false;
+        let reached = self.reach(self.roots.iter());
+        let gone: Vec<Arc<str>> = self.nodes.keys().filter(|name| !reached.contains(*name)).cloned().collect();
+        for name in &gone {
+            self.forget(name);
+        }
+        let queued = &mut self.queued;
+        self.queue.retain(|entry| match &entry.work {
+            Work::Resource(name) | Work::Members(name) if !reached.contains(name) => {
+                queued.remove(name);
+                false
+            }
+            _ => true,
+        });
+    }
+
+    /// All topics that it listens to.
+    pub fn topics(&self) -> Vec<Topic> {
+        self.topics.keys().cloned().collect()
+    }
+
+    /// Whether the proxy has the set that an endpoint of this name belongs to.
+    pub fn holds_collection_of(&self, endpoint: &str) -> bool {
+        weft_api::names::collection_of(endpoint).is_some_and(|head| self.collections.contains_key(head))
+    }
+
+    /// Whether it has asked for addresses yet.
+    pub fn has_asked(&self) -> bool {
+        self.asked.contains(v1::Address::TYPE_URL)
+    }
+
+    /// How often a bound refused something since the last call.
+    pub fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused_by_bounds)
+    }
+
+    /// How many resources the proxy holds, endpoints included.
+    pub fn len(&self) -> usize {
+        self.nodes.len() + self.collections.values().map(|collection| collection.held.len()).sum::<usize>()
+    }
+
+    /// It holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many names it has subscribed to.
+    pub fn subscriptions(&self) -> usize {
+        self.roots.len()
+    }
+
+    /// Responses not yet acknowledged.
+    pub fn unacknowledged(&self) -> usize {
+        self.outstanding.len()
+    }
+
+    /// Name, version sent, version acknowledged and refusal of each resource, in the order of their names.
+    pub fn versions(&self) -> Vec<Version> {
+        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.held));
+        let members = self.collections.values().flat_map(|collection| &collection.held);
+        let version = |(name, held): (&Arc<str>, &Held)| Version {
+            name: Arc::clone(name),
+            sent: held.sent.clone(),
+            acknowledged: held.acked.clone(),
+            refused: held.refused.clone(),
+        };
+        let mut all: Vec<Version> = nodes.chain(members).map(version).collect();
+        all.sort_by(|one, two| one.name.cmp(&two.name));
+        all
+    }
+}
+
+/// Which version of a resource a proxy has.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Version {
+    /// The resource.
+    pub name: Arc<str>,
+    /// Sent last; none if its removal was.
+    pub sent: Option<Arc<str>>,
+    /// In force at the proxy.
+    pub acknowledged: Option<Arc<str>>,
+    /// Why what was sent last is not in force.
+    pub refused: Option<Arc<str>>,
+}
+
+/// The part of some [`Changes`] that one stream listens to.
+#[derive(Clone, Debug, Default)]
+pub struct Touched {
+    /// Topics; never of endpoints.
+    pub topics: Vec<Topic>,
+    /// Changed endpoints by set.
+    pub members: Vec<(Arc<str>, Arc<BTreeSet<Arc<str>>>)>,
+}
+
+impl Touched {
+    /// All of `changes`, for a stream that listens to everything.
+    pub fn all(changes: &Changes) -> Self {
+        let names = changes.names.iter().cloned().map(Topic::Name);
+        let ips = changes.ips.iter().copied().map(Topic::Ip);
+        let services = changes.services.iter().cloned().map(Topic::Service);
+        let members = changes.members.iter().map(|(head, names)| (Arc::clone(head), Arc::new(names.clone())));
+        Self { topics: names.chain(ips).chain(services).collect(), members: members.collect() }
+    }
+}

@@ -1,0 +1,280 @@
+//! What is sent: the next response, made from the queue and from what is true now.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use weft_api::names::ResourceType;
+use weft_api::wire::{discovery, v1};
+
+use super::{Entry, Held, Members, Node, Pending, Phase, Sent, Session, Work};
+use crate::compile::{Collection, Compiled, Resource};
+
+/// Bytes of an entry beside its name and its bytes: version, type URL, tags and lengths.
+const OVERHEAD: usize = 96;
+
+/// A response in the making.
+struct Draft {
+    group: &'static str,
+    nonce: u64,
+    room: usize,
+    resources: Vec<discovery::Resource>,
+    removed: Vec<String>,
+    versions: Vec<(Arc<str>, Option<Arc<str>>)>,
+    answer: bool,
+}
+
+impl Draft {
+    fn is_empty(&self) -> bool {
+        self.versions.is_empty()
+    }
+
+    /// Whether `bytes` more fit. One that is larger than a whole response goes alone.
+    fn fits(&self, bytes: usize) -> bool {
+        bytes <= self.room || self.is_empty()
+    }
+
+    fn fits_resource(&self, name: &str, resource: &Resource) -> bool {
+        self.fits(name.len() + resource.bytes.len() + OVERHEAD)
+    }
+
+    fn push(&mut self, name: &Arc<str>, resource: &Resource) {
+        self.room = self.room.saturating_sub(name.len() + resource.bytes.len() + OVERHEAD);
+        self.versions.push((Arc::clone(name), Some(Arc::clone(&resource.version))));
+        self.resources.push(discovery::Resource {
+            version: resource.version.to_string(),
+            resource: Some(prost_types::Any { type_url: resource.type_url.to_owned(), value: resource.bytes.to_vec() }),
+            name: name.to_string(),
+        });
+    }
+
+    fn remove(&mut self, name: &Arc<str>) {
+        self.room = self.room.saturating_sub(name.len() + 4);
+        self.versions.push((Arc::clone(name), None));
+        self.removed.push(name.to_string());
+    }
+}
+
+impl Session {
+    /// The next response, if there is something to say and the window is open.
+    pub fn next(&mut self, compiled: &Compiled, now: Duration) -> Option<discovery::DeltaDiscoveryResponse> {
+        while self.has_work() {
+            if let Some(response) = self.make(compiled, now) {
+                return Some(response);
+            }
+        }
+        None
+    }
+
+    fn make(&mut self, compiled: &Compiled, now: Duration) -> Option<discovery::DeltaDiscoveryResponse> {
+        let mut draft = Draft {
+            group: self.queue.front()?.group,
+            nonce: self.nonce + 1,
+            room: self.limits.message,
+            resources: Vec::new(),
+            removed: Vec::new(),
+            versions: Vec::new(),
+            answer: false,
+        };
+        while let Some(entry) = self.queue.pop_front() {
+            if entry.group != draft.group || !self.work(&entry.work, compiled, &mut draft) {
+                self.queue.push_front(entry);
+                break;
+            }
+        }
+        if self.sweep {
+            self.sweep();
+        }
+        let changed = if self.queue.is_empty() {
+            self.claims = HashMap::new();
+            self.changed.take()
+        } else {
+            self.changed
+        };
+        if draft.is_empty() && !draft.answer {
+            return None;
+        }
+        self.nonce = draft.nonce;
+        self.outstanding
+            .insert(draft.nonce, Sent { versions: draft.versions, changed: changed.filter(|at| *at <= now) });
+        Some(discovery::DeltaDiscoveryResponse {
+            system_version_info: env!("CARGO_PKG_VERSION").to_owned(),
+            resources: draft.resources,
+            type_url: draft.group.to_owned(),
+            nonce: draft.nonce.to_string(),
+            removed_resources: draft.removed,
+        })
+    }
+
+    /// Does one entry of the queue; false if it did not fit and has to be taken up again.
+    fn work(&mut self, work: &Work, compiled: &Compiled, draft: &mut Draft) -> bool {
+        match work {
+            Work::Answer => {
+                draft.answer = true;
+                true
+            }
+            Work::Resource(name) => {
+                let done = self.emit(name, compiled, draft);
+                if done {
+                    self.queued.remove(name);
+                }
+                done
+            }
+            Work::Members(head) => {
+                let Some(mut members) = self.collections.remove(head) else {
+                    self.queued.remove(head);
+                    return true;
+                };
+                let done = self.emit_members(head, &mut members, compiled, draft);
+                self.collections.insert(Arc::clone(head), members);
+                if done {
+                    self.queued.remove(head);
+                }
+                done
+            }
+        }
+    }
+
+    fn emit(&mut self, name: &Arc<str>, compiled: &Compiled, draft: &mut Draft) -> bool {
+        // Gone: whatever pointed to it changes too. A workload that is gone keeps its last rules while its proxy is connected:
+        // a pod may be served after its object has been deleted.
+        let Some(current) = compiled.get(name) else { return true };
+        let is_head = current.type_url == v1::EndpointHead::TYPE_URL;
+        if let Some(node) = self.nodes.get(name) {
+            if is_head || node.held.sent.as_ref() == Some(&current.version) {
+                return true;
+            }
+        } else if let Some(claimed) = self.claims.get(&**name)
+            && **claimed == *current.version
+        {
+            self.claims.remove(&**name);
+            let confirmed = Held::confirmed(Arc::clone(&current.version));
+            if is_head {
+                self.collections.insert(Arc::clone(name), confirmed_members(compiled.collection(name)));
+            }
+            self.hold(name, &current, confirmed, draft.group);
+            return true;
+        }
+        if !draft.fits_resource(name, &current) {
+            return false;
+        }
+        draft.push(name, &current);
+        let acked = self.nodes.get(name).and_then(|node| node.held.acked.clone());
+        let held = Held { sent: Some(Arc::clone(&current.version)), acked, nonce: draft.nonce, refused: None };
+        if is_head {
+            let phase = if self.claims.remove(&**name).is_some() { Phase::Awaiting } else { Phase::Loading };
+            let members = Members { phase, held: HashMap::new(), pending: Pending::All };
+            self.collections.insert(Arc::clone(name), members);
+            if phase == Phase::Loading {
+                self.queued.insert(Arc::clone(name));
+                self.queue.push_front(Entry { group: draft.group, work: Work::Members(Arc::clone(name)) });
+            }
+        }
+        self.hold(name, &current, held, draft.group);
+        true
+    }
+
+    /// Remembers what the proxy has now, and puts in front of the queue what it points to and what the proxy lacks.
+    fn hold(&mut self, name: &Arc<str>, resource: &Arc<Resource>, held: Held, group: &'static str) {
+        for next in resource.points_to.iter().rev() {
+            if !self.nodes.contains_key(next) {
+                self.queue.push_front(Entry { group, work: Work::Resource(Arc::clone(next)) });
+            }
+        }
+        match self.nodes.insert(Arc::clone(name), Node { held, resource: Arc::clone(resource) }) {
+            Some(before) => {
+                let kept = |old: &Arc<str>| resource.points_to.contains(old);
+                self.sweep |= !before.resource.points_to.iter().all(kept);
+            }
+            None => self.listen(name),
+        }
+    }
+
+    /// Sends the members that differ; a set that was loading ends with the head of what was sent.
+    fn emit_members(&mut self, head: &Arc<str>, members: &mut Members, compiled: &Compiled, draft: &mut Draft) -> bool {
+        if members.phase == Phase::Awaiting {
+            return true;
+        }
+        let truth = compiled.collection(head).map(|set| &**set);
+        if !send_differences(members, truth, draft) {
+            return false;
+        }
+        if members.phase == Phase::Loading {
+            let Some(current) = compiled.get(head) else { return true };
+            let Some(node) = self.nodes.get_mut(head) else { return true };
+            if node.held.sent.as_ref() != Some(&current.version) {
+                if !draft.fits_resource(head, &current) {
+                    return false;
+                }
+                draft.push(head, &current);
+                node.held.sent = Some(Arc::clone(&current.version));
+                node.held.nonce = draft.nonce;
+                node.resource = current;
+            }
+            members.phase = Phase::Steady;
+        }
+        true
+    }
+}
+
+/// A set whose digest the proxy has named: it holds all of it.
+fn confirmed_members(truth: Option<&Arc<Collection>>) -> Members {
+    let all = truth.into_iter().flat_map(|set| &set.members);
+    let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(&member.version))));
+    Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(Default::default()) }
+}
+
+/// False if not all fitted; what is left stays pending.
+fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &mut Draft) -> bool {
+    match &mut members.pending {
+        Pending::Some(pending) => {
+            while let Some(name) = pending.pop_first() {
+                if !send_difference(&mut members.held, &name, truth, draft) {
+                    pending.insert(name);
+                    return false;
+                }
+            }
+        }
+        Pending::All => {
+            let gone = |name: &&Arc<str>| truth.is_none_or(|set| !set.members.contains_key(*name));
+            let gone: Vec<Arc<str>> = members.held.keys().filter(gone).cloned().collect();
+            let all = truth.into_iter().flat_map(|set| set.members.keys());
+            for name in gone.iter().chain(all) {
+                if !send_difference(&mut members.held, name, truth, draft) {
+                    return false;
+                }
+            }
+            members.pending = Pending::Some(Default::default());
+        }
+    }
+    true
+}
+
+fn send_difference(
+    all: &mut HashMap<Arc<str>, Held>,
+    name: &Arc<str>,
+    truth: Option<&Collection>,
+    draft: &mut Draft,
+) -> bool {
+    let current = truth.and_then(|set| set.members.get(name));
+    let held = all.get(name);
+    let sent = held.and_then(|held| held.sent.as_ref());
+    if sent == current.map(|current| &current.version) {
+        return true;
+    }
+    let fits = match current {
+        Some(current) => draft.fits_resource(name, current),
+        None => draft.fits(name.len() + 4),
+    };
+    if !fits {
+        return false;
+    }
+    match current {
+        Some(current) => draft.push(name, current),
+        None => draft.remove(name),
+    }
+    let acked = held.and_then(|held| held.acked.clone());
+    let sent = current.map(|current| Arc::clone(&current.version));
+    all.insert(Arc::clone(name), Held { sent, acked, nonce: draft.nonce, refused: None });
+    true
+}

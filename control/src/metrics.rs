@@ -1,0 +1,200 @@
+//! Control's own metrics, in one registry; scraped on 15014.
+//!
+//! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use weft_api::names::short_type;
+
+use crate::compile::Compiled;
+use crate::distribute::session::Heard;
+
+/// Codes of refusals beyond these are counted as `other`: a proxy must not be able to make series.
+const MAX_CODES: usize = 32;
+
+/// All metrics.
+#[derive(Debug)]
+#[allow(missing_docs)] // Each has its help text below.
+pub struct Metrics {
+    registry: Registry,
+    pub streams: IntGauge,
+    pub topics: IntGauge,
+    resources: IntGaugeVec,
+    draining: IntGauge,
+    unresolved: IntGauge,
+    compile_seconds: Histogram,
+    changed: IntCounter,
+    pushes: IntCounterVec,
+    pushed_resources: IntCounterVec,
+    removed: IntCounter,
+    bytes: IntCounter,
+    acks: IntCounter,
+    nacks: IntCounterVec,
+    convergence_seconds: Histogram,
+    bounds: IntCounterVec,
+    pub issued: IntCounter,
+    pub refused: IntCounterVec,
+    pub control_not_after: IntGauge,
+    pub connections: IntGauge,
+    pub handshake_failures: IntCounter,
+    pub source_state: IntGaugeVec,
+    pub source_age: IntGauge,
+    pub problems: IntGauge,
+    pub skipped: IntGauge,
+    pub reloads: IntCounter,
+    codes: parking_lot::Mutex<std::collections::HashSet<String>>,
+}
+
+const CONVERGENCE: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// Registers under `weft_control_NAME`.
+struct Make<'r>(&'r Registry);
+
+impl Make<'_> {
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        let made = IntGauge::new(format!("weft_control_{name}"), help)?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn gauges(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntGaugeVec> {
+        let made = IntGaugeVec::new(Opts::new(format!("weft_control_{name}"), help), &[label])?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        let made = IntCounter::new(format!("weft_control_{name}"), help)?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn counters(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntCounterVec> {
+        let made = IntCounterVec::new(Opts::new(format!("weft_control_{name}"), help), &[label])?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> prometheus::Result<Histogram> {
+        let options = HistogramOpts::new(format!("weft_control_{name}"), help).buckets(CONVERGENCE.to_vec());
+        let made = Histogram::with_opts(options)?;
+        self.0.register(Box::new(made.clone()))?;
+        Ok(made)
+    }
+}
+
+impl Metrics {
+    /// Registers all of them; fails only if two have one name.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let make = Make(&registry);
+        let build = make.gauges("build_info", "1, labelled with the version of control.", "version")?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(Self {
+            streams: make.gauge("connected_proxies", "Open discovery streams.")?,
+            topics: make.gauge("subscribed_topics", "Names, addresses and services that some proxy listens to.")?,
+            resources: make.gauges("resources", "Compiled resources by type; addresses are made on demand.", "type")?,
+            draining: make.gauge("draining_workloads", "Workloads that have said that they leave.")?,
+            unresolved: make.gauge("unresolved_endpoints", "Endpoints left out because their pod is not known.")?,
+            compile_seconds: make.histogram("compile_duration_seconds", "Time to compile a change.")?,
+            changed: make.counter("resources_changed_total", "Resources that a change made new, different or gone.")?,
+            pushes: make.counters("pushes_total", "Responses sent, by the type they answer for.", "type")?,
+            pushed_resources: make.counters(
+                "pushed_resources_total",
+                "Resources sent, by the type of the response.",
+                "type",
+            )?,
+            removed: make.counter("pushed_removals_total", "Removals sent.")?,
+            bytes: make.counter("pushed_bytes_total", "Bytes of responses sent, before TLS.")?,
+            acks: make.counter("acks_total", "Responses acknowledged, in whole or in part.")?,
+            nacks: make.counters(
+                "nacks_total",
+                "Resources refused by a proxy, by code; `response` is a whole one.",
+                "code",
+            )?,
+            convergence_seconds: make.histogram(
+                "convergence_duration_seconds",
+                "Time from a change in the tables until one proxy has acknowledged it.",
+            )?,
+            bounds: make.counters("bound_hits_total", "How often a bound refused something, by bound.", "bound")?,
+            issued: make.counter("certificates_issued_total", "Certificates issued to workloads.")?,
+            refused: make.counters("certificates_refused_total", "Certificate requests refused, by cause.", "cause")?,
+            control_not_after: make.gauge(
+                "certificate_expiry_timestamp_seconds",
+                "When control's own certificate ends, in seconds since 1970.",
+            )?,
+            connections: make.gauge("connections", "Open connections to the discovery port.")?,
+            handshake_failures: make
+                .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,
+            source_state: make.gauges("source_state", "1 for the state that the source is in.", "state")?,
+            source_age: make
+                .gauge("source_age_seconds", "Age of the oldest part of the source; 0 if it is up to date.")?,
+            problems: make.gauge("source_problems", "Problems in the manifests that are in force now.")?,
+            skipped: make.gauge("source_skipped_objects", "Objects of kinds that control does not read.")?,
+            reloads: make.counter("source_loads_total", "How often the source gave a new state.")?,
+            codes: parking_lot::Mutex::default(),
+            registry,
+        })
+    }
+
+    /// A change was compiled.
+    pub fn compiled(&self, took: Duration, compiled: &Compiled, changed: usize, draining: usize) {
+        self.compile_seconds.observe(took.as_secs_f64());
+        self.changed.inc_by(changed as u64);
+        self.draining.set(draining as i64);
+        self.unresolved.set(compiled.unresolved().len() as i64);
+        self.resources.reset();
+        for (type_url, count) in compiled.counts() {
+            self.resources.with_label_values(&[short_type(type_url)]).set(count as i64);
+        }
+    }
+
+    /// A response was sent.
+    pub fn pushed(&self, response_type: &str, resources: usize, removed: usize, bytes: usize) {
+        self.pushes.with_label_values(&[response_type]).inc();
+        self.pushed_resources.with_label_values(&[response_type]).inc_by(resources as u64);
+        self.removed.inc_by(removed as u64);
+        self.bytes.inc_by(bytes as u64);
+    }
+
+    /// A request came.
+    pub fn heard(&self, heard: &Heard) {
+        if heard.acked {
+            self.acks.inc();
+        }
+        for nack in &heard.nacks {
+            self.nacks.with_label_values(&[self.code(&nack.code)]).inc();
+        }
+        if let Some(took) = heard.converged {
+            self.convergence_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    fn code<'c>(&self, code: &'c str) -> &'c str {
+        let plain = !code.is_empty() && code.len() <= 40 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        let mut codes = self.codes.lock();
+        if plain && (codes.contains(code) || codes.len() < MAX_CODES) {
+            codes.insert(code.to_owned());
+            code
+        } else {
+            "other"
+        }
+    }
+
+    /// A bound was hit so many times.
+    pub fn bound(&self, bound: &'static str, times: u64) {
+        if times > 0 {
+            self.bounds.with_label_values(&[bound]).inc_by(times);
+        }
+    }
+
+    /// The text that Prometheus scrapes.
+    pub fn text(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,58 @@
+//! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`]).
+
+pub mod admin;
+pub mod ca;
+pub mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
+use weft_api::wire::v1::drain_server::DrainServer;
+use weft_certs::ca::Ca;
+
+use crate::config::Config;
+use crate::distribute::Hub;
+use crate::distribute::ads::Ads;
+use crate::distribute::drain::DrainService;
+
+/// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
+/// very large set may be a few MiB.
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
+/// Of all other calls.
+const MAX_SMALL_REQUEST: usize = 64 * 1024;
+/// A dead peer is noticed after the sum of these two.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams on one connection: discovery, a drain, a certificate.
+const MAX_STREAMS: u32 = 16;
+
+/// Serves proxies until `stopping`, then until the connections have ended.
+pub async fn serve(
+    listener: TcpListener,
+    config: &Config,
+    hub: Arc<Hub>,
+    ca: Arc<Ca>,
+    stopping: CancellationToken,
+) -> anyhow::Result<()> {
+    let acceptor = tls::Acceptor::new(Arc::clone(&ca), Arc::clone(&hub.metrics), config.max_connections)?;
+    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), stopping.clone()))
+        .max_decoding_message_size(MAX_REQUEST);
+    let certificates = ca::CertificateService::new(ca, config, Arc::clone(&hub.metrics));
+    let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
+    let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
+    let connections = acceptor.listen(listener, stopping.clone());
+    tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_concurrent_streams(MAX_STREAMS)
+        .add_service(ads)
+        .add_service(certificates)
+        .add_service(drain)
+        .serve_with_incoming_shutdown(connections, stopping.cancelled_owned())
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,229 @@
+//! TLS for the discovery port: client certificate optional, control's own certificate renewed before it ends.
+//!
+//! Bounds: open connections, handshakes at a time, time for a handshake.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::server::Connected;
+use weft_certs::ca::Ca;
+use weft_certs::svid::Svid;
+use weft_certs::tls::{ClientAuth, peer_identity, peer_not_after, server_config};
+
+use crate::auth::{Peer, Proved};
+use crate::metrics::Metrics;
+
+/// Life of control's own certificate. It stays in memory, so it may be short.
+const CONTROL_TTL: Duration = Duration::from_secs(24 * 3600);
+/// How often the wall clock is looked at: it may be set while we sleep.
+const CLOCK: Duration = Duration::from_secs(60);
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+const HANDSHAKES: usize = 256;
+
+/// Accepts connections with a certificate that is always valid.
+#[derive(Debug)]
+pub struct Acceptor {
+    config: Arc<ArcSwap<ServerConfig>>,
+    ca: Arc<Ca>,
+    renew_at: SystemTime,
+    metrics: Arc<Metrics>,
+    connections: Arc<Semaphore>,
+}
+
+impl Acceptor {
+    /// Issues the first certificate.
+    pub fn new(ca: Arc<Ca>, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
+        let (config, svid) = issue(&ca)?;
+        metrics.control_not_after.set(seconds(svid.not_after()));
+        let renew_at = svid.renew_at(0.5);
+        let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
+        Ok(Self { config: Arc::new(ArcSwap::new(config)), ca, renew_at, metrics, connections })
+    }
+
+    /// Connections whose handshake has succeeded, until `stopping`.
+    pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
+        let (out, connections) = mpsc::channel(16);
+        tokio::spawn(async move {
+            let renewal =
+                renew(Arc::clone(&self.ca), Arc::clone(&self.config), self.renew_at, Arc::clone(&self.metrics));
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = self.accept(&listener, &out) => {}
+                () = renewal => {}
+            }
+        });
+        ReceiverStream::new(connections)
+    }
+
+    async fn accept(&self, listener: &TcpListener, out: &mpsc::Sender<io::Result<Connection>>) {
+        let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
+        loop {
+            // Waiting here leaves newcomers in the kernel's queue, which is bounded too.
+            let Ok(handshake) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let (tcp, addr) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    // Out of descriptors, most likely: give some time to be closed.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
+                self.metrics.bound("connections", 1);
+                continue;
+            };
+            let acceptor = TlsAcceptor::from(self.config.load_full());
+            let (out, metrics) = (out.clone(), Arc::clone(&self.metrics));
+            tokio::spawn(async move {
+                let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr)).await;
+                drop(handshake);
+                match shaken {
+                    Ok(Ok((tls, peer))) => {
+                        let connection = Connection { tls, peer, _open: OpenConnection::new(permit, metrics) };
+                        let _ = out.send(Ok(connection)).await;
+                    }
+                    Ok(Err(error)) => {
+                        metrics.handshake_failures.inc();
+                        tracing::info!(%addr, %error, "a TLS handshake failed");
+                    }
+                    Err(_) => {
+                        metrics.handshake_failures.inc();
+                        tracing::info!(%addr, "a TLS handshake took too long");
+                    }
+                }
+            });
+        }
+    }
+}
+
+async fn shake(
+    acceptor: TlsAcceptor,
+    tcp: TcpStream,
+    addr: std::net::SocketAddr,
+) -> io::Result<(TlsStream<TcpStream>, Peer)> {
+    tcp.set_nodelay(true)?;
+    let tls = acceptor.accept(tcp).await?;
+    let chain = tls.get_ref().1.peer_certificates();
+    let proved = match chain {
+        None | Some([]) => None,
+        Some(_) => {
+            let identity = peer_identity(chain).map_err(io::Error::other)?;
+            let not_after = peer_not_after(chain).map_err(io::Error::other)?;
+            Some(Proved { identity, not_after })
+        }
+    };
+    Ok((tls, Peer { addr, proved }))
+}
+
+fn issue(ca: &Ca) -> anyhow::Result<(Arc<ServerConfig>, Svid)> {
+    let svid = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
+    let config = server_config(&svid, ca.roots(), &[b"h2"], ClientAuth::Optional, ca.trust_domain())?;
+    Ok((config, svid))
+}
+
+/// Never ends. Open connections keep the certificate that they began with.
+async fn renew(ca: Arc<Ca>, config: Arc<ArcSwap<ServerConfig>>, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
+    loop {
+        match renew_at.duration_since(SystemTime::now()) {
+            Ok(left) => tokio::time::sleep(left.clamp(Duration::from_secs(1), CLOCK)).await,
+            Err(_) => match issue(&ca) {
+                Ok((renewed, svid)) => {
+                    tracing::info!(serial = svid.serial(), "control renewed its certificate");
+                    metrics.control_not_after.set(seconds(svid.not_after()));
+                    renew_at = svid.renew_at(0.5);
+                    config.store(renewed);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "control cannot renew its certificate; trying again in a minute");
+                    tokio::time::sleep(CLOCK).await;
+                }
+            },
+        }
+    }
+}
+
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+/// Counts an open connection.
+#[derive(Debug)]
+struct OpenConnection {
+    metrics: Arc<Metrics>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl OpenConnection {
+    fn new(permit: OwnedSemaphorePermit, metrics: Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { metrics, _permit: permit }
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+/// A connection that knows its peer.
+#[derive(Debug)]
+pub struct Connection {
+    tls: TlsStream<TcpStream>,
+    peer: Peer,
+    _open: OpenConnection,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tls.is_write_vectored()
+    }
+}
