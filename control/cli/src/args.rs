@@ -57,6 +57,9 @@ pub enum Command {
     /// Play a demo workload that knows nothing of the mesh
     #[command(subcommand, hide = true)]
     App(crate::app::App),
+    /// Become a program inside a pod of the lab
+    #[command(hide = true)]
+    LabExec(crate::lab::exec::Args),
 }
 
 const DEMO_HELP: &str = "\

@@ -13,7 +13,9 @@ use clap::{CommandFactory, Parser};
 
 pub mod app;
 pub mod args;
+pub mod demo;
 pub mod exit;
+pub mod lab;
 pub mod output;
 mod token;
 
@@ -35,10 +37,12 @@ pub fn main() -> ExitCode {
 fn run(command: Command) -> Result<ExitCode, Failure> {
     let exit = match command {
         Command::App(app) => return app::run(app),
+        Command::LabExec(args) => return lab::exec::run(args),
         Command::Token(args) => token::run(&args)?,
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
-        Command::Demo(_) | Command::Policy(_) | Command::Explain(_) => return Err(Failure::here("not yet")),
+        Command::Demo(args) => demo::run(&args)?,
+        Command::Policy(_) | Command::Explain(_) => return Err(Failure::here("not yet")),
     };
     Ok(exit.into())
 }

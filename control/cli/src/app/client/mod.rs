@@ -10,6 +10,7 @@ pub mod tally;
 mod tcp;
 
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -72,6 +73,12 @@ pub struct Args {
     /// Milliseconds between the lines
     #[arg(long, value_name = "MS", default_value_t = 100)]
     pub every: u64,
+    /// Send the lines to this unix datagram socket instead of standard output
+    #[arg(long, value_name = "SOCKET")]
+    pub report: Option<std::path::PathBuf>,
+    /// A word that each line carries
+    #[arg(long, default_value = "")]
+    pub label: String,
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -110,23 +117,54 @@ pub async fn run(args: Args) -> Result<(), Failure> {
     for index in 0..args.connections {
         workers.spawn(worker(args.clone(), to, index, total.clone(), until));
     }
+    let report = Report::open(&args)?;
     let mut lines = tokio::time::interval(Duration::from_millis(args.every.max(10)));
     loop {
         tokio::select! {
-            _ = lines.tick() => print(&total),
+            _ = lines.tick() => report.tell(&total),
             _ = stop.wait_for(|stopping| *stopping) => break,
             done = workers.join_next() => if done.is_none() { break },
         }
     }
+    // What is under way is given up and not counted: nobody waits for it any more.
     workers.shutdown().await;
-    print(&total);
+    report.tell(&total);
     Ok(())
 }
 
-fn print(total: &Mutex<Tally>) {
-    let tally = std::mem::take(&mut *total.lock());
-    if !tally.is_empty() {
-        output::json(&tally);
+/// Where the lines go.
+struct Report {
+    label: String,
+    to: Option<UnixDatagram>,
+}
+
+impl Report {
+    fn open(args: &Args) -> Result<Self, Failure> {
+        let connect = |path: &std::path::PathBuf| {
+            let socket = UnixDatagram::unbound()?;
+            socket.connect(path)?;
+            Ok(socket)
+        };
+        let failed = |error: std::io::Error| Failure::here(format!("cannot report: {error}"));
+        let to = args.report.as_ref().map(connect).transpose().map_err(failed)?;
+        Ok(Self { label: args.label.clone(), to })
+    }
+
+    fn tell(&self, total: &Mutex<Tally>) {
+        let tally = std::mem::take(&mut *total.lock());
+        if tally.is_empty() {
+            return;
+        }
+        let line = tally::Line { label: self.label.clone(), tally };
+        match &self.to {
+            None => output::json(&line),
+            Some(socket) => {
+                let sent = serde_json::to_vec(&line).map(|line| socket.send(&line));
+                if !matches!(sent, Ok(Ok(_))) {
+                    output::say("weft app client: a report was lost");
+                }
+            }
+        }
     }
 }
 

@@ -52,6 +52,15 @@ pub struct Tally {
     pub errors: BTreeMap<String, u64>,
 }
 
+/// A tally as it is reported.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Line {
+    /// Which client.
+    pub label: String,
+    /// Its interval.
+    pub tally: Tally,
+}
+
 impl Tally {
     /// Counts one operation that took `took`.
     pub(crate) fn record(&mut self, took: Duration, answer: Result<Answer, String>) {
