@@ -16,6 +16,8 @@
 
 pub mod ca;
 mod files;
+#[cfg(test)]
+mod hostile;
 pub mod svid;
 pub mod tls;
 pub mod token;
