@@ -16,6 +16,8 @@ pub use limiter::{DEFAULT_MAX_KEYS, Key, Limiter, whole_seconds};
 /// Ticks of a cell's clock in a nanosecond: with 64 of them an interval is exact to 1 in 64,000 at a million requests a second,
 /// and the word lasts for 9 years of the proxy's life.
 const TICKS: u128 = 64;
+/// No cell gets further ahead than this (2 years): sums stay inside the word.
+const MAX_AHEAD: u64 = 1 << 62;
 
 /// So many requests in so much time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,12 +80,12 @@ impl Rate {
     /// Ticks between two requests at the even rate, rounded up so that the bound holds, never 0.
     fn interval(&self) -> u64 {
         let per = self.per.as_nanos().saturating_mul(TICKS);
-        u64::try_from(per.div_ceil(u128::from(self.requests.max(1)))).unwrap_or(u64::MAX).max(1)
+        u64::try_from(per.div_ceil(u128::from(self.requests.max(1)))).unwrap_or(MAX_AHEAD).clamp(1, MAX_AHEAD)
     }
 
     /// How far ahead of now a cell may get.
     fn room(&self) -> u64 {
-        self.interval().saturating_mul(self.burst.max(1))
+        self.interval().saturating_mul(self.burst.max(1)).min(MAX_AHEAD)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::path::Readings;
+use super::path::{Readings, decode_all};
 use super::{Action, From, Pattern, Policy, Question, Rule, To, Verdict};
 use crate::identity::Identity;
 use crate::reason::Reason;
@@ -20,7 +20,10 @@ pub struct PolicySet {
 
 impl PolicySet {
     /// `default_deny`: what happens where no Allow policy is.
-    pub fn new(policies: Vec<Policy>, default_deny: bool) -> Self {
+    pub fn new(mut policies: Vec<Policy>, default_deny: bool) -> Self {
+        for to in policies.iter_mut().flat_map(|p| &mut p.rules).flat_map(|rule| &mut rule.to) {
+            add_decoded(&mut to.paths);
+        }
         let label = |policy: &Policy, rule: &Rule| -> Arc<str> {
             let source = if rule.source.is_empty() { &policy.source } else { &rule.source };
             if source.is_empty() { Arc::clone(&policy.name) } else { format!("{} at {source}", policy.name).into() }
@@ -36,7 +39,7 @@ impl PolicySet {
         self.policies.is_empty() && !self.default_deny
     }
 
-    /// The policies, as given.
+    /// The policies as given, the decoded spelling of each path pattern added.
     pub fn policies(&self) -> &[Policy] {
         &self.policies
     }
@@ -83,6 +86,17 @@ impl PolicySet {
         }
         None
     }
+}
+
+/// A pattern with escapes (`/a%20b`) stands for the decoded text too: a path is read in both ways.
+fn add_decoded(patterns: &mut Vec<Pattern>) {
+    let decoded = |pattern: &Pattern| {
+        let (Pattern::Exact(text) | Pattern::Prefix(text)) = pattern;
+        let text: Arc<str> = decode_all(text).filter(|decoded| **decoded != **text)?.into();
+        Some(if matches!(pattern, Pattern::Exact(_)) { Pattern::Exact(text) } else { Pattern::Prefix(text) })
+    };
+    let added: Vec<Pattern> = patterns.iter().filter_map(decoded).collect();
+    patterns.extend(added);
 }
 
 fn broken_label(policy: &Policy, why: &str) -> Arc<str> {

@@ -164,7 +164,7 @@ fn decode_unreserved(path: &str) -> String {
 
 /// All escapes decoded once. `None`: a control character or text that is not UTF-8. A `%` that starts no escape stays: it came out of
 /// an earlier decoding (`100%25`).
-fn decode_all(text: &str) -> Option<String> {
+pub(super) fn decode_all(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
