@@ -1,0 +1,218 @@
+//! Manifests of the services that a test deploys, written as an operator would have them: Service, EndpointSlice, Pod.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+
+/// What runs in a service's pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum App {
+    /// `weft app http`.
+    Http,
+    /// `weft app grpc`.
+    Grpc,
+    /// `weft app tcp`.
+    Tcp,
+    /// Nothing: the test itself plays the application.
+    Own,
+}
+
+/// A service to be deployed, in words.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Its name, and the name of its pods' service account.
+    pub name: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// The port that clients call.
+    pub port: u16,
+    /// The port that its application listens on.
+    pub target_port: u16,
+    /// How many pods it has.
+    pub pods: usize,
+    /// What runs in them.
+    pub app: App,
+    /// The label `version`, and what the application's answers carry.
+    pub version: String,
+    /// `appProtocol` of the port.
+    pub app_protocol: Option<String>,
+    /// Whether its pods are in the mesh.
+    pub meshed: bool,
+    /// Further arguments of the application.
+    pub args: Vec<String>,
+    /// Further flags of the pods' sidecars.
+    pub sidecar: Vec<String>,
+}
+
+impl Service {
+    fn new(name: &str, app: App) -> Self {
+        Self {
+            name: name.to_owned(),
+            namespace: "shop".to_owned(),
+            port: 80,
+            target_port: 8080,
+            pods: 1,
+            app,
+            version: "v1".to_owned(),
+            app_protocol: None,
+            meshed: true,
+            args: Vec::new(),
+            sidecar: Vec::new(),
+        }
+    }
+
+    /// An HTTP service: port 80, application on 8080.
+    pub fn http(name: &str) -> Self {
+        Self::new(name, App::Http)
+    }
+
+    /// A gRPC service.
+    pub fn grpc(name: &str) -> Self {
+        Self { port: 50051, target_port: 50051, ..Self::new(name, App::Grpc) }
+    }
+
+    /// A TCP service that greets and echoes.
+    pub fn tcp(name: &str) -> Self {
+        Self { port: 7000, target_port: 7000, ..Self::new(name, App::Tcp) }
+    }
+
+    /// A service whose application the test plays.
+    pub fn own(name: &str) -> Self {
+        Self::new(name, App::Own)
+    }
+
+    /// With so many pods.
+    #[must_use]
+    pub fn pods(self, pods: usize) -> Self {
+        Self { pods, ..self }
+    }
+
+    /// Called on `port`, its application on `target_port`.
+    #[must_use]
+    pub fn ports(self, port: u16, target_port: u16) -> Self {
+        Self { port, target_port, ..self }
+    }
+
+    /// With this version in label and answers.
+    #[must_use]
+    pub fn version(self, version: &str) -> Self {
+        Self { version: version.to_owned(), ..self }
+    }
+
+    /// Outside the mesh.
+    #[must_use]
+    pub fn unmeshed(self) -> Self {
+        Self { meshed: false, ..self }
+    }
+
+    /// With further arguments of its application.
+    #[must_use]
+    pub fn arg(mut self, arg: &str) -> Self {
+        self.args.push(arg.to_owned());
+        self
+    }
+
+    /// With further flags of its sidecars.
+    #[must_use]
+    pub fn sidecar_arg(mut self, arg: &str) -> Self {
+        self.sidecar.push(arg.to_owned());
+        self
+    }
+
+    /// The name of its pod number `index`, from 0.
+    pub fn pod_name(&self, index: usize) -> String {
+        format!("{}-{index}", self.name)
+    }
+
+    /// Its Service, Pods and EndpointSlice, for these addresses.
+    pub fn manifest(&self, cluster_ip: Ipv4Addr, pods: &[Ipv4Addr]) -> String {
+        let Self { name, namespace, port, target_port, version, meshed, .. } = self;
+        let protocol =
+            self.app_protocol.as_ref().map(|name| format!("\n      appProtocol: {name}")).unwrap_or_default();
+        let mut out = format!(
+            "apiVersion: v1
+kind: Service
+metadata:
+  name: {name}
+  namespace: {namespace}
+spec:
+  clusterIP: {cluster_ip}
+  selector:
+    app: {name}
+  ports:
+    - name: main
+      port: {port}
+      targetPort: {target_port}
+      protocol: TCP{protocol}
+"
+        );
+        for (index, ip) in pods.iter().enumerate() {
+            let pod = self.pod_name(index);
+            let _ = write!(
+                out,
+                "---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {pod}
+  namespace: {namespace}
+  uid: uid-{namespace}-{pod}
+  labels:
+    app: {name}
+    version: {version}
+  annotations:
+    weft.dev/injected: \"{meshed}\"
+spec:
+  serviceAccountName: {name}
+status:
+  phase: Running
+  podIP: {ip}
+  podIPs:
+    - ip: {ip}
+"
+            );
+        }
+        out + "---\n" + &self.slice(pods)
+    }
+
+    /// Its EndpointSlice.
+    pub fn slice(&self, pods: &[Ipv4Addr]) -> String {
+        let Self { name, namespace, target_port, .. } = self;
+        let protocol = self.app_protocol.as_ref().map(|name| format!("\n    appProtocol: {name}")).unwrap_or_default();
+        let mut out = format!(
+            "apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: {name}-1
+  namespace: {namespace}
+  labels:
+    kubernetes.io/service-name: {name}
+addressType: IPv4
+ports:
+  - name: main
+    port: {target_port}
+    protocol: TCP{protocol}
+endpoints:
+"
+        );
+        if pods.is_empty() {
+            out = out.replace("endpoints:\n", "endpoints: []\n");
+        }
+        for (index, ip) in pods.iter().enumerate() {
+            let _ = write!(
+                out,
+                "  - addresses: [{ip}]
+    conditions:
+      ready: true
+      serving: true
+      terminating: false
+    targetRef:
+      kind: Pod
+      name: {}
+      namespace: {namespace}
+",
+                self.pod_name(index)
+            );
+        }
+        out
+    }
+}

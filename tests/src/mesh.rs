@@ -1,0 +1,306 @@
+//! A mesh to test: a lab with control, services with their applications and sidecars, and the files that control reads.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::Duration;
+
+use weft::lab::{Control, Lab, Pod, Process, Sidecar, until};
+
+use crate::manifests::{App, Service};
+use crate::tools;
+
+/// How long a condition may take that holds within a second on an idle machine.
+pub const SOON: Duration = Duration::from_secs(15);
+
+/// A pod with what runs in it.
+#[derive(Debug)]
+pub struct Member {
+    /// The pod.
+    pub pod: Pod,
+    /// Its sidecar, if it is in the mesh.
+    pub sidecar: Option<Sidecar>,
+    /// Its application, unless the test plays it.
+    pub app: Option<Process>,
+    /// Its service account.
+    pub account: String,
+    /// Flags of its sidecar.
+    pub flags: Vec<String>,
+}
+
+/// A mesh under test. Fields are public: a test may kill whatever it likes.
+#[derive(Debug)]
+pub struct Mesh {
+    /// Pods by name.
+    pub members: BTreeMap<String, Member>,
+    /// Control, unless the test has stopped it.
+    pub control: Option<Control>,
+    /// Flags of control.
+    pub control_flags: Vec<String>,
+    /// Services by name, with their cluster addresses.
+    pub services: BTreeMap<String, (Service, Ipv4Addr)>,
+    /// The directory that control reads.
+    pub files: PathBuf,
+    /// The lab; last, because it goes last.
+    pub lab: Lab,
+    next_service: u16,
+}
+
+impl Mesh {
+    /// A node with control on an empty directory.
+    ///
+    /// # Panics
+    /// If it cannot be had.
+    pub fn new() -> Self {
+        Self::with_control(&[])
+    }
+
+    /// A node with control that has further flags.
+    ///
+    /// # Panics
+    /// If it cannot be had.
+    pub fn with_control(flags: &[&str]) -> Self {
+        let mut mesh = Self::without_control();
+        mesh.control_flags = flags.iter().map(ToString::to_string).collect();
+        mesh.start_control();
+        mesh
+    }
+
+    /// A node and nothing else.
+    ///
+    /// # Panics
+    /// If it cannot be had.
+    pub fn without_control() -> Self {
+        let lab = Lab::new(crate::program(), None).unwrap_or_else(|error| panic!("{error}"));
+        let files = lab.dir().join("files");
+        std::fs::create_dir_all(&files).unwrap();
+        Self {
+            members: BTreeMap::new(),
+            control: None,
+            control_flags: Vec::new(),
+            services: BTreeMap::new(),
+            files,
+            lab,
+            next_service: 1,
+        }
+    }
+
+    /// Starts control, or starts it again, and waits until it serves.
+    pub fn start_control(&mut self) {
+        let flags: Vec<&str> = self.control_flags.iter().map(String::as_str).collect();
+        self.control = Some(self.lab.control(&self.files, &flags).unwrap_or_else(|error| panic!("{error}")));
+    }
+
+    /// Writes a file into the directory that control reads, by rename, as editors do.
+    pub fn write(&self, file: &str, text: &str) {
+        write_by_rename(&self.files.join(file), text);
+    }
+
+    /// A cluster address that no service has.
+    pub fn free_cluster_ip(&mut self) -> Ipv4Addr {
+        let [high, low] = self.next_service.to_be_bytes();
+        self.next_service += 1;
+        Ipv4Addr::new(10, 96, high, low)
+    }
+
+    /// Deploys a service: its pods, manifests, applications and sidecars; all are ready when this returns.
+    pub fn deploy(&mut self, service: Service) -> &mut Self {
+        let names = self.deploy_unready(service);
+        for name in names {
+            if let Some(sidecar) = &mut self.member_mut(&name).sidecar {
+                sidecar.wait_ready().unwrap_or_else(|error| panic!("{error}"));
+            }
+        }
+        self
+    }
+
+    /// [`Mesh::deploy`] without waiting for the sidecars; gives the pods' names.
+    pub fn deploy_unready(&mut self, service: Service) -> Vec<String> {
+        let cluster_ip = self.free_cluster_ip();
+        let mut pods = Vec::new();
+        for index in 0..service.pods {
+            let name = service.pod_name(index);
+            let pod = if service.meshed {
+                self.lab.pod(&service.namespace, &name)
+            } else {
+                self.lab.plain_pod(&service.namespace, &name, None)
+            };
+            pods.push(pod.unwrap_or_else(|error| panic!("{error}")));
+        }
+        let addresses: Vec<Ipv4Addr> = pods.iter().map(Pod::ip).collect();
+        for name in [service.name.clone(), format!("{}.{}", service.name, service.namespace)] {
+            self.lab.name(&name, IpAddr::V4(cluster_ip)).unwrap();
+        }
+        self.write(&format!("{}.yaml", service.name), &service.manifest(cluster_ip, &addresses));
+        let names = pods.iter().map(|pod| pod.name().to_owned()).collect();
+        for pod in pods {
+            let app = start_app(&service, &pod);
+            let mut member =
+                Member { pod, sidecar: None, app, account: service.name.clone(), flags: service.sidecar.clone() };
+            if service.meshed {
+                member.start_sidecar(&self.lab);
+            }
+            self.members.insert(member.pod.name().to_owned(), member);
+        }
+        self.services.insert(service.name.clone(), (service, cluster_ip));
+        names
+    }
+
+    /// A pod from which the test calls others: a service without application, named as given, whose one pod is `NAME-0`.
+    pub fn client(&mut self, name: &str) -> &mut Self {
+        self.deploy(Service::own(name))
+    }
+
+    /// A pod and what runs in it.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn member(&self, pod: &str) -> &Member {
+        self.members.get(pod).unwrap_or_else(|| panic!("no pod {pod}; there are {:?}", self.members.keys()))
+    }
+
+    /// A pod and what runs in it, to be changed.
+    ///
+    /// # Panics
+    /// If there is none of this name.
+    pub fn member_mut(&mut self, pod: &str) -> &mut Member {
+        self.members.get_mut(pod).unwrap_or_else(|| panic!("no pod {pod}"))
+    }
+
+    /// The pod itself.
+    pub fn pod(&self, pod: &str) -> &Pod {
+        &self.member(pod).pod
+    }
+
+    /// A pod's sidecar.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn sidecar(&self, pod: &str) -> &Sidecar {
+        self.member(pod).sidecar.as_ref().unwrap_or_else(|| panic!("{pod} has no sidecar"))
+    }
+
+    /// The sum of a metric of a pod's sidecar.
+    pub fn metric(&self, pod: &str, name: &str, labels: &[&str]) -> f64 {
+        self.sidecar(pod).metric(name, labels).unwrap_or_else(|error| panic!("metrics of {pod}: {error}"))
+    }
+
+    /// The cluster address and port of a service.
+    ///
+    /// # Panics
+    /// If it was not deployed.
+    pub fn address(&self, service: &str) -> SocketAddr {
+        let (service, ip) = self.services.get(service).unwrap_or_else(|| panic!("no service {service}"));
+        SocketAddr::from((*ip, service.port))
+    }
+
+    /// Runs the real curl in a pod; its output is the answer's head and body.
+    pub fn curl(&self, pod: &str, args: &[&str]) -> Curl {
+        let mut all = vec!["--silent", "--show-error", "--max-time", "20", "--include"];
+        all.extend(args);
+        let output = self.pod(pod).output(tools::program("curl"), all).unwrap_or_else(|error| panic!("{error}"));
+        Curl::read(&output)
+    }
+
+    /// Rewrites a service's EndpointSlice with these addresses alone.
+    pub fn write_slice(&self, service: &str, pods: &[Ipv4Addr]) {
+        let (service, cluster_ip) = &self.services[service];
+        let all: Vec<Ipv4Addr> = (0..service.pods).map(|index| self.pod(&service.pod_name(index)).ip()).collect();
+        let whole = service.manifest(*cluster_ip, &all);
+        let before = whole.rsplit_once("---\n").map_or(whole.as_str(), |(before, _)| before);
+        self.write(&format!("{}.yaml", service.name), &format!("{before}---\n{}", service.slice(pods)));
+    }
+
+    /// Waits until `look` gives something; the text says how things stand otherwise.
+    ///
+    /// # Panics
+    /// If it does not in time.
+    pub fn until<T>(&self, what: &str, look: impl FnMut() -> Result<T, String>) -> T {
+        until(what, SOON, look).unwrap_or_else(|error| panic!("{error}"))
+    }
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Member {
+    /// Starts the sidecar, or starts it again, without waiting.
+    pub fn start_sidecar(&mut self, lab: &Lab) {
+        let flags: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        let sidecar = lab.sidecar(&self.pod, &self.account, &flags);
+        self.sidecar = Some(sidecar.unwrap_or_else(|error| panic!("{error}")));
+    }
+}
+
+fn start_app(service: &Service, pod: &Pod) -> Option<Process> {
+    let kind = match service.app {
+        App::Http => "http",
+        App::Grpc => "grpc",
+        App::Tcp => "tcp",
+        App::Own => return None,
+    };
+    let mut args: Vec<String> = ["app", kind].iter().map(ToString::to_string).collect();
+    args.push(format!("--listen=0.0.0.0:{}", service.target_port));
+    args.push(format!("--name={}", pod.name()));
+    args.push(format!("--version-label={}", service.version));
+    args.extend(service.args.iter().cloned());
+    let app = pod.weft("app", args).unwrap_or_else(|error| panic!("{error}"));
+    // By the loopback address, which is not captured.
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, service.target_port));
+    let listening =
+        until("the application to listen", SOON, || pod.connect(address).map_err(|error| error.to_string()));
+    listening.unwrap_or_else(|error| panic!("{error}{}", app.log_tail()));
+    Some(app)
+}
+
+/// Writes a file as editors do: a new one, then a rename over the old.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn write_by_rename(path: &Path, text: &str) {
+    let new = path.with_extension("yaml~");
+    std::fs::write(&new, text).unwrap();
+    std::fs::rename(&new, path).unwrap();
+}
+
+/// What curl got.
+#[derive(Debug, Clone)]
+pub struct Curl {
+    /// The status, 0 without an answer.
+    pub status: u16,
+    /// Head and body.
+    pub text: String,
+    /// What it said on standard error.
+    pub error: String,
+}
+
+impl Curl {
+    fn read(output: &Output) -> Self {
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let status = text.split_whitespace().nth(1).and_then(|code| code.parse().ok()).unwrap_or(0);
+        Self { status, text, error: String::from_utf8_lossy(&output.stderr).into_owned() }
+    }
+
+    /// The value of a header field, whose name is given in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        let head = self.text.split("\r\n\r\n").next()?;
+        let field = head.lines().filter_map(|line| line.split_once(':'));
+        field.into_iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim())
+    }
+
+    /// The body of the last answer.
+    pub fn body(&self) -> &str {
+        self.text.rsplit_once("\r\n\r\n").map_or("", |(_, body)| body)
+    }
+
+    /// Panics with all that is known unless the status is this.
+    #[must_use]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "curl got {self:?}");
+        self
+    }
+}
