@@ -46,6 +46,8 @@ pub enum Command {
     /// Say what would happen to a request, step by step, and which line of which file decides it
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Explain),
+    /// Run control: watch manifests, tell the proxies, issue certificates
+    Control(weft_control::Args),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
     /// Print a completion script for a shell
@@ -139,7 +141,7 @@ pub struct Check {
     /// The mesh's trust domain
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Print {ok, problems, objects, skipped}
+    /// Print {ok, files, objects, skipped, problems, warnings}
     #[arg(long)]
     pub json: bool,
 }

@@ -13,13 +13,15 @@ use clap::{CommandFactory, Parser};
 
 pub mod app;
 pub mod args;
+mod check;
 pub mod demo;
 pub mod exit;
+pub mod explain;
 pub mod lab;
 pub mod output;
 mod token;
 
-use args::{Cli, Command, Shell};
+use args::{Cli, Command, Policy, Shell};
 use exit::{Exit, Failure};
 
 /// Runs the command line of this process to its end. To be called first thing in `main`, before any thread exists: the demo enters
@@ -42,7 +44,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
         Command::Demo(args) => demo::run(&args)?,
-        Command::Policy(_) | Command::Explain(_) => return Err(Failure::here("not yet")),
+        Command::Policy(Policy::Check(args)) => check::run(&args)?,
+        Command::Explain(args) => explain::run(&args)?,
+        Command::Control(args) => return Ok(weft_control::main(args)),
     };
     Ok(exit.into())
 }
@@ -50,7 +54,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
 fn version(json: bool) -> Exit {
     let version = env!("CARGO_PKG_VERSION");
     if json {
-        output::json(&serde_json::json!({ "version": version }));
+        output::json(&serde_json::json!({ "version": version, "features": weft_api::FEATURES }));
     } else {
         output::out(format_args!("weft {version}"));
     }

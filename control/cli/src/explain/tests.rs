@@ -1,0 +1,65 @@
+use std::path::PathBuf;
+
+use super::*;
+
+fn shop() -> Compiled {
+    let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/shop"));
+    let loaded = files::load(&[dir], "cluster.local");
+    assert_eq!(loaded.problems, Vec::new());
+    weft_control::compile::compile(&loaded.model)
+}
+
+fn ask(from: &str, method: &str, url: &str) -> Explanation {
+    let from = crate::token::identity(from, "cluster.local").unwrap();
+    let request = http::Request::builder().method(method).uri(url).body(()).unwrap();
+    explain(&shop(), &from, &request.into_parts().0)
+}
+
+#[test]
+fn the_route_and_its_shares_are_named() {
+    let told = ask("shop/web", "GET", "http://catalog.shop/items");
+    assert_eq!(told.verdict, Verdict::Allowed, "{told:?}");
+    let shares: Vec<_> = told.outcomes.iter().map(|outcome| (&*outcome.backend, outcome.share)).collect();
+    assert_eq!(shares, [("service/shop/catalog-v1:80", 0.9), ("service/shop/catalog-v2:80", 0.1)]);
+    let route = told.steps.iter().find(|step| step.room == "route").unwrap();
+    assert!(route.by.contains("HTTPRoute/shop/catalog") && route.by.contains("catalog.yaml:"), "{}", route.by);
+}
+
+#[test]
+fn a_refusal_has_its_reason_and_its_line() {
+    let told = ask("shop/intern", "GET", "http://ledger.shop/entries/today");
+    assert_eq!((told.verdict, told.reason), (Verdict::Refused, Some(Reason::NotAllowed)), "{told:?}");
+    assert_eq!(told.status, Some(403));
+    assert!(ask("shop/web", "GET", "http://ledger.shop/entries/today").foresees(None));
+    let told = ask("shop/web", "POST", "http://ledger.shop/entries/today");
+    assert_eq!(told.reason, Some(Reason::NotAllowed));
+    let told = ask("shop/web", "GET", "http://ledger.shop/entries/../secret");
+    assert_eq!(told.reason, Some(Reason::NotAllowed), "{told:?}");
+}
+
+#[test]
+fn an_allowing_rule_is_named_by_its_line() {
+    let told = ask("shop/web", "GET", "http://10.96.0.70/entries/today");
+    assert_eq!(told.verdict, Verdict::Allowed);
+    let by = &told.outcomes[0].steps.iter().find(|step| step.room == "authorization").unwrap().by;
+    assert!(by.contains("ledger-policy.yaml:"), "{by}");
+}
+
+#[test]
+fn a_limit_is_told_but_does_not_refuse() {
+    let told = ask("shop/web", "GET", "http://payments.shop/pay");
+    assert_eq!(told.verdict, Verdict::Allowed);
+    assert!(told.outcomes[0].steps.iter().any(|step| step.room == "rate limit"), "{told:?}");
+}
+
+#[test]
+fn every_address_has_an_answer() {
+    for url in ["http://elsewhere.example/", "http://192.0.2.1/"] {
+        let told = ask("shop/web", "GET", url);
+        assert_eq!(told.verdict, Verdict::Allowed, "{told:?}");
+        assert!(told.steps[0].decision.contains("outside the mesh"), "{told:?}");
+    }
+    assert_eq!(ask("shop/web", "GET", "http://catalog.shop:81/").reason, Some(Reason::NoEndpoints));
+    assert_eq!(ask("shop/web", "GET", "http://10.244.0.50:8080/").verdict, Verdict::Allowed);
+    assert_eq!(ask("shop/intern", "GET", "http://10.244.0.70:8080/entries").reason, Some(Reason::NotAllowed));
+}
