@@ -132,6 +132,7 @@ fn refused(status: &Status) -> AskError {
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
             Failure::Refused
         }
+        Code::ResourceExhausted => Failure::Busy,
         Code::OutOfRange | Code::Unimplemented => Failure::BadAnswer,
         _ => Failure::Unreachable,
     };

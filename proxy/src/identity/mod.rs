@@ -144,6 +144,8 @@ failures! {
     Unreachable = "unreachable";
     /// Control refused the token, the certificate or the request.
     Refused = "refused";
+    /// Control answered that it has too much to do.
+    Busy = "busy";
     /// The token's file cannot be read, or there is neither token nor valid certificate.
     NoCredential = "no_credential";
     /// Control's answer is no certificate for our key and identity.
