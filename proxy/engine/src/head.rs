@@ -79,7 +79,7 @@ impl Framing {
         };
         // Bytes above ASCII are against RFC 3986, but curl and others send them and every server takes them; hyper insists on UTF-8.
         if method.is_empty()
-            || !method.iter().all(is_token)
+            || !method.iter().copied().all(is_token)
             || target.is_empty()
             || !target.iter().all(|b| *b > 0x20 && *b != 0x7f)
         {
@@ -101,12 +101,12 @@ impl Framing {
         // A folded line starts with a space, which is no token: refused here too.
         let colon = line.iter().position(|b| *b == b':').ok_or(Reason::MalformedRequest)?;
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.is_empty() || !name.iter().all(is_token) || !value.iter().all(is_field_byte) {
+        if name.is_empty() || !name.iter().copied().all(is_token) || !value.iter().copied().all(is_field_byte) {
             return Err(Reason::MalformedRequest);
         }
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
-            require(value.iter().all(is_host_byte))
+            require(value.iter().copied().all(is_host_byte))
         } else if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
             // 18 digits fit every integer type in use.
@@ -131,18 +131,18 @@ fn require(holds: bool) -> Result<(), Reason> {
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token(b: &u8) -> bool {
-    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(b)
+fn is_token(b: u8) -> bool {
+    b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
 /// Visible, space, tab, or obs-text (RFC 9110 section 5.5).
-fn is_field_byte(b: &u8) -> bool {
-    *b == b'\t' || *b >= 0x20 && *b != 0x7f
+fn is_field_byte(b: u8) -> bool {
+    b == b'\t' || b >= 0x20 && b != 0x7f
 }
 
 /// `uri-host [":" port]`: nothing that ends an authority or separates two.
-fn is_host_byte(b: &u8) -> bool {
-    b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}".contains(b)
+fn is_host_byte(b: u8) -> bool {
+    b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}".contains(&b)
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use crate::wire::v1;
 /// Above this a number is no limit; keeps the limiter's arithmetic away from its edges.
 const MAX_REQUESTS: u64 = 1_000_000_000;
 /// Longest window: a year.
-const MAX_WINDOW: Duration = Duration::from_secs(366 * 24 * 3600);
+const MAX_WINDOW: Duration = Duration::from_hours(366 * 24);
 
 /// How often: the limits of one policy object.
 #[derive(Clone, Debug)]

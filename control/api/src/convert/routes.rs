@@ -19,9 +19,9 @@ const MAX_REGEXES: usize = 256;
 /// Gateway API's bound on a weight.
 const MAX_WEIGHT: u32 = 1_000_000;
 /// Longer than any request; keeps sums of times away from their edges.
-const MAX_TIMEOUT: Duration = Duration::from_secs(7 * 24 * 3600);
+const MAX_TIMEOUT: Duration = Duration::from_hours(7 * 24);
 /// Fields that frame messages or name the proxy's own facts: an edit would let a route make what the head's check refuses.
-const NOT_EDITABLE: [&str; 12] = [
+pub(crate) const NOT_EDITABLE: [&str; 12] = [
     "connection",
     "content-length",
     "host",

@@ -54,7 +54,7 @@ fn closed_loop(
         }
         let std::cmp::Reverse((end, chosen, began)) = held.pop().unwrap();
         now = end;
-        members[chosen].load.end(now, now - began, true);
+        members[chosen].load.end(now, now.saturating_sub(began), true);
     }
     for std::cmp::Reverse((_, chosen, _)) in held {
         members[chosen].load.end(now, Duration::ZERO, true);
@@ -160,7 +160,7 @@ fn back_off_grows_to_its_bound_and_one_request_probes() {
     for expected in [1, 2, 4, 8, 16, 30, 30] {
         load.failed(now);
         load.failed(now + millis(1));
-        assert!(!load.usable(now + Duration::from_secs(expected) - millis(1)), "{expected}");
+        assert!(!load.usable(now + millis(expected * 1000 - 1)), "{expected}");
         now += Duration::from_secs(expected);
         assert!(load.usable(now), "{expected}");
         assert!(load.claim(now), "the first may probe");

@@ -48,7 +48,7 @@ fn edges_of_the_numbers() {
 #[test]
 fn a_lower_limit_forgives_what_a_higher_one_had_counted() {
     let cell = Cell::default();
-    let hour = Rate { requests: 1, per: Duration::from_secs(3600), burst: 5 };
+    let hour = Rate { requests: 1, per: Duration::from_hours(1), burst: 5 };
     while admits(&hour, &cell, Duration::ZERO) {}
     let second = Rate { requests: 10, per: Duration::from_secs(1), burst: 5 };
     let Decision::Limit { retry_after } = second.check(&cell, Duration::ZERO) else { panic!("it is used up") };
@@ -87,7 +87,7 @@ proptest! {
         }
         for (from, start) in admitted.iter().enumerate() {
             for (to, end) in admitted.iter().enumerate().skip(from) {
-                let allowed = (*end - *start).as_nanos() * u128::from(requests) / (u128::from(per_ms) * 1_000_000);
+                let allowed = end.saturating_sub(*start).as_nanos() * u128::from(requests) / (u128::from(per_ms) * 1_000_000);
                 prop_assert!((to - from + 1) as u128 <= allowed + u128::from(burst));
             }
         }
@@ -108,7 +108,7 @@ proptest! {
             admitted += u128::from(admits(&rate, &cell, now));
             now += step;
         }
-        let last = now - step;
+        let last = now.saturating_sub(step);
         // The interval that the limit is rounded to, in 1/64 ns: the limit's own, up to one part in so many.
         let interval = (u128::from(per_ms) * 64_000_000).div_ceil(u128::from(requests));
         let floor = last.as_nanos() * 64 / interval;
@@ -209,7 +209,7 @@ fn no_spelling_of_a_path_escapes() {
 
 #[test]
 fn clients_are_told_in_the_drafts_form() {
-    let rate = Rate { requests: 100, per: Duration::from_secs(60), burst: 2 };
+    let rate = Rate { requests: 100, per: Duration::from_mins(1), burst: 2 };
     let limit = Limiter::new("per-client", rate, Key::Service, Vec::new());
     assert_eq!(limit.policy_header(), "\"per-client\";q=100;w=60");
     let cell = limit.cell(None);

@@ -126,8 +126,8 @@ fn disguised() -> impl Strategy<Value = String> {
             path.push_str(if index > 0 && spelling == 3 { "%2f" } else { "/" });
             for (at, byte) in name.bytes().enumerate() {
                 match (spelling, at % 2) {
-                    (1, 0) => path.push_str(&format!("%{byte:02x}")),
-                    (2, 0) => path.push_str(&format!("%25{byte:02X}")),
+                    (1, 0) => path.extend(format!("%{byte:02x}").chars()),
+                    (2, 0) => path.extend(format!("%25{byte:02X}").chars()),
                     _ => path.push(char::from(byte)),
                 }
             }
