@@ -1,0 +1,179 @@
+//! Where connections come in: two listeners that the pod's redirection leads to, and what each connection wanted to reach.
+//!
+//! Invariants
+//! - A connection that was not redirected here, or whose original destination is the listener itself, is refused: nobody talks to the
+//!   proxy as such, and no request circles through it.
+//! - Connections are bounded; beyond the bound a new one is closed at once and counted.
+//! - Running out of file descriptors pauses accepting; it does not end it.
+
+mod inbound;
+mod outbound;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use weft_engine::reason::Reason;
+
+use self::inbound::Applications;
+use crate::Shared;
+use crate::tcp::reset_on_close;
+use crate::telemetry::Direction;
+use crate::upstream::connect::set_options;
+
+/// Connections that the kernel completes before we accept them.
+const BACKLOG: i32 = 4096;
+/// Pause after the kernel had no file descriptor or memory for a connection.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Both listeners, open.
+pub struct Listeners {
+    /// Of our application's connections.
+    pub outbound: std::net::TcpListener,
+    /// Of connections to our application.
+    pub inbound: std::net::TcpListener,
+}
+
+impl Listeners {
+    /// Opens both.
+    ///
+    /// # Errors
+    /// What the kernel says: most often that the port is taken.
+    pub fn bind(outbound: SocketAddr, inbound: SocketAddr) -> io::Result<Self> {
+        Ok(Self { outbound: listen(outbound)?, inbound: listen(inbound)? })
+    }
+}
+
+/// A listener for the data path.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// The data path: serves both listeners until the proxy has drained, or for ever.
+///
+/// Once drain has begun the inbound listener takes what the kernel has completed already and closes. The outbound one goes on: requests in
+/// flight may need it to their end.
+///
+/// # Errors
+/// A listener that tokio does not take.
+pub async fn serve(shared: Arc<Shared>, listeners: Listeners) -> io::Result<()> {
+    let outbound = TcpListener::from_std(listeners.outbound)?;
+    let inbound = TcpListener::from_std(listeners.inbound)?;
+    let bound = Arc::new(Semaphore::new(shared.config.limits.max_connections));
+    let applications = Arc::new(Applications::default());
+    let out = Accept { shared: Arc::clone(&shared), direction: Direction::Outbound, bound: Arc::clone(&bound) };
+    let into = Accept { shared: Arc::clone(&shared), direction: Direction::Inbound, bound };
+    let outward =
+        out.run(outbound, |shared, stream, client, destination| outbound::serve(shared, stream, client, destination));
+    let inward = into.run(inbound, |shared, stream, client, destination| {
+        inbound::serve(shared, Arc::clone(&applications), stream, client, destination)
+    });
+    tokio::join!(outward, inward);
+    Ok(())
+}
+
+struct Accept {
+    shared: Arc<Shared>,
+    direction: Direction,
+    bound: Arc<Semaphore>,
+}
+
+impl Accept {
+    async fn run<F>(self, listener: TcpListener, serve: impl Fn(Arc<Shared>, TcpStream, SocketAddr, SocketAddr) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let drained = async {
+            if self.direction == Direction::Inbound {
+                self.shared.drain.wait().await;
+            } else {
+                std::future::pending().await
+            }
+        };
+        let mut drained = std::pin::pin!(drained);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, client)) => self.take(stream, client, &serve),
+                    Err(error) => self.pause(&error).await,
+                },
+                () = drained.as_mut() => break,
+            }
+        }
+        // Connections that the kernel has completed were promised an answer.
+        while let Some(Ok((stream, client))) = now_or_never(listener.accept()).await {
+            self.take(stream, client, &serve);
+        }
+    }
+
+    fn take<F>(
+        &self,
+        stream: TcpStream,
+        client: SocketAddr,
+        serve: &impl Fn(Arc<Shared>, TcpStream, SocketAddr, SocketAddr) -> F,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let telemetry = &self.shared.telemetry;
+        let Ok(permit) = Arc::clone(&self.bound).try_acquire_owned() else {
+            telemetry.bound_hit("connections");
+            reset_on_close(&stream);
+            return;
+        };
+        let Some(destination) = original_destination(&stream) else {
+            telemetry.refused(self.direction, Reason::LoopRefused);
+            tracing::debug!(%client, "refused: the connection was made to the proxy itself");
+            reset_on_close(&stream);
+            return;
+        };
+        set_options(&stream);
+        let serving = serve(Arc::clone(&self.shared), stream, client, destination);
+        tokio::spawn(async move {
+            serving.await;
+            drop(permit);
+        });
+    }
+
+    async fn pause(&self, error: &io::Error) {
+        // A connection that ended before it was accepted is its own business.
+        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
+            return;
+        }
+        self.shared.telemetry.bound_hit("file_descriptors");
+        tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this stays");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Where a redirected connection wanted to go; `None` if it was not redirected: then it was made to us.
+fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
+    let local = stream.local_addr().ok()?;
+    let socket = SockRef::from(stream);
+    let original = match local {
+        SocketAddr::V4(_) => socket.original_dst_v4(),
+        SocketAddr::V6(_) => socket.original_dst_v6(),
+    };
+    let original = original.ok()?.as_socket()?;
+    (original != local).then_some(original)
+}
+
+async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
+    let mut future = std::pin::pin!(future);
+    std::future::poll_fn(|cx| match future.as_mut().poll(cx) {
+        std::task::Poll::Ready(value) => std::task::Poll::Ready(Some(value)),
+        std::task::Poll::Pending => std::task::Poll::Ready(None),
+    })
+    .await
+}

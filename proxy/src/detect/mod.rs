@@ -1,0 +1,150 @@
+//! Which protocol a connection speaks, from its first bytes, without making anybody wait.
+//!
+//! Invariants
+//! - What was read is given back by [`Prefixed`]: detection is invisible to both ends.
+//! - It ends: after [`SILENCE`] without a byte the server speaks first and the connection is opaque; an unfinished beginning is waited
+//!   for [`UNFINISHED`] more; no more than [`MAX_HEAD`] bytes are held.
+//! - The decision is the engine's ([`weft_engine::detect`]); this is only its I/O.
+
+mod downstream;
+mod prefixed;
+
+use std::io;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use rustls::server::Acceptor;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+pub use weft_engine::detect::Detected;
+use weft_engine::head::{HeadCheck, check_head};
+use weft_engine::reason::Reason;
+
+pub use self::downstream::Downstream;
+pub use self::prefixed::Prefixed;
+
+/// A client that has said nothing for so long waits for the server to speak.
+pub const SILENCE: Duration = Duration::from_millis(100);
+/// How long the rest of a beginning that could still be several protocols is waited for.
+pub const UNFINISHED: Duration = Duration::from_secs(1);
+/// How long a head, or a ClientHello, that has begun may take.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most bytes that are held while looking.
+pub const MAX_HEAD: usize = 64 << 10;
+/// Read at a time: most heads and every hybrid ClientHello fit.
+const READ: usize = 4 << 10;
+/// What the ALPN names of the mesh begin with.
+const MESH_ALPN: &[u8] = b"weft1-";
+
+/// Waits for the first bytes, `silence` at most, and says what they are; never [`Detected::NeedMore`].
+///
+/// # Errors
+/// The connection broke. Its mere end is no error: it may be a client that only listens.
+pub async fn first_bytes(stream: TcpStream, silence: Duration) -> io::Result<(Detected, Prefixed<TcpStream>)> {
+    // No buffer is held for a connection that says nothing.
+    match timeout(silence, stream.readable()).await {
+        Ok(ready) => ready?,
+        Err(_) => return Ok((Detected::Opaque, Prefixed::new(stream))),
+    }
+    let mut stream = stream;
+    let mut prefix = BytesMut::with_capacity(READ);
+    loop {
+        let read = match timeout(UNFINISHED, stream.read_buf(&mut prefix)).await {
+            Ok(read) => read?,
+            Err(_) => 0,
+        };
+        let found = weft_engine::detect::detect(&prefix);
+        let found = match found {
+            Detected::NeedMore if read > 0 && prefix.len() < MAX_HEAD => continue,
+            Detected::NeedMore => Detected::Opaque,
+            settled => settled,
+        };
+        return Ok((found, Prefixed::with(prefix, stream)));
+    }
+}
+
+/// Reads the whole of the first HTTP/1 head and has the engine look for shapes of request smuggling, before hyper sees a byte of it.
+///
+/// # Errors
+/// The reason to refuse with; [`Reason::RequestTimeout`] if the head did not come in [`HEAD_TIMEOUT`] or the connection broke.
+pub async fn whole_head(stream: Prefixed<TcpStream>, bound: usize) -> Result<Prefixed<TcpStream>, Reject> {
+    let (mut prefix, mut stream) = stream.into_parts();
+    let reading = async {
+        loop {
+            if let HeadCheck::Ok { .. } = check_head(&prefix, bound)? {
+                return Ok(());
+            }
+            prefix.reserve(READ);
+            match stream.read_buf(&mut prefix).await {
+                Ok(read) if read > 0 => {}
+                _ => return Err(Reason::RequestTimeout),
+            }
+        }
+    };
+    match timeout(HEAD_TIMEOUT, reading).await {
+        Ok(Ok(())) => Ok(Prefixed::with(prefix, stream)),
+        Ok(Err(reason)) => Err(Reject { reason, stream }),
+        Err(_) => Err(Reject { reason: Reason::RequestTimeout, stream }),
+    }
+}
+
+/// A head that is refused, and where to say so.
+#[derive(Debug)]
+pub struct Reject {
+    /// Why.
+    pub reason: Reason,
+    /// The client.
+    pub stream: TcpStream,
+}
+
+/// Whose TLS a ClientHello begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hello {
+    /// Another sidecar's: for us.
+    Mesh,
+    /// The application's own, or not TLS after all: passes as it is.
+    Foreign,
+}
+
+/// Reads the whole ClientHello and says whose it is. The bytes stay in the prefix.
+///
+/// # Errors
+/// The connection broke, ended, or took longer than [`HEAD_TIMEOUT`].
+pub async fn client_hello(stream: Prefixed<TcpStream>) -> io::Result<(Hello, Prefixed<TcpStream>)> {
+    let (mut prefix, mut stream) = stream.into_parts();
+    let mut acceptor = Acceptor::default();
+    let mut fed = 0;
+    let reading = async {
+        loop {
+            let mut more = &prefix[fed..];
+            while !more.is_empty() {
+                if acceptor.read_tls(&mut more).is_err() {
+                    return Ok::<_, io::Error>(Hello::Foreign);
+                }
+                match acceptor.accept() {
+                    Ok(None) => {}
+                    Ok(Some(accepted)) => {
+                        let mut alpn = accepted.client_hello().alpn().into_iter().flatten();
+                        return Ok(if alpn.any(|name| name.starts_with(MESH_ALPN)) {
+                            Hello::Mesh
+                        } else {
+                            Hello::Foreign
+                        });
+                    }
+                    Err(_) => return Ok(Hello::Foreign),
+                }
+            }
+            fed = prefix.len();
+            if fed >= MAX_HEAD {
+                return Ok(Hello::Foreign);
+            }
+            prefix.reserve(READ);
+            if stream.read_buf(&mut prefix).await? == 0 {
+                return Ok(Hello::Foreign);
+            }
+        }
+    };
+    let hello = timeout(HEAD_TIMEOUT, reading).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok((hello, Prefixed::with(prefix, stream)))
+}

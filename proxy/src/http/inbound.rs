@@ -1,0 +1,174 @@
+//! Requests to our own application: may this peer, may it now, and who it is.
+//!
+//! Invariants
+//! - No byte of a request reaches the application before it is authorized and within its limits. Both are asked for each request, of
+//!   the newest tables.
+//! - The application learns its peer from us alone: what a client says of itself is removed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
+use parking_lot::Mutex;
+use weft_engine::authz::{Question, Verdict, plain_may};
+use weft_engine::identity::Identity;
+use weft_engine::ratelimit::{Cell, Decision, whole_seconds};
+use weft_engine::reason::Reason;
+use weft_engine::request::RequestView;
+
+use super::attempt::{Goal, send};
+use super::body::ResBody;
+use super::headers::{CLIENT_CERT, append_forwarded_for, is_grpc, strip_hop_by_hop, strip_identity, wants_upgrade};
+use super::respond::{finish, has_one_host, refused};
+use super::session::{Exchange, Session};
+use super::upgrade::Upgrade;
+use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
+use crate::telemetry::RequestSeries;
+
+const LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const LIMIT_STATUS: HeaderName = HeaderName::from_static("ratelimit");
+
+/// The other end of a connection to our application.
+pub struct Peer {
+    /// Whom it has proved to be; `None`: it came in the clear.
+    pub identity: Option<Identity>,
+    /// `X-Forwarded-Client-Cert` for the application.
+    pub certificate: Option<HeaderValue>,
+    /// Its address, for `X-Forwarded-For`.
+    pub address: HeaderValue,
+    /// The application's port.
+    pub application: Arc<Endpoint>,
+    /// Where its requests count.
+    pub series: Arc<RequestSeries>,
+    /// Its cells of the limits that have met it.
+    pub cells: Mutex<Vec<(Arc<Limit>, Arc<Cell>)>>,
+}
+
+/// The port's rules, as of now.
+pub fn port_of(inbound: &Inbound, port: u16) -> &Arc<InboundPort> {
+    inbound.ports.get(&port).unwrap_or(&inbound.default)
+}
+
+/// Answers one request.
+pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
+    session.phase.busy();
+    let mut exchange = Exchange::begin(&session, request.method(), request.uri());
+    let grpc = is_grpc(request.headers());
+    let Some(peer) = session.inbound.as_deref() else { return refused(exchange, Reason::LoopRefused, grpc) };
+    exchange.series = Some(Arc::clone(&peer.series));
+    if !has_one_host(&request) {
+        return refused(exchange, Reason::MalformedRequest, grpc);
+    }
+    if let Err(refusal) = admit(&session, peer, &request, exchange.started) {
+        let mut response = refused(exchange, refusal.reason, grpc);
+        response.headers_mut().extend(refusal.headers);
+        return response;
+    }
+    let upgrade = wants_upgrade(&request).then(|| Upgrade::of(&mut request));
+    strip_hop_by_hop(request.headers_mut(), upgrade.is_some());
+    introduce(peer, request.headers_mut());
+    match send(&mut exchange, Goal::Endpoint(&peer.application), request, None).await {
+        Ok(mut answer) => {
+            // An application does not speak for the mesh.
+            strip_identity(answer.response.headers_mut());
+            finish(exchange, answer, upgrade, None)
+        }
+        // The client's sidecar may try another endpoint, whatever the method.
+        Err(Reason::ConnectFailed) => refused(exchange, Reason::NotProcessed, grpc),
+        Err(reason) => refused(exchange, reason, grpc),
+    }
+}
+
+struct Refusal {
+    reason: Reason,
+    headers: HeaderMap,
+}
+
+impl From<Reason> for Refusal {
+    fn from(reason: Reason) -> Self {
+        Self { reason, headers: HeaderMap::new() }
+    }
+}
+
+// Whether it may, and may now.
+fn admit(session: &Session, peer: &Peer, request: &Request<Incoming>, now: Duration) -> Result<(), Box<Refusal>> {
+    let snapshot = session.shared.discovery.snapshot();
+    let port = port_of(&snapshot.inbound, session.destination.port());
+    authorize(port, peer.identity.as_ref(), Some((request.method(), request.uri().path())))
+        .map_err(|reason| Box::new(reason.into()))?;
+    for limit in &port.limits {
+        check_limit(limit, peer, request, now)?;
+    }
+    Ok(())
+}
+
+/// Whether a peer may; `http` is a request's method and path, or `None` for a connection of opaque bytes.
+///
+/// # Errors
+/// The reason to refuse with.
+pub fn authorize(
+    port: &InboundPort,
+    peer: Option<&Identity>,
+    http: Option<(&http::Method, &str)>,
+) -> Result<(), Reason> {
+    plain_may(port.strict, peer)?;
+    if port.policies.is_empty() {
+        return Ok(());
+    }
+    match port.policies.decide(&Question { peer, http }) {
+        Verdict::Allow { .. } => Ok(()),
+        Verdict::Deny { reason, by } => {
+            tracing::debug!(%reason, %by, "denied");
+            Err(reason)
+        }
+    }
+}
+
+fn check_limit(
+    limit: &Arc<Limit>,
+    peer: &Peer,
+    request: &Request<Incoming>,
+    now: Duration,
+) -> Result<(), Box<Refusal>> {
+    let limiter = &limit.limiter;
+    if !limiter.applies(&RequestView::of(request)) {
+        return Ok(());
+    }
+    let decision = limiter.check(&peer.cell(limit, now), now);
+    let Decision::Limit { retry_after } = decision else { return Ok(()) };
+    let mut headers = HeaderMap::with_capacity(3);
+    headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(retry_after)));
+    for (name, value) in [(LIMIT_POLICY, limiter.policy_header()), (LIMIT_STATUS, limiter.status_header(&decision))] {
+        // A limit's name is checked where it is read, so this does not fail; if it did, the refusal would lack a hint.
+        if let Ok(value) = HeaderValue::try_from(value) {
+            headers.insert(name, value);
+        }
+    }
+    Err(Box::new(Refusal { reason: Reason::RateLimited, headers }))
+}
+
+impl Peer {
+    // Looked up once a connection: what is kept is never evicted.
+    fn cell(&self, limit: &Arc<Limit>, now: Duration) -> Arc<Cell> {
+        let mut cells = self.cells.lock();
+        if let Some((_, cell)) = cells.iter().find(|(known, _)| Arc::ptr_eq(known, limit)) {
+            return Arc::clone(cell);
+        }
+        // Limits that were replaced are known by nobody else any more.
+        cells.retain(|(known, _)| Arc::strong_count(known) > 1);
+        let cell = limit.limiter.cell_at(self.identity.as_ref(), now);
+        cells.push((Arc::clone(limit), Arc::clone(&cell)));
+        cell
+    }
+}
+
+// Tells the application who its peer is.
+fn introduce(peer: &Peer, headers: &mut HeaderMap) {
+    strip_identity(headers);
+    if let Some(certificate) = &peer.certificate {
+        headers.insert(CLIENT_CERT, certificate.clone());
+    }
+    append_forwarded_for(headers, &peer.address);
+}

@@ -1,0 +1,120 @@
+//! Refusals as responses: the reason's status, its code in `x-weft-reason`, one sentence for people; to a gRPC client gRPC's own form.
+
+use bytes::Bytes;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{Response, StatusCode};
+use weft_engine::reason::Reason;
+
+use super::body::ResBody;
+use super::headers::REASON;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// A refusal. `grpc`: the client speaks gRPC and gets a response of trailers only. `named`: the code may be told to this peer.
+pub fn refusal(reason: Reason, grpc: bool, named: bool) -> Response<ResBody> {
+    let mut response = if grpc { grpc_refusal(reason) } else { plain_refusal(reason) };
+    if named {
+        response.headers_mut().insert(REASON, HeaderValue::from_static(reason.code()));
+    }
+    response
+}
+
+fn plain_refusal(reason: Reason) -> Response<ResBody> {
+    let text = Bytes::from_static(sentence(reason).as_bytes());
+    let mut response = Response::new(ResBody::Text(text));
+    *response.status_mut() = reason.http_status();
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    response
+}
+
+fn grpc_refusal(reason: Reason) -> Response<ResBody> {
+    let mut response = Response::new(ResBody::Empty);
+    *response.status_mut() = StatusCode::OK;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(GRPC_STATUS, HeaderValue::from(reason.grpc_status()));
+    // The sentences are ASCII without `%`, so they need no percent-encoding.
+    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(sentence(reason).trim_ascii_end()));
+    response
+}
+
+/// A refusal as bytes of HTTP/1, for a head that hyper must not see.
+pub fn raw_refusal(reason: Reason, named: bool) -> Vec<u8> {
+    let status = reason.http_status();
+    let text = sentence(reason);
+    let mut head = format!(
+        "HTTP/1.1 {} {}\r\n{CONTENT_TYPE}: text/plain; charset=utf-8\r\n{CONTENT_LENGTH}: {}\r\nconnection: close\r\n",
+        status.as_u16(),
+        status.canonical_reason().unwrap_or_default(),
+        text.len(),
+    );
+    if named {
+        head.push_str(&format!("{REASON}: {}\r\n", reason.code()));
+    }
+    head.push_str("\r\n");
+    head.push_str(text);
+    head.into_bytes()
+}
+
+/// One sentence: what happened and what to look at. ASCII, without `%`.
+pub const fn sentence(reason: Reason) -> &'static str {
+    match reason {
+        Reason::DeniedByPolicy => "A Deny policy of the destination matches this request.\n",
+        Reason::NotAllowed => "No Allow policy of the destination matches this request.\n",
+        Reason::PolicyInvalid => {
+            "A policy of the destination is invalid, so it is closed until the policy is mended.\n"
+        }
+        Reason::PolicyUnsupported => "The destination's proxy cannot enforce one of its policies, so it is closed.\n",
+        Reason::PlaintextRefused => "The destination takes mesh TLS only; this connection came in the clear.\n",
+        Reason::RateLimited => {
+            "The rate limit of the destination is used up; try again after the time in Retry-After.\n"
+        }
+        Reason::NoRoute => "No route of the service matches this request.\n",
+        Reason::InvalidBackend => "The route that matches names a backend that cannot be used.\n",
+        Reason::NoEndpoints => "The service has no endpoint that can be used.\n",
+        Reason::DiscoveryTimeout => "Control has not said in time what this destination is.\n",
+        Reason::NameUnresolved => "The name of the destination could not be resolved.\n",
+        Reason::ConnectFailed => "No connection to the destination could be made; nothing was sent.\n",
+        Reason::IdentityMismatch => "The destination could not prove its identity; nothing was sent.\n",
+        Reason::IdentityExpired => "This proxy's own certificate has expired; see whether control can be reached.\n",
+        Reason::UpstreamReset => "The connection to the destination broke after the request was sent.\n",
+        Reason::UpstreamProtocol => "The destination answered against the rules of its protocol.\n",
+        Reason::RequestTimeout => "The request did not end in its time.\n",
+        Reason::NotProcessed => "The application is gone or leaving; this request was not processed.\n",
+        Reason::Overloaded => "This proxy sheds load: a bound was hit.\n",
+        Reason::MalformedRequest => "The head of the request is malformed or ambiguous.\n",
+        Reason::HeaderTooLarge => "The head of the request is too large.\n",
+        Reason::LoopRefused => "This request would come back to the proxy that sends it.\n",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_can_be_told_in_every_form() {
+        for reason in Reason::ALL {
+            let text = sentence(*reason);
+            assert!(text.is_ascii() && !text.contains('%') && text.ends_with(".\n"), "{reason}");
+            let plain = refusal(*reason, false, true);
+            assert_eq!(plain.status(), reason.http_status());
+            assert_eq!(plain.headers()[REASON], reason.code());
+            let grpc = refusal(*reason, true, false);
+            assert_eq!(grpc.status(), StatusCode::OK);
+            assert_eq!(grpc.headers()["grpc-status"], reason.grpc_status().to_string());
+            assert!(!grpc.headers().contains_key(REASON));
+        }
+    }
+
+    #[test]
+    fn raw_bytes_are_a_response() {
+        let bytes = raw_refusal(Reason::MalformedRequest, true);
+        let mut fields = [httparse::EMPTY_HEADER; 8];
+        let mut response = httparse::Response::new(&mut fields);
+        let end = response.parse(&bytes).unwrap().unwrap();
+        assert_eq!(response.code, Some(400));
+        assert_eq!(&bytes[end..], sentence(Reason::MalformedRequest).as_bytes());
+    }
+}

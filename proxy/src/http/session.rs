@@ -1,0 +1,184 @@
+//! One HTTP connection of a client, and one request on it.
+//!
+//! Invariant: whatever becomes of a request, its [`Exchange`] is dropped exactly once, and that is when it is counted: after the last
+//! byte of the response was given to hyper, or when either side went away.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Method, StatusCode, Uri};
+use weft_engine::identity::Identity;
+use weft_engine::outcome::{Class, classify};
+use weft_engine::reason::Reason;
+
+use super::guarded::Phase;
+use super::inbound::Peer;
+use crate::Shared;
+use crate::discovery::snapshot::Endpoint;
+use crate::drain::InFlight;
+use crate::telemetry::{AccessRecord, Direction, RequestSeries, SeriesKey, Tls};
+use crate::upstream::Speak;
+
+/// A client's connection. What its requests share is made once, here.
+pub struct Session {
+    /// The proxy.
+    pub shared: Arc<Shared>,
+    /// HTTP/1 or HTTP/2.
+    pub speak: Speak,
+    /// The other end.
+    pub client: SocketAddr,
+    /// Where it wanted to go.
+    pub destination: SocketAddr,
+    /// Where its exchange is.
+    pub phase: Arc<Phase>,
+    /// `None`: it is our own application, on its way out.
+    pub inbound: Option<Box<Peer>>,
+}
+
+impl Session {
+    /// Which way it goes.
+    pub fn direction(&self) -> Direction {
+        if self.inbound.is_some() { Direction::Inbound } else { Direction::Outbound }
+    }
+
+    /// The client's verified identity.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.inbound.as_ref()?.identity.as_ref()
+    }
+
+    /// Whether this client may be told reason codes: our own application, or a meshed peer.
+    pub fn may_know(&self) -> bool {
+        self.inbound.as_ref().is_none_or(|peer| peer.identity.is_some())
+    }
+}
+
+/// One request: what is counted and logged of it.
+pub struct Exchange {
+    /// The client's connection.
+    pub session: Arc<Session>,
+    /// Since when, by the proxy's clock.
+    pub started: Duration,
+    /// Where it counts; `None`: nowhere yet.
+    pub series: Option<Arc<RequestSeries>>,
+    /// What the client got.
+    pub status: StatusCode,
+    /// Why it was refused or failed.
+    pub reason: Option<Reason>,
+    /// Another sidecar gave the reason, and has counted it.
+    pub refused_there: bool,
+    /// gRPC's status, if the response had one in its head.
+    pub grpc_status: Option<u32>,
+    method: Method,
+    uri: Uri,
+    ticket: Option<Ticket>,
+    _in_flight: InFlight,
+}
+
+impl Exchange {
+    /// A request has come.
+    pub fn begin(session: &Arc<Session>, method: &Method, uri: &Uri) -> Self {
+        Self {
+            session: Arc::clone(session),
+            started: session.shared.clock.now(),
+            series: None,
+            status: StatusCode::OK,
+            reason: None,
+            refused_there: false,
+            grpc_status: None,
+            method: method.clone(),
+            uri: uri.clone(),
+            ticket: None,
+            _in_flight: session.shared.drain.guard(),
+        }
+    }
+
+    /// It is given to an endpoint of the service `label`; an attempt before is over.
+    pub fn assign(&mut self, endpoint: &Arc<Endpoint>, label: &Arc<str>) {
+        let now = self.session.shared.clock.now();
+        self.settle(now);
+        if self.session.inbound.is_none() {
+            self.series = Some(Arc::clone(outbound_series(&self.session.shared, endpoint, label)));
+        }
+        endpoint.state.load.begin();
+        self.ticket = Some(Ticket { endpoint: Arc::clone(endpoint), begun: now, head: None });
+    }
+
+    /// The endpoint's response has begun, or the attempt has failed.
+    pub fn answered(&mut self, ok: bool) {
+        let now = self.session.shared.clock.now();
+        if let Some(ticket) = &mut self.ticket {
+            ticket.head = Some((now.saturating_sub(ticket.begun), ok));
+        }
+    }
+
+    /// As [`Self::answered`], with the endpoint's response.
+    pub fn answered_with(&mut self, status: StatusCode, grpc_status: Option<u32>) {
+        self.status = status;
+        self.grpc_status = grpc_status;
+        self.answered(classify(status, grpc_status) != Class::Failure);
+    }
+
+    /// The endpoint it was given to last.
+    pub fn endpoint(&self) -> Option<&Arc<Endpoint>> {
+        self.ticket.as_ref().map(|ticket| &ticket.endpoint)
+    }
+
+    fn settle(&mut self, now: Duration) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let load = &ticket.endpoint.state.load;
+        match ticket.head {
+            Some((rtt, ok)) => load.end(now, rtt, ok),
+            None => load.abandoned(now, now.saturating_sub(ticket.begun)),
+        }
+    }
+}
+
+/// Where requests and connections to an endpoint count; resolved at the first.
+pub fn outbound_series<'a>(shared: &Shared, endpoint: &'a Endpoint, label: &Arc<str>) -> &'a Arc<RequestSeries> {
+    endpoint.state.series.get_or_init(|| {
+        shared.telemetry.request_series(&SeriesKey {
+            direction: Direction::Outbound,
+            source: Arc::from(shared.config.workload.to_string()),
+            destination: Arc::clone(label),
+            destination_workload: Arc::clone(&endpoint.workload),
+            tls: if endpoint.identity.is_some() { Tls::Mtls } else { Tls::Unmeshed },
+        })
+    })
+}
+
+// An attempt: the endpoint's load counts it from `assign` until the response has ended.
+struct Ticket {
+    endpoint: Arc<Endpoint>,
+    begun: Duration,
+    head: Option<(Duration, bool)>,
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let shared = Arc::clone(&self.session.shared);
+        let now = shared.clock.now();
+        let took = now.saturating_sub(self.started);
+        if let Some(series) = &self.series {
+            series.record(self.status, self.reason, took);
+        }
+        let direction = self.session.direction();
+        if let Some(reason) = self.reason.filter(|_| !self.refused_there) {
+            shared.telemetry.refused(direction, reason);
+        }
+        shared.telemetry.access(AccessRecord {
+            direction,
+            peer: self.session.identity(),
+            client: self.session.client,
+            destination: self.session.destination,
+            endpoint: self.endpoint().map(|endpoint| &*endpoint.name),
+            method: Some(&self.method),
+            path: Some(self.uri.path()),
+            status: Some(self.status),
+            reason: self.reason,
+            took,
+            bytes: None,
+        });
+        self.settle(now);
+    }
+}

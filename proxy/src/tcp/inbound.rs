@@ -1,0 +1,97 @@
+//! Opaque bytes to our own application.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::Poll;
+
+use weft_engine::identity::Identity;
+use weft_engine::reason::Reason;
+
+use super::relay::{Broken, relay_until};
+use super::{Connection, reset_on_close};
+use crate::Shared;
+use crate::detect::Downstream;
+use crate::discovery::snapshot::Inbound;
+use crate::http::inbound::{Peer, authorize, port_of};
+use crate::telemetry::Direction;
+use crate::upstream::connect::dial;
+
+/// Relays a connection to our application, if its peer may.
+pub async fn serve(
+    shared: Arc<Shared>,
+    mut client: Downstream,
+    from: std::net::SocketAddr,
+    to: std::net::SocketAddr,
+    peer: Peer,
+) {
+    let mut connection = Connection::begin(&shared, Direction::Inbound, from, to);
+    connection.identity.clone_from(&peer.identity);
+    connection.endpoint = Some(Arc::clone(&peer.application.name));
+    let mut watch = Watch::new(&shared, to.port(), peer.identity.clone(), None);
+    let opened = match watch.check() {
+        Err(reason) => Err(reason),
+        Ok(()) => dial(peer.application.addr, shared.config.exclude).await.map_err(|_| Reason::NotProcessed),
+    };
+    let mut application = match opened {
+        Ok(stream) => stream,
+        Err(reason) => {
+            connection.reason = Some(reason);
+            reset_on_close(client.socket());
+            return;
+        }
+    };
+    connection.opened(&peer.series);
+    let (moved, stopped) = relay_until(&mut client, &mut application, watch.withdrawn()).await;
+    match (&moved.broken, stopped) {
+        (Some(Broken::First(_)), _) => reset_on_close(&application),
+        (Some(Broken::Second(_)), _) => reset_on_close(client.socket()),
+        (None, Some(reason)) => {
+            connection.reason = Some(reason);
+            reset_on_close(&application);
+            reset_on_close(client.socket());
+        }
+        (None, None) => {}
+    }
+    connection.moved = moved;
+}
+
+/// What a long-lived connection was admitted for. It is asked again whenever the tables have changed.
+pub struct Watch {
+    shared: Arc<Shared>,
+    port: u16,
+    peer: Option<Identity>,
+    http: Option<(http::Method, http::Uri)>,
+    seen: Option<Arc<Inbound>>,
+}
+
+impl Watch {
+    /// A peer's connection to `port`; `http` is the request that began it, if it was one.
+    pub fn new(
+        shared: &Arc<Shared>,
+        port: u16,
+        peer: Option<Identity>,
+        http: Option<(http::Method, http::Uri)>,
+    ) -> Self {
+        Self { shared: Arc::clone(shared), port, peer, http, seen: None }
+    }
+
+    /// Whether it may be open, by the tables as they are now. Costs one comparison while they are the same.
+    ///
+    /// # Errors
+    /// The reason to close it with.
+    pub fn check(&mut self) -> Result<(), Reason> {
+        let snapshot = self.shared.discovery.snapshot();
+        if self.seen.as_ref().is_some_and(|seen| Arc::ptr_eq(seen, &snapshot.inbound)) {
+            return Ok(());
+        }
+        self.seen = Some(Arc::clone(&snapshot.inbound));
+        let http = self.http.as_ref().map(|(method, uri)| (method, uri.path()));
+        authorize(port_of(&snapshot.inbound, self.port), self.peer.as_ref(), http)
+    }
+
+    /// Ends with the reason when it may no longer be open. It is asked when bytes come, not when tables change: an idle connection
+    /// is closed before it passes another byte.
+    pub async fn withdrawn(mut self) -> Reason {
+        poll_fn(|_| self.check().map_or_else(Poll::Ready, |()| Poll::Pending)).await
+    }
+}

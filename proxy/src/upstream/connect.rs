@@ -1,0 +1,229 @@
+//! A new connection to an endpoint: TCP, then mesh TLS if the endpoint has an identity.
+//!
+//! Invariants
+//! - An endpoint with an identity is never spoken to in the clear, and no byte of the application leaves before it has proved to be
+//!   exactly that identity and to speak the protocol that was asked for.
+//! - Every step has a bound: [`CONNECT_TIMEOUT`], [`HANDSHAKE_TIMEOUT`].
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use weft_engine::identity::Identity;
+use weft_engine::reason::Reason;
+
+use super::Stream;
+use crate::Shared;
+use crate::discovery::snapshot::Endpoint;
+
+/// How long a SYN may stay unanswered.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a TLS handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// First keep-alive probe after this much silence, and the time between probes.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// What is spoken over a connection; decides the ALPN between sidecars.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speak {
+    /// HTTP/1, `weft1-h1`.
+    H1,
+    /// HTTP/2, `weft1-h2`.
+    H2,
+    /// Opaque bytes, `weft1-tcp`.
+    Tcp,
+}
+
+/// Why there is no connection. Nothing of the application was sent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// TCP failed.
+    #[error("cannot connect to {addr}: {error}; see whether the application listens there")]
+    Tcp {
+        /// Where to.
+        addr: SocketAddr,
+        /// What the kernel said.
+        error: io::Error,
+    },
+    /// TLS failed: the other end is no sidecar, or its certificate or ours was refused.
+    #[error("mesh TLS with {addr} failed: {error}; see whether a sidecar runs there and both trust the same CA")]
+    Tls {
+        /// Where to.
+        addr: SocketAddr,
+        /// What TLS said.
+        error: io::Error,
+    },
+    /// The other end proved another identity, or none.
+    #[error("{addr} proved to be {found}, control says it is {wanted}; nothing was sent to it")]
+    Identity {
+        /// Where to.
+        addr: SocketAddr,
+        /// What it proved.
+        found: String,
+        /// What it should be.
+        wanted: Identity,
+    },
+    /// The sidecar there does not speak this protocol on this port.
+    #[error("the sidecar of {addr} does not speak {speak:?} on that port")]
+    Protocol {
+        /// Where to.
+        addr: SocketAddr,
+        /// What was asked for.
+        speak: Speak,
+    },
+    /// Our own certificate cannot be used.
+    #[error("our own certificate cannot be used ({0}); see whether control can be reached")]
+    Own(Reason),
+    /// Somebody else's attempt, which this one waited for, failed.
+    #[error("another request's attempt to connect has just failed ({0})")]
+    Shared(Reason),
+    /// The bound on connections to one endpoint is reached.
+    #[error("{addr} has as many connections as one endpoint may have")]
+    Full {
+        /// Where to.
+        addr: SocketAddr,
+    },
+}
+
+impl ConnectError {
+    /// The code that a request refused for it carries.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Tcp { .. } => Reason::ConnectFailed,
+            Self::Tls { .. } | Self::Identity { .. } => Reason::IdentityMismatch,
+            Self::Protocol { .. } => Reason::UpstreamProtocol,
+            Self::Own(reason) | Self::Shared(reason) => *reason,
+            Self::Full { .. } => Reason::Overloaded,
+        }
+    }
+}
+
+/// Options that every connection of the data path has, accepted or opened: no Nagle, keep-alive against dead peers.
+pub fn set_options(socket: &TcpStream) {
+    // Failing only costs latency or a late notice of a dead peer: go on.
+    let _ = socket.set_nodelay(true);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+    let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
+}
+
+/// Connects to `addr`, marking the socket so that our own rules do not capture it again.
+///
+/// # Errors
+/// What the kernel says, or `TimedOut` after [`CONNECT_TIMEOUT`].
+pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+    let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    if let Some(mark) = mark {
+        SockRef::from(&socket).set_mark(mark)?;
+    }
+    let stream = match timeout(CONNECT_TIMEOUT, socket.connect(addr)).await {
+        Ok(connected) => connected?,
+        Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within a second")),
+    };
+    set_options(&stream);
+    Ok(stream)
+}
+
+/// A connection to `endpoint` for `speak`: mesh TLS if it has an identity, else in the clear.
+///
+/// # Errors
+/// [`ConnectError`]; the endpoint's health has been told.
+pub async fn connect(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    sni: Option<&str>,
+    speak: Speak,
+) -> Result<Stream, ConnectError> {
+    let result = try_connect(shared, endpoint, sni, speak).await;
+    // Our own certificate says nothing about the endpoint.
+    if let Err(error) = &result
+        && !matches!(error, ConnectError::Own(_))
+    {
+        endpoint.state.load.failed(shared.clock.now());
+        tracing::debug!(endpoint = &*endpoint.name, %error, "connect");
+    }
+    result
+}
+
+async fn try_connect(
+    shared: &Shared,
+    endpoint: &Endpoint,
+    sni: Option<&str>,
+    speak: Speak,
+) -> Result<Stream, ConnectError> {
+    let addr = endpoint.addr;
+    let Some(wanted) = &endpoint.identity else {
+        let stream = dial(addr, shared.config.exclude).await.map_err(|error| ConnectError::Tcp { addr, error })?;
+        return Ok(Stream::Plain(stream));
+    };
+    let takes = match speak {
+        Speak::H1 => endpoint.alpn.h1,
+        Speak::H2 => endpoint.alpn.h2,
+        Speak::Tcp => endpoint.alpn.tcp,
+    };
+    if !takes {
+        return Err(ConnectError::Protocol { addr, speak });
+    }
+    let own = shared.identity.current().map_err(ConnectError::Own)?;
+    let stream = dial(addr, shared.config.exclude).await.map_err(|error| ConnectError::Tcp { addr, error })?;
+    let config = match speak {
+        Speak::H1 => &own.client_h1,
+        Speak::H2 => &own.client_h2,
+        Speak::Tcp => &own.client_tcp,
+    };
+    handshake(stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await
+}
+
+/// The whole of the client's side of mesh TLS over a fresh connection.
+async fn handshake(
+    stream: TcpStream,
+    config: Arc<rustls::ClientConfig>,
+    name: ServerName<'static>,
+    wanted: &Identity,
+    speak: Speak,
+) -> Result<Stream, ConnectError> {
+    let addr = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
+    let tls = match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await {
+        Ok(done) => done.map_err(|error| classify(addr, error))?,
+        Err(_) => {
+            let error = io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
+            return Err(ConnectError::Tcp { addr, error });
+        }
+    };
+    let session = tls.get_ref().1;
+    let expected: &[u8] = match speak {
+        Speak::H1 => b"weft1-h1",
+        Speak::H2 => b"weft1-h2",
+        Speak::Tcp => b"weft1-tcp",
+    };
+    match weft_certs::tls::peer_identity(session.peer_certificates()) {
+        Ok(found) if found == *wanted => {}
+        Ok(found) => return Err(ConnectError::Identity { addr, found: found.to_string(), wanted: wanted.clone() }),
+        Err(error) => return Err(ConnectError::Identity { addr, found: error.to_string(), wanted: wanted.clone() }),
+    }
+    if session.alpn_protocol() != Some(expected) {
+        return Err(ConnectError::Protocol { addr, speak });
+    }
+    Ok(Stream::Mesh(Box::new(tls)))
+}
+
+/// A peer that goes away in the handshake (it is being stopped) is not one that proves the wrong thing.
+fn classify(addr: SocketAddr, error: io::Error) -> ConnectError {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof
+        | io::ErrorKind::ConnectionReset
+        | io::ErrorKind::ConnectionAborted
+        | io::ErrorKind::BrokenPipe => ConnectError::Tcp { addr, error },
+        _ => ConnectError::Tls { addr, error },
+    }
+}
+
+/// A name that is no DNS name (a label of over 63 bytes) is left out: identities are proved by SPIFFE ID, the SNI is only a label.
+fn server_name(sni: Option<&str>, addr: SocketAddr) -> ServerName<'static> {
+    sni.and_then(|name| ServerName::try_from(name.to_owned()).ok()).unwrap_or_else(|| ServerName::from(addr.ip()))
+}
