@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use weft_control::config::duration;
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
                      nothing of it";
@@ -205,27 +206,6 @@ pub enum Shell {
     Fish,
 }
 
-/// Reads `20s`, `10m`, `1h`, `500ms`; a bare number is seconds.
-///
-/// # Errors
-/// Not a number with one of these units.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let seconds = match unit {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(format!("`{unit}` is no unit: use ms, s, m or h")),
-    };
-    number
-        .parse::<f64>()
-        .ok()
-        .and_then(|number| Duration::try_from_secs_f64(number * seconds).ok())
-        .ok_or_else(|| format!("`{text}` is no duration: write it as 20s or 10m"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -234,16 +214,5 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn durations_have_units() {
-        assert_eq!(duration("20s"), Ok(Duration::from_secs(20)));
-        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
-        for bad in ["", "s", "1d", "-1s", "1e300h", "nan"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
     }
 }

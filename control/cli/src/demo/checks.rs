@@ -151,7 +151,7 @@ fn lost(board: &Board, lane: &Lane) -> Check {
 
 fn limited(lane: &Lane) -> Check {
     let (rate, burst) = shop::LIMIT;
-    let seconds = lane.span.map_or(0.0, |(first, last)| (last - first).as_secs_f64());
+    let seconds = lane.span.map_or(0.0, |(first, last)| last.saturating_sub(first).as_secs_f64());
     let want = rate * seconds + burst;
     let got = lane.total.ok as f64;
     let ok = lane.total.limited > 0 && (got / want - 1.0).abs() <= LIMIT_SHARE;
@@ -255,7 +255,8 @@ mod tests {
         let (good, findings) = board();
         let mut good = good;
         good.phases[2].flows[0].sent = 1;
-        let faults: &[(&str, fn(&mut Board, &mut Findings))] = &[
+        type Fault = (&'static str, fn(&mut Board, &mut Findings));
+        let faults: &[Fault] = &[
             ("a plain request", |board, _| board.lanes[0].total.seen = [(String::new(), 10_000)].into()),
             ("a plain connection", |board, _| board.lanes[2].at_server = (4, 5)),
             ("no evidence", |board, _| board.lanes[2].at_server = (0, 0)),

@@ -1,6 +1,7 @@
 //! The shop's processes: control, a sidecar and an application a pod, and the clients.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -308,10 +309,10 @@ fn start_nginx(pod: &Pod, port: u16, programs: &Programs) -> Result<Option<Proce
     let Some(nginx) = &programs.nginx else { return Ok(None) };
     let dir = pod.dir()?;
     let place = dir.display();
-    let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-        .iter()
-        .map(|kind| format!("  {kind}_temp_path {place}/{kind};\n"))
-        .collect();
+    let mut temporary = String::new();
+    for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+        let _ = writeln!(temporary, "  {kind}_temp_path {place}/{kind};");
+    }
     let config = format!(
         "daemon off;\nmaster_process off;\npid {place}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 256; }}\n\
          http {{\n{temporary}  access_log off;\n  server {{\n    listen {port};\n    root {place}/html;\n    \

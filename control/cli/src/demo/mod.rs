@@ -42,7 +42,7 @@ pub fn run(args: &Demo) -> Result<Exit, Failure> {
     }
     lab::enter().map_err(failure)?;
     let stop = run::stop_signal()?;
-    let mut view = View::new();
+    let mut view = View::default();
     let report = build_and_run(args, &mut view, &stop).map_err(failure)?;
     if args.json {
         output::json(&report);

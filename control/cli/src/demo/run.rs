@@ -194,7 +194,7 @@ impl Run<'_> {
     fn see_edit(&mut self, last: bool) {
         let Some((gave, since)) = self.pending else { return };
         let felt = self.board.lane("ledger-audit").and_then(|lane| if gave { lane.last_ok } else { lane.last_denied });
-        let took = felt.filter(|felt| *felt > since).map(|felt| felt - since);
+        let took = felt.and_then(|felt| felt.checked_sub(since)).filter(|took| !took.is_zero());
         if took.is_none() && !last {
             return;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::board::PhaseName;
 
 /// One round of the script when it runs without an end.
-pub const ROUND: Duration = Duration::from_secs(60);
+pub const ROUND: Duration = Duration::from_mins(1);
 
 /// What to do to the shop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

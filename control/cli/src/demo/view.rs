@@ -18,12 +18,14 @@ pub struct View {
     drawn: usize,
 }
 
-impl View {
+impl Default for View {
     /// Live if standard error is a terminal.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self { live: output::interactive(), paint: Paint::stderr(), drawn: 0 }
     }
+}
 
+impl View {
     /// Tells what happens before and after traffic, and events where nobody looks at a live view.
     pub fn tell(&self, text: &str) {
         output::say(format_args!("{} {text}", self.paint.faint("weft demo:")));
@@ -45,7 +47,7 @@ impl View {
         // Up over the last drawing; each line clears what stood there.
         let mut text = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
         for line in page.lines() {
-            let _ = write!(text, "\x1b[2K{line}\n");
+            let _ = writeln!(text, "\x1b[2K{line}");
         }
         self.drawn = page.lines().count();
         text.push_str("\x1b[J");

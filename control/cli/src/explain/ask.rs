@@ -37,10 +37,10 @@ pub fn ask(compiled: &Compiled, from: &Identity, request: &http::request::Parts)
     let asked = Asked { resources: Resources::new(compiled, &from.trust_domain), from, request, headers };
     let name = format!("{host}:{port}");
     match asked.resources.address(&name) {
-        None => asked.ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{name} cannot be read"), "")),
+        None => ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{name} cannot be read"), "")),
         Some(Address::Outside { reason }) => {
             let decision = format!("{name} is outside the mesh ({reason}): passes as it is");
-            asked.ended(Told::allowed("address", decision, ""))
+            ended(Told::allowed("address", decision, ""))
         }
         Some(Address::Workload(endpoint) | Address::HeadlessMember(endpoint)) => {
             let steps = Told::allowed("address", format!("{name} is the pod {}", workload(&endpoint)), "");
@@ -49,27 +49,12 @@ pub fn ask(compiled: &Compiled, from: &Identity, request: &http::request::Parts)
         }
         Some(Address::Service(service)) => match asked.resources.service(&service) {
             Some(service) => asked.service(&name, &service),
-            None => {
-                asked.ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{service} is not known"), ""))
-            }
+            None => ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{service} is not known"), "")),
         },
     }
 }
 
 impl Asked<'_> {
-    /// The way ends before it parts.
-    fn ended(&self, told: Told) -> Explanation {
-        let outcome = Outcome {
-            share: 1.0,
-            backend: "".into(),
-            endpoints: Vec::new(),
-            reason: told.reason,
-            status: told.status,
-            steps: Vec::new(),
-        };
-        conclude(told, vec![outcome])
-    }
-
     fn view<'v>(&'v self, headers: &'v HeaderMap) -> RequestView<'v> {
         let uri = &self.request.uri;
         RequestView { method: &self.request.method, path: uri.path(), query: uri.query(), headers }
@@ -78,7 +63,7 @@ impl Asked<'_> {
     fn service(&self, name: &str, service: &Service) -> Explanation {
         let told = Told::allowed("address", format!("{name} is {}", service.name), "");
         if let Some(host) = &service.external_name {
-            return self.ended(told.then(|| {
+            return ended(told.then(|| {
                 Told::allowed("address", format!("it is another name of {host}: passes to it as it is"), "")
             }));
         }
@@ -89,12 +74,12 @@ impl Asked<'_> {
         let table = match self.resources.table(service) {
             Ok(table) => table,
             Err(error) => {
-                return self.ended(told.then(|| Told::refused("route", Reason::InvalidBackend, error.to_string(), "")));
+                return ended(told.then(|| Told::refused("route", Reason::InvalidBackend, error.to_string(), "")));
             }
         };
         let told = told.then(|| engine::route(table.as_ref(), &self.view(&self.headers)));
         if !told.is_allowed() {
-            return self.ended(told);
+            return ended(told);
         }
         let outcomes = match &table {
             Some(table) => self.routed(table),
@@ -139,38 +124,14 @@ impl Asked<'_> {
             return vec![outcome(share, service, Vec::new(), told)];
         }
         if opaque {
-            return self.grouped(service, share, &endpoints, |endpoint| self.endpoint(endpoint, None));
+            return grouped(service, share, &endpoints, |endpoint| self.endpoint(endpoint, None));
         }
         self.endpoints(service, share, &endpoints, headers)
     }
 
     fn endpoints(&self, service: &str, share: f64, endpoints: &[Endpoint], headers: &HeaderMap) -> Vec<Outcome> {
         let view = self.view(headers);
-        self.grouped(&service.into(), share, endpoints, |endpoint| self.endpoint(endpoint, Some(&view)))
-    }
-
-    /// Endpoints that decide alike are one outcome. Each endpoint is as likely as its weight says.
-    fn grouped(
-        &self,
-        service: &Arc<str>,
-        share: f64,
-        endpoints: &[Endpoint],
-        decide: impl Fn(&Endpoint) -> Told,
-    ) -> Vec<Outcome> {
-        let sum: f64 = endpoints.iter().map(|endpoint| f64::from(endpoint.weight)).sum();
-        let mut outcomes: Vec<Outcome> = Vec::new();
-        for endpoint in endpoints {
-            let part = share * f64::from(endpoint.weight) / sum;
-            let told = decide(endpoint);
-            match outcomes.iter_mut().find(|outcome| outcome.reason == told.reason && outcome.steps == told.steps) {
-                Some(alike) => {
-                    alike.share += part;
-                    alike.endpoints.push(workload(endpoint));
-                }
-                None => outcomes.push(outcome(part, service, vec![workload(endpoint)], told)),
-            }
-        }
-        outcomes
+        grouped(&service.into(), share, endpoints, |endpoint| self.endpoint(endpoint, Some(&view)))
     }
 
     /// One endpoint's own side. `view` is none for opaque bytes.
@@ -183,9 +144,48 @@ impl Asked<'_> {
         };
         let http = view.map(|view| (view.method, view.path));
         let question = Question { peer: Some(self.from), http };
-        engine::transport(inbound.strict, Some(self.from))
-            .then(|| engine::inbound(&inbound.policies, &inbound.limits, &question, view))
+        let mut told = engine::transport(inbound.strict, Some(self.from))
+            .then(|| engine::inbound(&inbound.policies, &inbound.limits, &question, view));
+        // The engine knows limits by name only.
+        for step in told.steps.iter_mut().filter(|step| step.room == "rate limit") {
+            let named = inbound.limits.iter().zip(&inbound.limit_sources).find(|(limit, _)| *limit.name == *step.by);
+            if let Some((_, source)) = named {
+                step.by = format!("{} of {source}", step.by);
+            }
+        }
+        told
     }
+}
+
+/// The way ends before it parts.
+fn ended(told: Told) -> Explanation {
+    let outcome = Outcome {
+        share: 1.0,
+        backend: "".into(),
+        endpoints: Vec::new(),
+        reason: told.reason,
+        status: told.status,
+        steps: Vec::new(),
+    };
+    conclude(told, vec![outcome])
+}
+
+/// Endpoints that decide alike are one outcome. Each endpoint is as likely as its weight says.
+fn grouped(service: &Arc<str>, share: f64, endpoints: &[Endpoint], decide: impl Fn(&Endpoint) -> Told) -> Vec<Outcome> {
+    let sum: f64 = endpoints.iter().map(|endpoint| f64::from(endpoint.weight)).sum();
+    let mut outcomes: Vec<Outcome> = Vec::new();
+    for endpoint in endpoints {
+        let part = share * f64::from(endpoint.weight) / sum;
+        let told = decide(endpoint);
+        match outcomes.iter_mut().find(|outcome| outcome.reason == told.reason && outcome.steps == told.steps) {
+            Some(alike) => {
+                alike.share += part;
+                alike.endpoints.push(workload(endpoint));
+            }
+            None => outcomes.push(outcome(part, service, vec![workload(endpoint)], told)),
+        }
+    }
+    outcomes
 }
 
 fn workload(endpoint: &Endpoint) -> Arc<str> {

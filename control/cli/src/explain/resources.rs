@@ -22,6 +22,8 @@ pub struct Inbound {
     pub policies: PolicySet,
     /// How often.
     pub limits: Vec<Limiter>,
+    /// Where each of the limits stands: policy and FILE:LINE.
+    pub limit_sources: Vec<String>,
 }
 
 impl<'c> Resources<'c> {
@@ -85,18 +87,22 @@ impl<'c> Resources<'c> {
         let Some(Ok(Decoded::Workload(workload))) = self.decode(&weft_api::names::workload(namespace, pod)) else {
             return None;
         };
-        let (mut policies, mut limits) = (self.policies(&workload, port), Vec::new());
+        let mut policies = self.policies(&workload, port);
+        let (mut limits, mut limit_sources) = (Vec::new(), Vec::new());
         for binding in workload.rate_limits.iter().filter(|binding| binding.covers(port)) {
             match self.decode(&binding.policy) {
                 Some(Ok(Decoded::RateLimitPolicy(policy))) => {
                     policies.extend(policy.closing());
+                    let place = format!("{} at {}", policy.name, policy.source);
+                    limit_sources.extend(policy.limiters.iter().map(|_| place.clone()));
                     limits.extend(policy.limiters);
                 }
                 Some(Err(error)) => policies.push(closed_policy(&binding.policy, &error)),
                 _ => {}
             }
         }
-        Some(Inbound { strict: workload.strict, policies: PolicySet::new(policies, workload.default_deny), limits })
+        let policies = PolicySet::new(policies, workload.default_deny);
+        Some(Inbound { strict: workload.strict, policies, limits, limit_sources })
     }
 
     fn policies(&self, workload: &Workload, port: u16) -> Vec<Policy> {

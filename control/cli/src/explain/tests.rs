@@ -49,7 +49,8 @@ fn an_allowing_rule_is_named_by_its_line() {
 fn a_limit_is_told_but_does_not_refuse() {
     let told = ask("shop/web", "GET", "http://payments.shop/pay");
     assert_eq!(told.verdict, Verdict::Allowed);
-    assert!(told.outcomes[0].steps.iter().any(|step| step.room == "rate limit"), "{told:?}");
+    let limit = told.outcomes[0].steps.iter().find(|step| step.room == "rate limit").unwrap();
+    assert!(limit.by.contains("payments.yaml:"), "{limit:?}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! SET and GET in RESP2 over a kept connection: what any Redis client sends.
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -54,7 +55,7 @@ impl Speaker {
 fn command(words: &[&str]) -> String {
     let mut text = format!("*{}\r\n", words.len());
     for word in words {
-        text += &format!("${}\r\n{word}\r\n", word.len());
+        let _ = write!(text, "${}\r\n{word}\r\n", word.len());
     }
     text
 }
