@@ -12,8 +12,12 @@ use crate::reason::Reason;
 pub struct PolicySet {
     policies: Vec<Policy>,
     default_deny: bool,
-    // What a verdict says, for each policy and rule, made once: a request that is allowed allocates nothing.
+    // What a verdict says, for each policy and rule, made once: a decision allocates nothing.
     labels: Vec<Vec<Arc<str>>>,
+    // The first broken policy closes the target, whatever is asked.
+    closed: Option<Verdict>,
+    // What there is to say where nothing matches.
+    otherwise: Option<Verdict>,
     // Whether some rule looks at paths: without one no path is ever read.
     reads_paths: bool,
 }
@@ -31,7 +35,12 @@ impl PolicySet {
         let labels = policies.iter().map(|p| p.rules.iter().map(|rule| label(p, rule)).collect()).collect();
         let reads_paths =
             policies.iter().flat_map(|p| &p.rules).flat_map(|rule| &rule.to).any(|to| !to.paths.is_empty());
-        Self { policies, default_deny, labels, reads_paths }
+        let closed = policies.iter().find_map(|policy| {
+            let (reason, why) = policy.broken.as_ref()?;
+            Some(Verdict::Deny { reason: *reason, by: broken_label(policy, why) })
+        });
+        let otherwise = otherwise(&policies, default_deny);
+        Self { policies, default_deny, labels, closed, otherwise, reads_paths }
     }
 
     /// Whether there is nothing to decide: no policy, and the default allows.
@@ -52,10 +61,8 @@ impl PolicySet {
 
     /// Who may: see the module's text for the order.
     pub fn decide(&self, question: &Question<'_>) -> Verdict {
-        for policy in &self.policies {
-            if let Some((reason, why)) = &policy.broken {
-                return Verdict::Deny { reason: *reason, by: broken_label(policy, why) };
-            }
+        if let Some(closed) = &self.closed {
+            return closed.clone();
         }
         let path = match question.http {
             Some((_, path)) if self.reads_paths => Some(Readings::of(path)),
@@ -67,14 +74,7 @@ impl PolicySet {
         if let Some(by) = self.first(Action::Allow, question, path.as_ref()) {
             return Verdict::Allow { by };
         }
-        if let Some(policy) = self.policies.iter().find(|p| p.action == Action::Allow) {
-            let by = format!("no rule of {} or another Allow policy matches", policy.name).into();
-            return Verdict::Deny { reason: Reason::NotAllowed, by };
-        }
-        if self.default_deny {
-            return Verdict::Deny { reason: Reason::NotAllowed, by: "the default is deny and no policy allows".into() };
-        }
-        Verdict::Allow { by: Arc::default() }
+        self.otherwise.clone().unwrap_or_else(|| Verdict::Allow { by: Arc::default() })
     }
 
     fn first(&self, action: Action, question: &Question<'_>, path: Option<&Readings<'_>>) -> Option<Arc<str>> {
@@ -86,6 +86,18 @@ impl PolicySet {
         }
         None
     }
+}
+
+/// The verdict where no rule matches; `None`: goes on.
+fn otherwise(policies: &[Policy], default_deny: bool) -> Option<Verdict> {
+    let mut allowing = policies.iter().filter(|policy| policy.action == Action::Allow).map(|policy| &policy.name);
+    let by = match (allowing.next(), allowing.count()) {
+        (Some(only), 0) => format!("no rule of {only} matches"),
+        (Some(first), more) => format!("no rule of {first} or of {more} more Allow policies matches"),
+        (None, _) if default_deny => "the default is deny and no policy allows".to_owned(),
+        (None, _) => return None,
+    };
+    Some(Verdict::Deny { reason: Reason::NotAllowed, by: by.into() })
 }
 
 /// A pattern with escapes (`/a%20b`) stands for the decoded text too: a path is read in both ways.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use super::{Cell, Decision, Rate};
-use crate::authz::normalise_path;
+use crate::authz::Readings;
 use crate::identity::Identity;
 use crate::request::RequestView;
 use crate::route::Match;
@@ -94,13 +94,13 @@ impl Limiter {
         self
     }
 
-    /// Whether it counts a request. The path is read as it came and in canonical form: neither spelling escapes a limit.
+    /// Whether it counts a request. The path is read in every way that an application may read it: no spelling escapes a limit.
     pub fn applies(&self, request: &RequestView<'_>) -> bool {
-        if self.matches.is_empty() || self.matches.iter().any(|wanted| wanted.matches(request)) {
+        if self.matches.is_empty() {
             return true;
         }
-        let canonical = normalise_path(request.path);
-        *canonical != *request.path && self.matches.iter().any(|wanted| wanted.matches_path(&canonical, request))
+        let readings = Readings::of(request.path);
+        self.matches.iter().any(|wanted| wanted.matches_any(request, &readings))
     }
 
     /// The cell of a client. Look it up once a connection and keep it: a kept cell is never evicted.

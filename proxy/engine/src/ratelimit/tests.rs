@@ -199,6 +199,9 @@ fn no_spelling_of_a_path_escapes() {
         ("//api/x", true),
         ("/%61pi/x", true),
         ("/y/../api", true),
+        ("/api%2fx", true),
+        ("/y%2f..%2fapi", true),
+        ("/%00", true),
         ("/apis", false),
         ("/", false),
     ] {

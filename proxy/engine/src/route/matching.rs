@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue};
 use regex::{Regex, RegexBuilder};
 
 use super::{Match, PathMatch, ValueMatch};
+use crate::authz::Readings;
 use crate::request::RequestView;
 
 /// Longest pattern that people may write, in bytes (Gateway API).
@@ -54,12 +55,20 @@ pub(super) fn written(regex: &Regex) -> &str {
 impl Match {
     /// Whether all of it holds for a request.
     pub fn matches(&self, request: &RequestView<'_>) -> bool {
-        self.matches_path(request.path, request)
+        self.matches_where(request, |wanted| wanted.matches(request.path))
     }
 
-    /// The same with another reading of the path.
-    pub(crate) fn matches_path(&self, path: &str, request: &RequestView<'_>) -> bool {
-        self.path.as_ref().is_none_or(|wanted| wanted.matches(path))
+    /// Whether any reading of its path lets it take a request: for limits, which no spelling shall escape.
+    pub fn matches_any(&self, request: &RequestView<'_>, readings: &Readings<'_>) -> bool {
+        self.matches_where(request, |wanted| match readings {
+            Readings::Plain(path) => wanted.matches(path),
+            Readings::Several(paths) => wanted.matches(request.path) || paths.iter().any(|path| wanted.matches(path)),
+            Readings::Unreadable => true,
+        })
+    }
+
+    fn matches_where(&self, request: &RequestView<'_>, path: impl Fn(&PathMatch) -> bool) -> bool {
+        self.path.as_ref().is_none_or(path)
             && self.method.as_ref().is_none_or(|wanted| wanted == request.method)
             && self.headers.iter().all(|(name, wanted)| header_matches(request, name, wanted))
             && self.query.iter().all(|(name, wanted)| query_matches(request.query.unwrap_or(""), name, wanted))
