@@ -1,0 +1,121 @@
+//! The command as a person or a script meets it: what it prints, and where, and its exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn weft(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_weft")).args(args).env("NO_COLOR", "1").output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn shop() -> String {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/shop").to_owned()
+}
+
+fn misspelt(dir: &Path) -> String {
+    let policy = std::fs::read_to_string(Path::new(&shop()).join("ledger-policy.yaml")).unwrap();
+    let file = dir.join("policy.yaml");
+    std::fs::write(&file, policy.replace("identities:", "identites:")).unwrap();
+    file.display().to_string()
+}
+
+#[test]
+fn a_misspelt_field_is_named_with_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = misspelt(dir.path());
+    let out = weft(&["policy", "check", &file]);
+    let said = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    assert!(said.starts_with(&format!("{file}:15:11: ")), "{said}");
+    assert!(said.contains("`identites`") && said.contains("did you mean `identities`?"), "{said}");
+}
+
+#[test]
+fn a_check_is_json_where_a_program_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = weft(&["policy", "check", "--json", &misspelt(dir.path())]);
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(said["ok"], false);
+    assert_eq!(said["problems"][0]["line"], 15);
+    assert_eq!(said["problems"][0]["suggestion"], "identities");
+    let out = weft(&["policy", "check", "--json", &shop()]);
+    assert_eq!(serde_json::from_slice::<serde_json::Value>(&out.stdout).unwrap()["ok"], true);
+    assert_eq!(out.status.code(), Some(0));
+}
+
+#[test]
+fn an_explanation_is_a_verdict_and_an_exit_code() {
+    let ask = |from: &str, more: &[&str]| {
+        let shop = shop();
+        let mut args = vec!["explain", "--from", from, "GET", "http://ledger.shop/entries/today", "--files", &shop];
+        args.extend(more);
+        weft(&args)
+    };
+    let out = ask("shop/intern", &[]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stdout).ends_with("refused: not_allowed (HTTP 403)\n"), "{}", text(&out.stdout));
+    let out = ask("shop/web", &["--json"]);
+    assert_eq!(out.status.code(), Some(0));
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(said["explanation"]["verdict"], "allowed");
+    let by = said["explanation"]["outcomes"][0]["steps"][1]["by"].as_str().unwrap();
+    assert!(by.contains("ledger-policy.yaml:"), "{by}");
+}
+
+#[test]
+fn exit_codes_tell_whose_fault_it_is() {
+    for (args, code) in [
+        (&["version"][..], 0),
+        (&["--help"], 0),
+        (&["nonsense"], 2),
+        (&["policy", "check"], 2),
+        (&["demo", "--for", "1s"], 2),
+        (&["demo", "--without-sidecar", "nobody"], 2),
+        (&["policy", "check", "/nonexistent/policy"], 4),
+        (&["token", "--identity", "shop/web", "--ca-dir", "/nonexistent/ca"], 4),
+        (&["explain", "--from", "nobody", "GET", "http://a.b/"], 4),
+        (&["explain", "--from", "shop/web", "GET", "/relative"], 4),
+        (&["app", "client", "http", "no-such-name:80"], 4),
+        (&["app", "tcp", "--listen", "192.0.2.1:1"], 3),
+    ] {
+        let out = weft(args);
+        assert_eq!(out.status.code(), Some(code), "{args:?}: {}", text(&out.stderr));
+        assert!(code == 0 || !out.stderr.is_empty(), "{args:?} does not say why");
+        assert!(code == 0 || out.stdout.is_empty(), "{args:?} answers on standard output");
+    }
+}
+
+#[test]
+fn every_shell_gets_a_script() {
+    for shell in ["bash", "zsh", "fish"] {
+        let out = weft(&["completion", shell]);
+        let script = text(&out.stdout);
+        assert!(script.contains("demo") && script.contains("explain"), "{shell}");
+    }
+}
+
+#[test]
+fn the_version_lists_what_is_enforced() {
+    let out = weft(&["version", "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(said["version"], env!("CARGO_PKG_VERSION"));
+    assert!(said["features"].is_array());
+}
+
+#[test]
+fn a_token_is_for_one_identity() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca");
+    weft_certs::ca::Ca::open(&ca, "cluster.local").unwrap();
+    let ca_dir = ca.display().to_string();
+    let out = weft(&["token", "--identity", "shop/web", "--ttl", "1m", "--ca-dir", &ca_dir, "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(said["identity"], "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(said["expires_in_s"], 60);
+    let verifier = weft_certs::token::Verifier::from_ca(&weft_certs::ca::Ca::open(&ca, "cluster.local").unwrap());
+    let proved = verifier.verify(said["token"].as_str().unwrap(), std::time::SystemTime::now()).unwrap();
+    assert_eq!(proved.short(), "shop/web");
+}
