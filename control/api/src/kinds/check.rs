@@ -1,17 +1,18 @@
 //! Values that a type cannot check: durations, names, paths, regular expressions. Each fault stands at the value.
 
 use http::{HeaderName, HeaderValue, Method};
+use weft_engine::authz::normalise_path;
+use weft_engine::route::whole_regex;
 
 use super::decode::At;
 use super::fault::{Fault, nearest};
 use super::tree::Position;
+use crate::convert::NOT_EDITABLE;
 
 /// Longest path of a match (Gateway API).
 const MAX_PATH: usize = 1024;
-/// Longest header value or regular expression (Gateway API).
+/// Longest header value (Gateway API).
 const MAX_VALUE: usize = 4096;
-/// Compiled size of one regular expression, in bytes.
-const MAX_REGEX: usize = 1 << 20;
 
 /// Collects what is wrong with one object, so that all of it is told at once.
 #[derive(Debug, Default)]
@@ -68,24 +69,9 @@ fn parse_duration(text: &str) -> Option<u64> {
     (parts > 0).then_some(total)
 }
 
-/// A regular expression in Rust's (RE2-like) syntax, which matches the whole value.
+/// A regular expression as the engine takes it: RE2 syntax, over the whole value.
 pub(super) fn regex(text: &At<String>) -> Result<(), Fault> {
-    if text.len() > MAX_VALUE {
-        return Err(Fault::new(text.at, format!("regular expression is longer than {MAX_VALUE} bytes")));
-    }
-    let whole = format!("^(?:{})$", text.value);
-    match regex::RegexBuilder::new(&whole).size_limit(MAX_REGEX).build() {
-        Ok(_) => Ok(()),
-        Err(regex::Error::CompiledTooBig(limit)) => {
-            Err(Fault::new(text.at, format!("regular expression `{}` needs more than {limit} bytes", text.value)))
-        }
-        // The last line of the parser's drawing says what is wrong.
-        Err(error) => {
-            let error = error.to_string();
-            let why = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-            Err(Fault::new(text.at, format!("`{}` is no regular expression: {why}", text.value)))
-        }
-    }
+    whole_regex(text).map(drop).map_err(|error| Fault::new(text.at, error.to_string()))
 }
 
 /// A header field's name, in lower case.
@@ -94,6 +80,16 @@ pub(super) fn header_name(text: &At<String>) -> Result<String, Fault> {
         Ok(name) if text.len() <= 256 => Ok(name.as_str().to_owned()),
         _ => Err(Fault::new(text.at, format!("`{}` is no header name", text.value))),
     }
+}
+
+/// A header field's name that a filter may edit.
+pub(super) fn editable_header(text: &At<String>) -> Result<String, Fault> {
+    let name = header_name(text)?;
+    if NOT_EDITABLE.contains(&name.as_str()) {
+        let message = format!("header `{name}` frames messages or is the mesh's own: no filter may edit it");
+        return Err(Fault::new(text.at, message));
+    }
+    Ok(name)
 }
 
 /// A header field's value.
@@ -163,16 +159,14 @@ pub(super) fn path_pattern(text: &At<String>) -> Result<String, Fault> {
         return Ok(text.value.clone());
     }
     path(&At { value: stem.to_owned(), at: text.at })?;
-    for (index, _) in stem.match_indices('%') {
-        let hex = stem.get(index + 1..index + 3).unwrap_or("");
-        let Ok(byte) = u8::from_str_radix(hex, 16) else {
-            return Err(Fault::new(text.at, format!("path `{}` has a `%` without two hex digits", text.value)));
-        };
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            let plain = char::from(byte);
-            let message = format!("path `{}` encodes `{plain}`, which is compared as it is", text.value);
-            return Err(Fault::new(text.at, message).suggest(text.replace(&format!("%{hex}"), &plain.to_string())));
-        }
+    let normal = normalise_path(stem);
+    if *normal != *stem {
+        let star = if stem.len() < text.len() { "*" } else { "" };
+        let message = format!("path `{}` is never met: requests are compared in their canonical form", text.value);
+        return Err(Fault::new(text.at, message).suggest(format!("{normal}{star}")));
+    }
+    if stem.to_ascii_lowercase().contains("%5c") {
+        return Err(Fault::new(text.at, format!("path `{}` must not contain an encoded backslash", text.value)));
     }
     Ok(text.value.clone())
 }
@@ -231,7 +225,7 @@ fn is_name_byte(byte: u8) -> bool {
 }
 
 /// A name as Kubernetes has them: lower-case letters, digits, `-` and `.`.
-pub(super) fn is_dns_name(text: &str) -> bool {
+pub fn is_dns_name(text: &str) -> bool {
     let inner = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
     text.len() <= 253 && inner(text.bytes().next()) && inner(text.bytes().last()) && text.bytes().all(is_name_byte)
 }

@@ -15,18 +15,25 @@ mod check;
 mod route;
 mod to_wire;
 
+#[cfg(test)]
+mod tests;
+
+use prost::Message;
 use serde::Deserialize;
 
 use check::Checker;
 use decode::{At, decode};
 use route::Context;
 
+pub use check::is_dns_name;
 pub use fault::Fault;
 pub use meta::{Class, GATEWAY_GROUP, Kind, WEFT_GROUP, classify, unix_seconds};
 pub use route::{ForeignRef, Route, ServiceParent};
 pub use to_wire::{Target, closed_authorization, closed_rate_limit, policy_kind_like};
 pub use tree::{Document, Entry, Node, Position, Value, documents, parse};
 
+use crate::convert;
+use crate::names::ResourceType;
 use crate::wire::v1;
 
 /// An object that is right.
@@ -101,11 +108,16 @@ pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>>
         None if checker.faults.is_empty() => checker.fault(meta::key_position(node, "metadata"), "object has no name"),
         None => {}
     }
-    if !check::is_dns_name(&namespace) {
+    if !is_dns_name(&namespace) {
         let at = node.get("metadata").map_or(node.at, |metadata| meta::key_position(metadata, "namespace"));
         checker.fault(at, format!("`{namespace}` is no namespace"));
     }
     let name = name.map(|name| name.value);
+    if let (Some(body), Some(name), true) = (&body, &name, checker.faults.is_empty())
+        && let Some(message) = proxies_refuse(kind, &namespace, name, body)
+    {
+        checker.fault(node.at, message);
+    }
     match (body, name) {
         (Some(body), Some(name)) if checker.faults.is_empty() => {
             Ok(Object { kind, namespace, name, at: node.at, body, warnings: checker.warnings })
@@ -147,6 +159,28 @@ fn body(kind: Kind, node: &Node, name: &str, context: &Context<'_>, checker: &mu
             let targets = to_wire::targets(&object.spec.target_refs, context.namespace, checker);
             Some(Body::RateLimit(targets, to_wire::rate_limit(name, &object.spec, node.at, context, checker)))
         }
+    }
+}
+
+/// What a proxy will do with it is tried here: nothing that it would refuse leaves for it. A fault of this kind has no better place than
+/// the object, so the checks before should have found it.
+fn proxies_refuse(kind: Kind, namespace: &str, name: &str, body: &Body) -> Option<String> {
+    // Stands for the mesh's: which one it is changes nothing about what is valid.
+    let tried = |url, bytes: Vec<u8>| convert::decode(url, &bytes, "cluster.local").err().map(|error| error.message);
+    match body {
+        Body::Route(route) => {
+            let wire = v1::Route {
+                kind: kind.name().to_owned(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                rules: route.rules.clone(),
+                ..v1::Route::default()
+            };
+            tried(v1::Route::TYPE_URL, wire.encode_to_vec())
+        }
+        Body::Authorization(_, policy) => tried(v1::AuthorizationPolicy::TYPE_URL, policy.encode_to_vec()),
+        Body::RateLimit(_, policy) => tried(v1::RateLimitPolicy::TYPE_URL, policy.encode_to_vec()),
+        Body::Grant(_) => None,
     }
 }
 

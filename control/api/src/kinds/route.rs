@@ -358,7 +358,7 @@ fn header_edit(edit: &At<HeaderModifier>, checker: &mut Checker) -> v1::HeaderEd
     let mut headers = |list: &[At<super::gateway::Header>]| -> Vec<v1::Header> {
         let mut found: Vec<v1::Header> = Vec::new();
         for header in list {
-            let (name, value) = (check::header_name(&header.name), check::header_value(&header.value.value));
+            let (name, value) = (check::editable_header(&header.name), check::header_value(&header.value.value));
             let (Some(name), Some(value)) = (checker.take(name), checker.take(value)) else { continue };
             if found.iter().any(|other| other.name == name) {
                 checker.fault(header.name.at, format!("header `{name}` is there twice"));
@@ -368,7 +368,7 @@ fn header_edit(edit: &At<HeaderModifier>, checker: &mut Checker) -> v1::HeaderEd
         found
     };
     let (set, add) = (headers(&edit.set), headers(&edit.add));
-    let remove = edit.remove.iter().filter_map(|name| checker.take(check::header_name(name))).collect();
+    let remove = edit.remove.iter().filter_map(|name| checker.take(check::editable_header(name))).collect();
     for (list, what) in [(edit.set.len(), "set"), (edit.add.len(), "add"), (edit.remove.len(), "remove")] {
         if list > 16 {
             checker.fault(edit.at, format!("at most 16 headers to {what} are allowed"));

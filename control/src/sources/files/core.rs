@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 use weft_api::kinds::decode::{At, decode};
-use weft_api::kinds::{Fault, Node};
+use weft_api::kinds::{Fault, Node, is_dns_name};
 use weft_api::wire::v1::Protocol;
 
 use crate::model::{Name, Namespace, Service, ServicePort, Slice, SliceEndpoint, Workload};
@@ -283,8 +283,8 @@ struct PodObject {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct PodSpec {
-    service_account_name: Option<String>,
-    service_account: Option<String>,
+    service_account_name: Option<At<String>>,
+    service_account: Option<At<String>>,
     host_network: Option<bool>,
 }
 
@@ -319,10 +319,13 @@ pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
             }
         }
     }
-    let account = object.spec.service_account_name.or(object.spec.service_account);
+    let account = object.spec.service_account_name.or(object.spec.service_account).filter(|name| !name.is_empty());
+    if let Some(name) = account.as_ref().filter(|name| !is_dns_name(name)) {
+        return Err(Fault::new(name.at, format!("`{}` is no service account", name.value)));
+    }
     Ok(Workload {
         ips,
-        service_account: account.filter(|account| !account.is_empty()).unwrap_or_else(|| "default".to_owned()),
+        service_account: account.map_or_else(|| "default".to_owned(), |account| account.value),
         meshed: object.metadata.either(INJECTED, "true", "false")? && !host_network,
         terminating: object.metadata.deletion_timestamp.is_some(),
         labels: object.metadata.labels.into_iter().map(|(name, text)| (name, text.0)).collect(),

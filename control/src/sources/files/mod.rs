@@ -17,6 +17,8 @@ mod object;
 mod problem;
 mod scan;
 mod store;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::collections::BTreeMap;

@@ -164,6 +164,12 @@ fn core_object(kind: &'static str, node: &Node) -> Content {
         "Namespace" => String::new(),
         _ => text("namespace").map_or_else(|| kinds::DEFAULT_NAMESPACE.to_owned(), |namespace| namespace.value),
     };
+    // A Namespace itself is in none.
+    let named = [&name.value, &namespace].into_iter().filter(|text| !(kind == "Namespace" && text.is_empty()));
+    if let Some(text) = named.into_iter().find(|text| !kinds::is_dns_name(text)) {
+        let fault = Fault::new(node.at, format!("`{text}` is no name: lower-case letters, digits, `-` and `.`"));
+        return Content::Broken { key: None, faults: vec![fault], instead: Vec::new() };
+    }
     let (thing, instead) = match kind {
         "Namespace" => match core::namespace(node) {
             Ok(namespace) => (Ok(Thing::Namespace(namespace)), None),
@@ -224,7 +230,7 @@ fn broken(refused: Refused, file: &str) -> Content {
     let why = refused.faults.first().map_or_else(|| "broken".to_owned(), |fault| format!("{file}:{fault}"));
     let targets = refused.targets.map_or_else(|| vec![model::Target::Namespace], model_targets);
     let place = Position { line: refused.at.line, ..Position::default() };
-    let (key, thing) = match refused.name {
+    let (key, thing) = match refused.name.filter(|name| kinds::is_dns_name(name)) {
         Some(name) => {
             let key = Key { kind: refused.kind.name(), name: Name::new(refused.namespace, name) };
             (Some(key.clone()), closed(refused.kind, key, targets, &why, file, place))
@@ -274,13 +280,24 @@ fn unknown(kind: &At<String>, node: &Node, file: &str, fault: Fault) -> Content 
     broken(Refused { kind, namespace, name: text("name"), at: node.at, faults: vec![fault], targets }, file)
 }
 
+/// Namespaces that one document without syntax can close.
+const MAX_CLOSED: usize = 1000;
+
 /// A document that is not YAML. If a line of it says that it holds a policy, the namespaces that it names close: which of
 /// their parts it would have covered cannot be known.
 fn unparsed(file: &str, document: Document<'_>, fault: Fault) -> Item {
-    let kind = values_of(document.text, "kind").find_map(kinds::policy_kind_like);
+    let ours = |version: &str| {
+        let group = version.split('/').next().unwrap_or_default();
+        kinds::fault::nearest(group, [kinds::WEFT_GROUP]).is_some()
+    };
+    // Others have kinds of these names too; a document that does not say whose it is counts as ours.
+    let mut versions = values_of(document.text, "apiVersion").peekable();
+    let ours = versions.peek().is_none() || versions.any(ours);
+    let kind = values_of(document.text, "kind").find_map(kinds::policy_kind_like).filter(|_| ours);
     let mut instead = Vec::new();
     if let Some(kind) = kind {
-        let mut namespaces: Vec<&str> = values_of(document.text, "namespace").collect();
+        let named = values_of(document.text, "namespace").filter(|namespace| kinds::is_dns_name(namespace));
+        let mut namespaces: Vec<&str> = named.take(MAX_CLOSED).collect();
         if namespaces.is_empty() {
             namespaces.push(kinds::DEFAULT_NAMESPACE);
         }
@@ -295,13 +312,13 @@ fn unparsed(file: &str, document: Document<'_>, fault: Fault) -> Item {
     Item { at: fault.at, content: Content::Broken { key: None, faults: vec![fault], instead } }
 }
 
-/// What stands behind `KEY:` on its line, in YAML or JSON, however broken the rest is.
+/// What stands behind each `KEY:`, in block, flow or JSON style, however broken the rest is.
 fn values_of<'a>(text: &'a str, key: &'a str) -> impl Iterator<Item = &'a str> {
-    text.lines().filter_map(move |row| {
-        let row = row.trim_start_matches(['-', ' ', '\t', '{']);
-        let row = row.strip_prefix(['"', '\'']).unwrap_or(row).strip_prefix(key)?;
-        let value = row.strip_prefix(['"', '\'']).unwrap_or(row).trim_start().strip_prefix(':')?;
-        let value = value.split(" #").next()?.trim().trim_end_matches([',', '}', ' ']).trim_matches(['"', '\'']);
-        (!value.is_empty() && value.len() <= 253).then_some(value)
+    text.match_indices(key).filter_map(move |(at, _)| {
+        let starts = text[..at].chars().next_back().is_none_or(|c| c.is_whitespace() || "{,-\"'".contains(c));
+        let rest =
+            text[at + key.len()..].trim_start_matches(['"', '\'']).trim_start_matches([' ', '\t']).strip_prefix(':')?;
+        let value = rest.split([',', '}', '#', '\n']).next()?.trim().trim_matches(['"', '\'']);
+        (starts && !value.is_empty() && value.len() <= 253).then_some(value)
     })
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -32,6 +33,8 @@ pub(super) struct Origin {
 struct Cached {
     stamp: Stamp,
     racy: bool,
+    /// Of the text, or of why there is none.
+    digest: u128,
     file: Arc<str>,
     items: Result<Vec<Item>, String>,
 }
@@ -109,14 +112,24 @@ impl Store {
         self.cache.retain(|path, _| scan.files.contains_key(path));
         let mut changed = self.cache.len() != before;
         for (path, stamp) in &scan.files {
-            let fresh = self.cache.get(path).is_some_and(|cached| cached.stamp == *stamp && !cached.racy);
+            let fresh = self.cache.get(path).is_some_and(|cached| {
+                // What could not be read is tried again each time.
+                cached.stamp == *stamp && !cached.racy && cached.items.is_ok()
+            });
             if fresh {
                 continue;
             }
             let file: Arc<str> = path.display().to_string().into();
             let racy = is_racy(path);
-            let items = read_text(path).map(|text| read_file(&file, &text));
-            self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, file, items });
+            let text = read_text(path);
+            let digest = xxhash_rust::xxh3::xxh3_128(text.as_ref().map_or_else(String::as_bytes, String::as_bytes));
+            // Touched, or read once more to be sure: the same objects.
+            if let Some(cached) = self.cache.get_mut(path).filter(|cached| cached.digest == digest) {
+                (cached.stamp, cached.racy) = (*stamp, racy);
+                continue;
+            }
+            let items = text.map(|text| read_file(&file, &text));
+            self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, digest, file, items });
             changed = true;
         }
         changed
@@ -233,9 +246,13 @@ fn is_racy(path: &Path) -> bool {
 }
 
 fn read_text(path: &Path) -> Result<String, String> {
-    let bytes = fs::read(path).map_err(|error| format!("cannot be read: {error}"))?;
-    if bytes.len() as u64 > super::scan::MAX_FILE_BYTES {
-        return Err(format!("is larger than {} bytes", super::scan::MAX_FILE_BYTES));
+    let most = super::scan::MAX_FILE_BYTES;
+    let mut bytes = Vec::new();
+    fs::File::open(path)
+        .and_then(|file| file.take(most + 1).read_to_end(&mut bytes))
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > most {
+        return Err(format!("is larger than {most} bytes"));
     }
     String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 at byte {}", error.utf8_error().valid_up_to()))
 }
