@@ -177,3 +177,6 @@ async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
     })
     .await
 }
+
+#[cfg(test)]
+mod tests;

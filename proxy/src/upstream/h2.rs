@@ -7,7 +7,7 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -38,7 +38,16 @@ pub struct H2Conn {
     streams: AtomicUsize,
     // What the server allows, as of the connection's last poll.
     max: Arc<AtomicUsize>,
+    // Milliseconds of the proxy's clock; `u64::MAX` while it has streams.
     idle_since: AtomicU64,
+    // It takes no further streams: the server has said so, or it has ended.
+    leaving: AtomicBool,
+}
+
+impl H2Conn {
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed) || self.tx.is_closed()
+    }
 }
 
 /// A stream of a connection, counted while it lives.
@@ -57,7 +66,13 @@ impl H2Stream {
     /// [`SendError`], with the request if nothing of it was sent.
     pub async fn send(&self, request: Request<ReqBody>) -> Result<Response<Incoming>, SendError> {
         let sending = self.0.tx.clone().try_send_request(request);
-        sending.await.map_err(SendError::from_h2)
+        sending.await.map_err(|error| {
+            let error = SendError::from_h2(error);
+            if error.connection_leaves() {
+                self.0.leaving.store(true, Ordering::Relaxed);
+            }
+            error
+        })
     }
 }
 
@@ -90,13 +105,14 @@ impl H2Pool {
     // The one with the fewest streams that has room; with `crowded` also one that has none.
     fn reserve(&self, crowded: bool) -> Option<H2Stream> {
         let mut conns = self.conns.lock();
-        if conns.iter().any(|conn| conn.tx.is_closed()) {
-            conns.retain(|conn| !conn.tx.is_closed());
+        if conns.iter().any(|conn| conn.is_leaving()) {
+            conns.retain(|conn| !conn.is_leaving());
         }
         let room =
             |conn: &&Arc<H2Conn>| crowded || conn.streams.load(Ordering::Relaxed) < conn.max.load(Ordering::Relaxed);
         let conn = conns.iter().filter(room).min_by_key(|conn| conn.streams.load(Ordering::Relaxed))?;
         conn.streams.fetch_add(1, Ordering::Relaxed);
+        conn.idle_since.store(u64::MAX, Ordering::Relaxed);
         Some(H2Stream(Arc::clone(conn)))
     }
 
@@ -136,7 +152,7 @@ impl H2Pool {
         let mut conns = self.conns.lock();
         conns.retain(|conn| {
             let millis = now.as_millis() as u64;
-            if conn.tx.is_closed() {
+            if conn.is_leaving() {
                 return false;
             }
             if conn.streams.load(Ordering::Relaxed) > 0 {
@@ -185,5 +201,11 @@ async fn open(target: &Target<'_>) -> Result<H2Conn, ConnectError> {
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
-    Ok(H2Conn { tx, streams: AtomicUsize::new(1), max, idle_since: AtomicU64::new(u64::MAX) })
+    Ok(H2Conn {
+        tx,
+        streams: AtomicUsize::new(1),
+        max,
+        idle_since: AtomicU64::new(u64::MAX),
+        leaving: AtomicBool::new(false),
+    })
 }

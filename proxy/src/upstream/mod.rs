@@ -215,6 +215,11 @@ impl SendError {
         }
     }
 
+    /// Whether the connection will take no further request: it has ended, or its server announced the end.
+    pub(super) fn connection_leaves(&self) -> bool {
+        self.seen == Seen::NotSent || h2_cause(&self.error).is_some_and(::h2::Error::is_go_away)
+    }
+
     fn new(mut error: TrySendError<Request<ReqBody>>, seen: impl FnOnce(&hyper::Error) -> Seen) -> Self {
         let request = error.take_message().map(Box::new);
         let error = error.into_error();

@@ -1,0 +1,8 @@
+//! The data path end to end in one process: connections enter where the kernel would have redirected them.
+
+mod app;
+mod http1;
+mod http2;
+mod inbound;
+mod opaque;
+mod world;
