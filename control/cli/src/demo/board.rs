@@ -117,7 +117,7 @@ pub struct Board {
 }
 
 /// Events kept for the view.
-const MAX_EVENTS: usize = 8;
+const MAX_EVENTS: usize = 6;
 /// Phases kept: without an end, old ones are dropped.
 const MAX_PHASES: usize = 64;
 

@@ -4,12 +4,13 @@
 //! - [`script`]: when what is done to them. [`board`]: what is counted meanwhile.
 //! - [`checks`]: what should hold. [`report`]: the result. [`view`]: the terminal.
 //!
-//! One thread: it receives what clients count, does what the script says, and draws.
+//! One thread counts what clients report, does what the script says, and draws; [`reports`] takes the reports off the socket for it.
 
 pub mod board;
 pub mod checks;
 pub mod cluster;
 pub mod report;
+pub mod reports;
 mod run;
 pub mod script;
 pub mod shop;

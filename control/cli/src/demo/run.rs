@@ -1,6 +1,5 @@
 //! The demo's loop: receive what clients count, do what the script says, draw.
 
-use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,26 +7,23 @@ use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::app::client::tally::Line;
 use crate::exit::Failure;
 use crate::lab;
+use crate::output;
 
 use super::board::{Board, PhaseName};
 use super::checks::{Edit, Findings};
 use super::cluster::{Cluster, Programs};
 use super::report::Report;
+use super::reports::{self, Reports};
 use super::script::{Action, Script};
 use super::shop::{self, POLICY_EDIT, POLICY_FILE, VICTIM};
-use super::view::View;
+use super::view::{self, View};
 
 /// The longest wait for a report before looking at the time again.
 const TICK: Duration = Duration::from_millis(25);
 /// Between two drawings, and two looks at processes and sidecars.
 const REDRAW: Duration = Duration::from_secs(1);
-/// The largest report.
-const MAX_LINE: usize = 64 << 10;
-/// Reports taken between two looks at the time.
-const MAX_BATCH: usize = 256;
 
 /// Set by SIGINT or SIGTERM.
 #[derive(Clone, Debug)]
@@ -57,6 +53,7 @@ pub fn stop_signal() -> Result<Stop, Failure> {
                     _ = term.recv() => {}
                 }
                 if told.0.swap(true, Ordering::Relaxed) {
+                    output::draw(if output::interactive() { view::CLOSE } else { "" });
                     std::process::exit(130);
                 }
             }
@@ -84,26 +81,23 @@ pub fn run(
     view: &mut View,
     stop: &Stop,
 ) -> Result<Report, lab::Error> {
-    let path = cluster.files().with_file_name("reports");
-    let _ = std::fs::remove_file(&path);
-    let file = |source| lab::Error::File { path: path.clone(), source };
-    let socket = UnixDatagram::bind(&path).map_err(file)?;
-    socket.set_read_timeout(Some(TICK)).map_err(file)?;
+    let reports = Reports::listen(&cluster.files().with_file_name("reports"))?;
     let flows: Vec<_> = shop::flows(length.unwrap_or(super::script::ROUND).as_secs_f64())
         .into_iter()
         .filter(|flow| flow.servers.iter().all(|pod| cluster.has(pod)))
         .collect();
     for (index, flow) in flows.iter().enumerate() {
-        cluster.start_client(index, flow, &path)?;
+        cluster.start_client(index, flow, reports.path())?;
     }
     view.tell("traffic flows");
     let mut script = Script::new(length);
     let board = Board::new(flows, Instant::now());
     let mut run = Run { cluster, programs, board, findings: Findings::default(), view, pending: None };
     let mut redraw = Instant::now();
-    let mut buffer = vec![0; MAX_LINE];
     loop {
-        run.receive(&socket, &mut buffer);
+        for report in reports.within(TICK) {
+            run.count(report);
+        }
         let now = Instant::now();
         let at = run.board.at(now);
         run.see_edit(false);
@@ -121,21 +115,15 @@ pub fn run(
     }
     run.findings.complete = !stop.told();
     run.see_edit(true);
-    run.finish(&socket, &mut buffer);
+    run.finish(reports);
     Ok(Report::new(&run.board, &run.findings))
 }
 
 impl Run<'_> {
-    /// Takes what has come, for a tick at most.
-    fn receive(&mut self, socket: &UnixDatagram, buffer: &mut [u8]) {
-        for _ in 0..MAX_BATCH {
-            let Ok(length) = socket.recv(buffer) else { return };
-            let line = buffer.get(..length).and_then(|line| serde_json::from_slice::<Line>(line).ok());
-            let Some((line, index)) = line.and_then(|line| line.label.parse().ok().map(|index| (line, index))) else {
-                self.findings.errors.push("a client sent a report that cannot be read".to_owned());
-                continue;
-            };
-            self.board.count(index, &line.tally, Instant::now());
+    fn count(&mut self, report: reports::Report) {
+        match report {
+            reports::Report::Tally(index, tally, came) => self.board.count(index, &tally, came),
+            reports::Report::Garbled => self.findings.errors.push("a client's report cannot be read".to_owned()),
         }
     }
 
@@ -220,13 +208,13 @@ impl Run<'_> {
         }
     }
 
-    fn finish(&mut self, socket: &UnixDatagram, buffer: &mut [u8]) {
+    fn finish(&mut self, reports: Reports) {
         self.look();
         self.cluster.stop_clients();
-        // What they sent last is in the socket by now.
-        let _ = socket.set_nonblocking(true);
-        self.receive(socket, buffer);
-        self.view.draw(&self.board, Instant::now(), Some(Duration::ZERO));
+        for report in reports.rest() {
+            self.count(report);
+        }
+        self.view.close();
     }
 }
 

@@ -10,18 +10,22 @@ use crate::output::{self, Paint};
 /// Widest bar, in characters.
 const BAR: usize = 20;
 
+/// To a screen of its own, without line wrap and cursor; and back.
+const OPEN: &str = "\x1b[?1049h\x1b[?7l\x1b[?25l";
+/// See [`OPEN`].
+pub const CLOSE: &str = "\x1b[?25h\x1b[?7h\x1b[?1049l";
+
 /// Draws, or tells.
 pub struct View {
     live: bool,
     paint: Paint,
-    // Lines of the last drawing, to go back over.
-    drawn: usize,
+    open: bool,
 }
 
 impl Default for View {
     /// Live if standard error is a terminal.
     fn default() -> Self {
-        Self { live: output::interactive(), paint: Paint::stderr(), drawn: 0 }
+        Self { live: output::interactive(), paint: Paint::stderr(), open: false }
     }
 }
 
@@ -44,14 +48,28 @@ impl View {
             return;
         }
         let page = page(board, now, left, self.paint);
-        // Up over the last drawing; each line clears what stood there.
-        let mut text = if self.drawn > 0 { format!("\x1b[{}A", self.drawn) } else { String::new() };
+        let mut text = if self.open { String::new() } else { OPEN.to_owned() };
+        self.open = true;
+        // From the top; each line clears what stood there, and the last one what is below.
+        text.push_str("\x1b[H");
         for line in page.lines() {
-            let _ = writeln!(text, "\x1b[2K{line}");
+            let _ = write!(text, "{line}\x1b[K\r\n");
         }
-        self.drawn = page.lines().count();
         text.push_str("\x1b[J");
         output::draw(&text);
+    }
+
+    /// Gives the terminal back.
+    pub fn close(&mut self) {
+        if std::mem::take(&mut self.open) {
+            output::draw(CLOSE);
+        }
+    }
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
