@@ -93,6 +93,26 @@ proptest! {
         }
     }
 
+    /// The greediest client there is: asks again at the very moment that it was told.
+    #[test]
+    fn who_keeps_to_retry_after_gets_no_more_than_the_rate(
+        requests in 1u64..1_000_000,
+        per_ms in prop_oneof![Just(1000u64), 1u64..5000],
+        burst in 1u64..5,
+    ) {
+        let rate = Rate { requests, per: Duration::from_millis(per_ms), burst };
+        let cell = Cell::default();
+        let (mut now, mut admitted) = (Duration::ZERO, 0u128);
+        while admitted < 2000 {
+            match rate.check(&cell, now) {
+                Decision::Admit { .. } => admitted += 1,
+                Decision::Limit { retry_after } => now += retry_after,
+            }
+            let even = now.as_nanos() * u128::from(requests) / (u128::from(per_ms) * 1_000_000);
+            prop_assert!(admitted <= even + u128::from(burst), "{} at {:?}", admitted, now);
+        }
+    }
+
     #[test]
     fn whoever_asks_all_the_time_gets_all_of_it(
         requests in 1u64..200_000,
