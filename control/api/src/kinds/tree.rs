@@ -105,8 +105,12 @@ impl Node {
 
 /// Nesting of a document; ordinary manifests stay under 30.
 const MAX_DEPTH: usize = 64;
-/// Values in one document, aliases expanded; the largest EndpointSlice has some 20,000.
-const MAX_NODES: usize = 400_000;
+/// Values in one document, aliases expanded; an EndpointSlice of 1,000 endpoints has some 20,000, and a List may hold many.
+const MAX_NODES: usize = 1_000_000;
+/// The parser's steps for one document: a sequence or mapping takes two.
+const MAX_EVENTS: usize = 2_500_000;
+/// Of these, repetitions by aliases: people repeat a few lines so, bombs repeat millions.
+const MAX_REPLAYED: usize = 100_000;
 
 /// A part of a file between document markers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +163,10 @@ fn has_content(text: &str) -> bool {
 /// Reads one document. Fails with the place of the first syntax error, or of what is over the budget.
 pub fn parse(document: Document<'_>) -> Result<Node, Fault> {
     let options = serde_saphyr::options! {
-        budget: serde_saphyr::budget! { max_depth: MAX_DEPTH, max_nodes: MAX_NODES, max_documents: 2 },
+        budget: serde_saphyr::budget! {
+            max_depth: MAX_DEPTH, max_nodes: MAX_NODES, max_events: MAX_EVENTS, max_documents: 2,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MAX_REPLAYED },
         strict_booleans: true,
         non_finite_float_policy: serde_saphyr::NonFiniteFloatPolicy::AsString,
         with_snippet: false,

@@ -44,6 +44,7 @@ pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
         skipped: present.skipped.clone(),
         objects,
         state: State::Synced,
+        complete: false,
         files: 0,
         bounds_hit: 0,
     }

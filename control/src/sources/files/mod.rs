@@ -45,6 +45,9 @@ pub struct Loaded {
     pub objects: BTreeMap<String, u64>,
     /// Whether all of it could be read.
     pub state: State,
+    /// Whether every path that was given could be read at least once. Until then the model is less than there is, and no ground to
+    /// answer "outside the mesh" or "no endpoints" to anybody.
+    pub complete: bool,
     /// Manifest files read.
     pub files: usize,
     /// How often a bound (files, bytes, depth) kept something from being read.
@@ -85,6 +88,7 @@ impl Loaded {
             skipped: BTreeMap::new(),
             objects: BTreeMap::new(),
             state: State::Synced,
+            complete: false,
             files: 0,
             bounds_hit: 0,
         }

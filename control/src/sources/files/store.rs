@@ -90,6 +90,7 @@ impl Store {
         let mut loaded = assemble::assemble(&present, &self.trust_domain);
         self.last_good = present.objects;
         loaded.state = state;
+        loaded.complete = self.roots.iter().all(|root| root.seen.is_some());
         loaded.files = self.cache.len();
         loaded.bounds_hit = scan.bounds_hit;
         self.failures = Some(scan.failures);
