@@ -1,12 +1,35 @@
 //! The mesh end to end: what the issues promise, one test each, on real processes in network namespaces.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod discovery;
+mod explain;
+mod grpc;
 mod lab;
+mod life;
+mod policy;
+mod routing;
+mod telemetry;
+mod wire;
 
 use std::process::ExitCode;
+
+/// A namespace in which plaintext is refused.
+const STRICT: &str = "apiVersion: v1
+kind: Namespace
+metadata:
+  name: shop
+  annotations: {weft.dev/mtls: strict}
+";
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(lab::tests());
+    trials.extend(wire::tests());
+    trials.extend(routing::tests());
+    trials.extend(policy::tests());
+    trials.extend(discovery::tests());
+    trials.extend(explain::tests());
+    trials.extend(telemetry::tests());
+    trials.extend(life::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }

@@ -11,6 +11,8 @@
     reason = "in a harness a panic is how a test says that something did not hold"
 )]
 
+pub mod client;
+pub mod dns;
 pub mod manifests;
 pub mod mesh;
 pub mod sniff;
@@ -34,7 +36,9 @@ pub fn program() -> &'static Path {
 /// The main of a test binary. `program` is `env!("CARGO_BIN_EXE_weft-under-test")`. Meshes are heavy, so at most two tests run at once
 /// unless `--test-threads` says otherwise.
 pub fn main(program: &'static str, trials: Vec<Trial>) -> ExitCode {
-    PROGRAM.get_or_init(|| Path::new(program));
+    // tests/as-user has copied it to where its user may read it.
+    let moved = std::env::var("WEFT_UNDER_TEST").ok().filter(|path| !path.is_empty()).map(|path| &*path.leak());
+    PROGRAM.get_or_init(|| Path::new(moved.unwrap_or(program)));
     let mut arguments = Arguments::from_args();
     arguments.test_threads = arguments.test_threads.or(Some(2));
     if !arguments.list

@@ -174,15 +174,21 @@ status:
         out + "---\n" + &self.slice(pods)
     }
 
-    /// Its EndpointSlice.
+    /// Its EndpointSlice with these addresses, the first of which is its first pod's.
     pub fn slice(&self, pods: &[Ipv4Addr]) -> String {
+        let named: Vec<_> = pods.iter().enumerate().map(|(index, ip)| (self.pod_name(index), *ip)).collect();
+        self.slice_of("1", &named)
+    }
+
+    /// An EndpointSlice of its with any pods of its namespace; `suffix` tells its slices apart.
+    pub fn slice_of(&self, suffix: &str, pods: &[(String, Ipv4Addr)]) -> String {
         let Self { name, namespace, target_port, .. } = self;
         let protocol = self.app_protocol.as_ref().map(|name| format!("\n    appProtocol: {name}")).unwrap_or_default();
         let mut out = format!(
             "apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata:
-  name: {name}-1
+  name: {name}-{suffix}
   namespace: {namespace}
   labels:
     kubernetes.io/service-name: {name}
@@ -191,13 +197,11 @@ ports:
   - name: main
     port: {target_port}
     protocol: TCP{protocol}
-endpoints:
-"
+endpoints:{}
+",
+            if pods.is_empty() { " []" } else { "" }
         );
-        if pods.is_empty() {
-            out = out.replace("endpoints:\n", "endpoints: []\n");
-        }
-        for (index, ip) in pods.iter().enumerate() {
+        for (pod, ip) in pods {
             let _ = write!(
                 out,
                 "  - addresses: [{ip}]
@@ -207,10 +211,9 @@ endpoints:
       terminating: false
     targetRef:
       kind: Pod
-      name: {}
+      name: {pod}
       namespace: {namespace}
-",
-                self.pod_name(index)
+"
             );
         }
         out

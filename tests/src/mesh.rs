@@ -203,13 +203,15 @@ impl Mesh {
         Curl::read(&output)
     }
 
-    /// Rewrites a service's EndpointSlice with these addresses alone.
-    pub fn write_slice(&self, service: &str, pods: &[Ipv4Addr]) {
+    /// Moves a service's EndpointSlice into a file of its own, so that a test can edit it alone; gives its text.
+    pub fn slice_apart(&self, service: &str) -> String {
         let (service, cluster_ip) = &self.services[service];
-        let all: Vec<Ipv4Addr> = (0..service.pods).map(|index| self.pod(&service.pod_name(index)).ip()).collect();
-        let whole = service.manifest(*cluster_ip, &all);
-        let before = whole.rsplit_once("---\n").map_or(whole.as_str(), |(before, _)| before);
-        self.write(&format!("{}.yaml", service.name), &format!("{before}---\n{}", service.slice(pods)));
+        let ips: Vec<Ipv4Addr> = (0..service.pods).map(|index| self.pod(&service.pod_name(index)).ip()).collect();
+        let (whole, slice) = (service.manifest(*cluster_ip, &ips), service.slice(&ips));
+        let rest = whole.strip_suffix(&format!("---\n{slice}")).expect("the slice stands last");
+        self.write(&format!("{}-slice.yaml", service.name), &slice);
+        self.write(&format!("{}.yaml", service.name), rest);
+        slice
     }
 
     /// Waits until `look` gives something; the text says how things stand otherwise.
