@@ -112,14 +112,22 @@ pub fn set_options(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
-/// Connects to `addr`, marking the socket so that our own rules do not capture it again.
+/// `SO_PRIORITY` of the sockets by which the inbound side calls our own application. The pod's rules (weft-capture, where the constant is
+/// `OWN_APP_PRIORITY`) let these through, and bring all else that we send to the pod's own address to our inbound side.
+const OWN_APP_PRIORITY: u32 = 6;
+
+/// Connects to `addr`, marking the socket so that our own rules do not capture it again. `application`: it is our own, called by our
+/// inbound side.
 ///
 /// # Errors
 /// What the kernel says, or `TimedOut` after [`CONNECT_TIMEOUT`].
-pub async fn dial(addr: SocketAddr, mark: Option<u32>) -> io::Result<TcpStream> {
+pub async fn dial(addr: SocketAddr, mark: Option<u32>, application: bool) -> io::Result<TcpStream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     if let Some(mark) = mark {
         SockRef::from(&socket).set_mark(mark)?;
+    }
+    if application {
+        SockRef::from(&socket).set_priority(OWN_APP_PRIORITY)?;
     }
     let stream = match timeout(CONNECT_TIMEOUT, socket.connect(addr)).await {
         Ok(connected) => connected?,
@@ -158,7 +166,9 @@ async fn try_connect(
 ) -> Result<Stream, ConnectError> {
     let addr = endpoint.addr;
     let Some(wanted) = &endpoint.identity else {
-        let stream = dial(addr, shared.config.exclude).await.map_err(|error| ConnectError::Tcp { addr, error })?;
+        let stream = dial(addr, shared.config.exclude, endpoint.application)
+            .await
+            .map_err(|error| ConnectError::Tcp { addr, error })?;
         return Ok(Stream::Plain(stream));
     };
     let takes = match speak {
@@ -170,7 +180,7 @@ async fn try_connect(
         return Err(ConnectError::Protocol { addr, speak });
     }
     let own = shared.identity.current().map_err(ConnectError::Own)?;
-    let stream = dial(addr, shared.config.exclude).await.map_err(|error| ConnectError::Tcp { addr, error })?;
+    let stream = dial(addr, shared.config.exclude, false).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let config = match speak {
         Speak::H1 => &own.client_h1,
         Speak::H2 => &own.client_h2,

@@ -63,6 +63,7 @@ pub fn endpoint(addr: SocketAddr, account: Option<&str>) -> Arc<Endpoint> {
         workload: "shop/pod".into(),
         weight: 1,
         draining: false,
+        application: false,
         state: Arc::new(EndpointState {
             load: Load::new(Duration::ZERO),
             pool: crate::upstream::Pool::default(),
