@@ -26,7 +26,7 @@ use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
 
 /// Life of control's own certificate. It stays in memory, so it may be short.
-const CONTROL_TTL: Duration = Duration::from_secs(24 * 3600);
+const CONTROL_TTL: Duration = Duration::from_hours(24);
 /// How often the wall clock is looked at: it may be set while we sleep.
 const CLOCK: Duration = Duration::from_secs(60);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ impl Acceptor {
     pub fn new(ca: Arc<Ca>, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
         let (config, svid) = issue(&ca)?;
         metrics.control_not_after.set(seconds(svid.not_after()));
-        let renew_at = svid.renew_at(0.5);
+        let renew_at = svid.renew_at(0.0);
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
         Ok(Self { config: Arc::new(ArcSwap::new(config)), ca, renew_at, metrics, connections })
     }
@@ -143,7 +143,7 @@ async fn renew(ca: Arc<Ca>, config: Arc<ArcSwap<ServerConfig>>, mut renew_at: Sy
                 Ok((renewed, svid)) => {
                     tracing::info!(serial = svid.serial(), "control renewed its certificate");
                     metrics.control_not_after.set(seconds(svid.not_after()));
-                    renew_at = svid.renew_at(0.5);
+                    renew_at = svid.renew_at(0.0);
                     config.store(renewed);
                 }
                 Err(error) => {
