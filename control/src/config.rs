@@ -71,7 +71,7 @@ impl Config {
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
             ca_dir,
             trust_domain: "cluster.local".to_owned(),
-            leaf_ttl: Duration::from_secs(3600),
+            leaf_ttl: Duration::from_hours(1),
             state_dir: None,
             debug_remote: false,
             limits: Limits::default(),
@@ -107,9 +107,9 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         let one = match &rest[..unit] {
             "ms" => Duration::from_millis(1),
             "s" => Duration::from_secs(1),
-            "m" => Duration::from_secs(60),
-            "h" => Duration::from_secs(3600),
-            "d" => Duration::from_secs(86400),
+            "m" => Duration::from_mins(1),
+            "h" => Duration::from_hours(1),
+            "d" => Duration::from_hours(24),
             _ => return Err(wrong()),
         };
         total = one.checked_mul(number).and_then(|part| total.checked_add(part)).ok_or_else(wrong)?;
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn durations_are_read_as_people_write_them() {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(duration("1h30m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(duration("1h30m"), Ok(Duration::from_mins(90)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         for bad in ["", "10", "s", "0s", "1x", "-1s", "9999999999s", "1 h"] {
             assert!(duration(bad).is_err(), "{bad}");

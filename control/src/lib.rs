@@ -12,6 +12,8 @@ pub mod metrics;
 pub mod model;
 pub mod server;
 pub mod sources;
+#[cfg(test)]
+mod testing;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -31,6 +33,8 @@ use distribute::Hub;
 use metrics::Metrics;
 use sources::files::{self, Loaded, Watch};
 
+/// Of endpoints that are left out this many are named in the log; the metric counts all.
+const UNRESOLVED_SAID: usize = 20;
 /// How long connections may take to end after control was told to stop.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -164,19 +168,30 @@ async fn follow(mut watch: Watch, hub: Arc<Hub>, metrics: Arc<Metrics>) {
 }
 
 async fn take(loaded: &Arc<Loaded>, hub: &Arc<Hub>, metrics: &Metrics) {
-    metrics.reloads.inc();
-    metrics.problems.set(i64::try_from(loaded.problems.len()).unwrap_or(i64::MAX));
-    metrics.skipped.set(i64::try_from(loaded.skipped.values().sum::<u64>()).unwrap_or(i64::MAX));
+    metrics.loaded(loaded);
+    if !loaded.complete && !*hub.loaded().borrow() {
+        // What was never read is not empty: nobody is told anything before all of it has been there once.
+        tracing::error!("some of the files have never been readable: waiting for them before serving any proxy");
+        state(metrics, loaded.state.label());
+        return;
+    }
     state(metrics, loaded.state.label());
     for problem in loaded.problems.iter().chain(&loaded.warnings) {
         tracing::warn!("{problem}");
     }
+    if !loaded.complete {
+        // Contract C6: what was never read is not "nothing".
+        tracing::error!("not all of the given paths could be read yet: nobody is answered from what there is so far");
+        return;
+    }
     let (hub, loaded) = (Arc::clone(hub), Arc::clone(loaded));
     let published = tokio::task::spawn_blocking(move || {
         let changed = hub.publish(Arc::new(loaded.model.clone()));
-        for sentence in hub.compiled(compile::Compiled::unresolved).iter().take(20) {
-            tracing::warn!("{sentence}");
-        }
+        hub.compiled(|compiled| {
+            for sentence in compiled.unresolved().take(UNRESOLVED_SAID) {
+                tracing::warn!("{sentence}");
+            }
+        });
         changed
     });
     match published.await {

@@ -2,18 +2,18 @@
 //!
 //! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::{
     Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
 
 use crate::compile::Compiled;
 use crate::distribute::session::Heard;
-
-/// Codes of refusals beyond these are counted as `other`: a proxy must not be able to make series.
-const MAX_CODES: usize = 32;
+use crate::sources::files::Loaded;
 
 /// All metrics.
 #[derive(Debug)]
@@ -42,13 +42,18 @@ pub struct Metrics {
     pub handshake_failures: IntCounter,
     pub source_state: IntGaugeVec,
     pub source_age: IntGauge,
-    pub problems: IntGauge,
-    pub skipped: IntGauge,
-    pub reloads: IntCounter,
-    codes: parking_lot::Mutex<std::collections::HashSet<String>>,
+    problems: IntGauge,
+    skipped: IntGauge,
+    reloads: IntCounter,
+    source_bounds: AtomicU64,
 }
 
 const CONVERGENCE: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// A count as the crate's gauges take it.
+fn whole(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
 
 /// Registers under `weft_control_NAME`.
 struct Make<'r>(&'r Registry);
@@ -135,7 +140,7 @@ impl Metrics {
             problems: make.gauge("source_problems", "Problems in the manifests that are in force now.")?,
             skipped: make.gauge("source_skipped_objects", "Objects of kinds that control does not read.")?,
             reloads: make.counter("source_loads_total", "How often the source gave a new state.")?,
-            codes: parking_lot::Mutex::default(),
+            source_bounds: AtomicU64::new(0),
             registry,
         })
     }
@@ -144,12 +149,19 @@ impl Metrics {
     pub fn compiled(&self, took: Duration, compiled: &Compiled, changed: usize, draining: usize) {
         self.compile_seconds.observe(took.as_secs_f64());
         self.changed.inc_by(changed as u64);
-        self.draining.set(draining as i64);
-        self.unresolved.set(compiled.unresolved().len() as i64);
-        self.resources.reset();
+        self.draining.set(whole(draining));
+        self.unresolved.set(whole(compiled.unresolved().count()));
         for (type_url, count) in compiled.counts() {
-            self.resources.with_label_values(&[short_type(type_url)]).set(count as i64);
+            self.resources.with_label_values(&[short_type(type_url)]).set(whole(count));
         }
+    }
+
+    /// The source gave a new state.
+    pub fn loaded(&self, loaded: &Loaded) {
+        self.reloads.inc();
+        self.problems.set(whole(loaded.problems.len()));
+        self.skipped.set(whole(usize::try_from(loaded.skipped.values().sum::<u64>()).unwrap_or(usize::MAX)));
+        self.bound("source", loaded.bounds_hit.saturating_sub(self.source_bounds.swap(loaded.bounds_hit, Relaxed)));
     }
 
     /// A response was sent.
@@ -166,22 +178,17 @@ impl Metrics {
             self.acks.inc();
         }
         for nack in &heard.nacks {
-            self.nacks.with_label_values(&[self.code(&nack.code)]).inc();
+            self.nacks.with_label_values(&[Self::code(&nack.code)]).inc();
         }
         if let Some(took) = heard.converged {
             self.convergence_seconds.observe(took.as_secs_f64());
         }
     }
 
-    fn code<'c>(&self, code: &'c str) -> &'c str {
-        let plain = !code.is_empty() && code.len() <= 40 && code.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        let mut codes = self.codes.lock();
-        if plain && (codes.contains(code) || codes.len() < MAX_CODES) {
-            codes.insert(code.to_owned());
-            code
-        } else {
-            "other"
-        }
+    /// Codes that this build does not know are counted as `other`: a proxy must not be able to make series.
+    fn code(code: &str) -> &str {
+        let known = code == "response" || ErrorCode::ALL.iter().any(|known| known.code() == code);
+        if known { code } else { "other" }
     }
 
     /// A bound was hit so many times.

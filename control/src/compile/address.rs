@@ -65,7 +65,7 @@ fn parse(name: &str) -> Asked {
     let host = host.to_ascii_lowercase();
     let mut host = host.trim_end_matches('.');
     if let Some(short) = host.strip_suffix(CLUSTER_DOMAIN).and_then(|short| short.strip_suffix('.')) {
-        if !short.ends_with(".svc") {
+        if short.strip_suffix(".svc").is_none() {
             return Asked::Host { service: None, member: None, port };
         }
         host = short;

@@ -90,11 +90,18 @@ fn touch_service(dirty: &mut Dirty<'_>, old: &Index<'_>, new: &Index<'_>, servic
 /// A pod is an endpoint of services, stands behind its own addresses, and has an inbound side.
 fn touch_workload<'m>(dirty: &mut Dirty<'m>, old: &Index<'m>, new: &Index<'m>, name: &'m Name) {
     dirty.workloads.insert(name);
+    let appears = old.model.workloads.contains_key(name) != new.model.workloads.contains_key(name);
     for index in [old, new] {
         for service in index.services_of(name) {
             dirty.services.insert(service.clone());
             if index.model.services.get(service).is_some_and(|service| service.headless) {
                 dirty.hosts.insert(service.clone());
+            }
+            if appears {
+                // Endpoints of an unknown pod are refused, whatever their address.
+                let endpoints = index.slices(service).iter().flat_map(|slice| &slice.endpoints);
+                let named = endpoints.filter(|endpoint| endpoint.workload.as_ref() == Some(name));
+                dirty.ips.extend(named.map(|endpoint| endpoint.ip.to_canonical()));
             }
         }
         let ips = index.model.workloads.get(name).into_iter().flat_map(|workload| &workload.ips);

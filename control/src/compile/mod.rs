@@ -76,7 +76,7 @@ impl Collection {
 }
 
 /// All resources of one moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Compiled {
     // Everything but addresses and endpoints.
     resources: HashMap<Arc<str>, Arc<Resource>>,
@@ -194,7 +194,7 @@ impl Compiled {
             Some((name, old)) => (Arc::clone(name), Some(old)),
             None => (name.into(), None),
         };
-        if old.map(|old| old.as_ref()) != made.as_ref() {
+        if old.map(AsRef::as_ref) != made.as_ref() {
             patch.changes.names.insert(Arc::clone(&name));
             patch.resources.push((name, made.map(Arc::new)));
         }
@@ -291,7 +291,7 @@ impl Compiled {
             return Some(Arc::new(Resource::head(0, Digest::default())));
         }
         if let Some(service) = address::parse_service(name) {
-            return services::on_demand(&self.model, &service).map(Arc::new);
+            return Some(Arc::new(services::on_demand(&self.model, &service)));
         }
         (!name.contains('/') && name != names::MESH_EXTENT).then(|| self.address(name))
     }
@@ -331,6 +331,12 @@ impl Compiled {
         counts
     }
 
+    /// Whether a workload is gone, terminates, or has said that it leaves.
+    pub fn is_leaving(&self, workload: &Name) -> bool {
+        let stays = self.model.workloads.get(workload).is_some_and(|found| !found.terminating);
+        !stays || self.draining.contains(workload)
+    }
+
     /// Names that the endpoints of a workload have, or would have if they were in, in the sets of all its services.
     pub fn endpoints_of(&self, workload: &Name) -> Vec<Arc<str>> {
         let from = Name::new(&workload.namespace, "");
@@ -361,7 +367,7 @@ impl Compiled {
 
     /// Endpoints that were left out because their pod is unknown: whether they speak mesh TLS cannot be said, and nothing inside the
     /// mesh is sent in the clear for want of an answer. One sentence each.
-    pub fn unresolved(&self) -> Vec<String> {
+    pub fn unresolved(&self) -> impl Iterator<Item = String> {
         let sentence = |(slice_name, _, endpoint): (&Name, &Slice, &SliceEndpoint)| {
             let pod = endpoint.workload.clone().unwrap_or_default();
             format!(
@@ -370,6 +376,9 @@ impl Compiled {
                 endpoint.ip
             )
         };
-        endpoints::unresolved(&self.model).map(sentence).collect()
+        endpoints::unresolved(&self.model).map(sentence)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -21,15 +21,32 @@ pub(super) fn resource(index: &Index<'_>, (kind, name): &(String, Name), route: 
             points_to.push(backend.service.as_str().into());
         }
     }
+    let requires = requires(kind, &rules);
     let message = v1::Route {
         kind: kind.clone(),
         namespace: name.namespace.clone(),
         name: name.name.clone(),
         rules,
         created: route.created,
-        requires: Vec::new(),
+        requires,
     };
     Resource::new(&message, points_to)
+}
+
+/// Features without which a proxy would do only part of what the route says.
+fn requires(kind: &str, rules: &[v1::RouteRule]) -> Vec<String> {
+    let filters = |rule: &v1::RouteRule| {
+        !rule.filters.is_empty() || rule.backends.iter().any(|backend| !backend.filters.is_empty())
+    };
+    let timeouts = |rule: &v1::RouteRule| rule.request_timeout_ms != 0 || rule.backend_request_timeout_ms != 0;
+    let features = [
+        ("grpc-route", kind == "GRPCRoute"),
+        ("header-filters", rules.iter().any(filters)),
+        ("http-route", kind == "HTTPRoute"),
+        ("request-timeouts", rules.iter().any(timeouts)),
+        ("weighted-backends", rules.iter().any(|rule| rule.backends.len() > 1)),
+    ];
+    features.into_iter().filter(|(_, needed)| *needed).map(|(feature, _)| feature.to_owned()).collect()
 }
 
 /// Why a backend cannot be used; `None` if it can.

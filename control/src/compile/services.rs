@@ -60,10 +60,12 @@ fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<Stri
     Resource::new(&message, points_to)
 }
 
-/// A port that the service does not declare. An ExternalName takes any port; any other service gets one without endpoints, so that
-/// a proxy that calls it refuses with `no_endpoints` instead of passing plaintext.
-pub(super) fn on_demand(model: &Model, asked: &ServiceRef) -> Option<Resource> {
-    let service = model.services.get(&asked.name)?;
+/// A port that the service does not declare, or of a service that does not exist. An ExternalName takes any port; any other service
+/// gets one without endpoints, so that a proxy that calls it refuses with `no_endpoints` instead of passing plaintext.
+pub(super) fn on_demand(model: &Model, asked: &ServiceRef) -> Resource {
     let port = ServicePort { port: asked.port, ..ServicePort::default() };
-    Some(resource(&asked.name, service, &port, Vec::new()))
+    match model.services.get(&asked.name) {
+        Some(service) => resource(&asked.name, service, &port, Vec::new()),
+        None => resource(&asked.name, &Service::default(), &port, Vec::new()),
+    }
 }

@@ -109,14 +109,25 @@ fn binding(kind: &str, policy: &Name, targets: &[Target], ports: &Ports) -> Opti
 
 /// An authorization policy's resource; its name is the object's, whatever the rules say.
 pub(super) fn authorization(name: &Name, policy: &AuthorizationPolicy) -> Resource {
-    let message =
-        v1::AuthorizationPolicy { namespace: name.namespace.clone(), name: name.name.clone(), ..policy.policy.clone() };
+    let mut message = policy.policy.clone();
+    message.namespace.clone_from(&name.namespace);
+    message.name.clone_from(&name.name);
+    require(&mut message.requires, "authorization");
     Resource::new(&message, Vec::new())
 }
 
 /// A rate limit policy's resource.
 pub(super) fn rate_limit(name: &Name, policy: &RateLimitPolicy) -> Resource {
-    let message =
-        v1::RateLimitPolicy { namespace: name.namespace.clone(), name: name.name.clone(), ..policy.policy.clone() };
+    let mut message = policy.policy.clone();
+    message.namespace.clone_from(&name.namespace);
+    message.name.clone_from(&name.name);
+    require(&mut message.requires, "local-rate-limit");
     Resource::new(&message, Vec::new())
+}
+
+/// A proxy that lacks the feature closes what the policy covers, instead of passing it by.
+fn require(requires: &mut Vec<String>, feature: &str) {
+    if !requires.iter().any(|known| known == feature) {
+        requires.push(feature.to_owned());
+    }
 }

@@ -115,11 +115,16 @@ fn client(hub: &Hub, proved: &Proved, addr: std::net::SocketAddr, node: Option<&
     let workload = auth::workload(&node.id)?;
     auth::must_own(hub, &proved.identity, &workload)?;
     let field = |name: &str| node.metadata.as_ref()?.fields.get(name)?.kind.as_ref();
-    let features = match field("features") {
+    let features: Vec<String> = match field("features") {
         Some(Kind::ListValue(list)) => list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).collect(),
         _ => Vec::new(),
     };
     let instance = field("instance").and_then(text);
+    let lacks = |ours: &&str| !features.iter().any(|theirs| theirs == ours);
+    let missing: Vec<&str> = weft_api::FEATURES.iter().copied().filter(lacks).collect();
+    if !missing.is_empty() {
+        tracing::warn!(%workload, ?missing, "a proxy cannot enforce all that control may ask for; it refuses what needs these");
+    }
     Ok(Client { workload, identity: proved.identity.clone(), features, instance, addr })
 }
 

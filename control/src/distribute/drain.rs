@@ -17,7 +17,7 @@ use crate::auth;
 use crate::model::Name;
 
 /// Longest wait that a caller may ask for.
-const MAX_WAIT: Duration = Duration::from_secs(600);
+const MAX_WAIT: Duration = Duration::from_mins(10);
 
 /// The gRPC service.
 #[derive(Debug)]
@@ -70,7 +70,7 @@ pub async fn drain(hub: &Arc<Hub>, workload: &Name, wait: Duration) -> v1::Drain
         tokio::select! {
             changed = progress.changed() => if changed.is_err() { break },
             // One that is away stops being waited for by the passing of time, not by an event.
-            () = tokio::time::sleep_until(concerned.next_look(hub, deadline)) => {
+            () = tokio::time::sleep_until(next_look(hub, deadline)) => {
                 if Instant::now() >= deadline { break }
             }
         }
@@ -123,9 +123,9 @@ impl Concerned {
             }
         }
     }
+}
 
-    fn next_look(&self, hub: &Hub, deadline: Instant) -> Instant {
-        let returns = hub.absent().into_iter().map(|(_, since)| since + RECONNECT_GRACE);
-        returns.min().map_or(deadline, |first| first.min(deadline))
-    }
+fn next_look(hub: &Hub, deadline: Instant) -> Instant {
+    let returns = hub.absent().into_iter().map(|(_, since)| since + RECONNECT_GRACE);
+    returns.min().map_or(deadline, |first| first.min(deadline))
 }

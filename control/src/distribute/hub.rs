@@ -1,6 +1,7 @@
 //! The store of compiled resources and the streams that are told of its changes.
 //!
-//! Locks, always in this order, none held across an await: `inputs`, `compiled`, a stream's `session`, `subscribers`. A session is asked
+//! Locks, always in this order, none held across an await: `inputs`, `compiled`, `absent`, a stream's `session`,
+//! `subscribers`. A session is asked
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
@@ -27,7 +28,7 @@ use crate::model::{Model, Name};
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
 /// A workload that said it leaves, and whose pod is still there after this, has changed its mind.
-const DRAIN_LIFE: Duration = Duration::from_secs(3600);
+const DRAIN_LIFE: Duration = Duration::from_hours(1);
 
 /// Who is at the other end of a stream.
 #[derive(Clone, Debug)]
@@ -315,9 +316,12 @@ impl Hub {
     }
 
     /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
+    /// One that leaves is not waited for.
     pub(super) fn absent(&self) -> Vec<(Name, Instant)> {
+        let compiled = self.compiled.read();
         let absent = self.absent.lock();
-        let recent = absent.iter().filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
+        let expected = absent.iter().filter(|(name, _)| !compiled.is_leaving(name));
+        let recent = expected.filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
         recent.map(|(name, since)| (name.clone(), *since)).collect()
     }
 
@@ -349,8 +353,8 @@ impl Hub {
                     subscriptions: session.subscriptions(),
                     resources: session.len(),
                     unacknowledged: session.unacknowledged(),
-                    behind: session.versions().iter().filter(|version| version.sent != version.acknowledged).count(),
-                    refused: session.versions().iter().filter(|version| version.refused.is_some()).count(),
+                    behind: session.behind(),
+                    refused: session.refused(),
                     versions: only.map(|_| session.versions()),
                 }
             })

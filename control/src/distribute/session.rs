@@ -33,6 +33,9 @@ use crate::model::Name;
 pub use ack::{Heard, Nack};
 pub use hear::Violation;
 
+/// Names of resources.
+pub type Names = BTreeSet<Arc<str>>;
+
 /// Bounds of one stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -190,11 +193,11 @@ impl Session {
 
     /// Control's tables changed in something that this stream listens to.
     pub fn touch(&mut self, changes: &Touched, now: Duration) {
-        for topic in &changes.topics {
-            let names: Vec<Arc<str>> = self.topics.get(topic).into_iter().flatten().cloned().collect();
-            for name in names {
-                self.enqueue(&name);
-            }
+        let names = changes.topics.iter().filter_map(|topic| self.topics.get(topic)).flatten();
+        let (roots, others): (Vec<_>, Vec<_>) = names.cloned().partition(|name| self.roots.contains(name));
+        // Roots first: what only an old answer pointed to is forgotten before it is looked at.
+        for name in roots.iter().chain(&others) {
+            self.enqueue(name);
         }
         for (head, members) in &changes.members {
             let Some(collection) = self.collections.get_mut(head) else { continue };
@@ -217,7 +220,11 @@ impl Session {
     }
 
     fn enqueue(&mut self, name: &Arc<str>) {
-        let Some(group) = self.nodes.get(name).map(|node| node.resource.type_url) else { return };
+        let group = match self.nodes.get(name) {
+            Some(node) => node.resource.type_url,
+            None if self.roots.contains(name) => v1::Workload::TYPE_URL,
+            None => return,
+        };
         if group != v1::EndpointHead::TYPE_URL && self.queued.insert(Arc::clone(name)) {
             self.queue.push_back(Entry { group, work: Work::Resource(Arc::clone(name)) });
         }
@@ -296,10 +303,16 @@ impl Session {
         reached
     }
 
-    /// Forgets what no root points to any more; the proxy does the same.
+    /// Forgets what no root points to any more; the proxy does the same. Both wait until everything that the roots lead to is there:
+    /// what looks forgotten may be needed by an answer that is still on its way.
     fn sweep(&mut self) {
-        self.sweep = false;
         let reached = self.reach(self.roots.iter());
+        let own = weft_api::names::workload(&self.workload.namespace, &self.workload.name);
+        // The workload's own object may not exist (any more).
+        if reached.iter().any(|name| !self.nodes.contains_key(name) && **name != *own) {
+            return;
+        }
+        self.sweep = false;
         let gone: Vec<Arc<str>> = self.nodes.keys().filter(|name| !reached.contains(*name)).cloned().collect();
         for name in &gone {
             self.forget(name);
@@ -354,17 +367,30 @@ impl Session {
         self.outstanding.len()
     }
 
+    fn all_held(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
+        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.held));
+        nodes.chain(self.collections.values().flat_map(|collection| &collection.held))
+    }
+
+    /// How many resources it does not run as they were sent last.
+    pub fn behind(&self) -> usize {
+        self.all_held().filter(|(_, held)| held.sent != held.acked).count()
+    }
+
+    /// How many resources it refuses.
+    pub fn refused(&self) -> usize {
+        self.all_held().filter(|(_, held)| held.refused.is_some()).count()
+    }
+
     /// Name, version sent, version acknowledged and refusal of each resource, in the order of their names.
     pub fn versions(&self) -> Vec<Version> {
-        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.held));
-        let members = self.collections.values().flat_map(|collection| &collection.held);
         let version = |(name, held): (&Arc<str>, &Held)| Version {
             name: Arc::clone(name),
             sent: held.sent.clone(),
             acknowledged: held.acked.clone(),
             refused: held.refused.clone(),
         };
-        let mut all: Vec<Version> = nodes.chain(members).map(version).collect();
+        let mut all: Vec<Version> = self.all_held().map(version).collect();
         all.sort_by(|one, two| one.name.cmp(&two.name));
         all
     }
@@ -389,7 +415,7 @@ pub struct Touched {
     /// Topics; never of endpoints.
     pub topics: Vec<Topic>,
     /// Changed endpoints by set.
-    pub members: Vec<(Arc<str>, Arc<BTreeSet<Arc<str>>>)>,
+    pub members: Vec<(Arc<str>, Arc<Names>)>,
 }
 
 impl Touched {
@@ -402,3 +428,6 @@ impl Touched {
         Self { topics: names.chain(ips).chain(services).collect(), members: members.collect() }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,7 +28,7 @@ use crate::metrics::Metrics;
 /// Life of control's own certificate. It stays in memory, so it may be short.
 const CONTROL_TTL: Duration = Duration::from_hours(24);
 /// How often the wall clock is looked at: it may be set while we sleep.
-const CLOCK: Duration = Duration::from_secs(60);
+const CLOCK: Duration = Duration::from_mins(1);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 

@@ -1,10 +1,10 @@
 //! What is sent: the next response, made from the queue and from what is true now.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_api::names::ResourceType;
+use weft_api::names::{Digest, ResourceType};
 use weft_api::wire::{discovery, v1};
 
 use super::{Entry, Held, Members, Node, Pending, Phase, Sent, Session, Work};
@@ -136,9 +136,17 @@ impl Session {
     }
 
     fn emit(&mut self, name: &Arc<str>, compiled: &Compiled, draft: &mut Draft) -> bool {
-        // Gone: whatever pointed to it changes too. A workload that is gone keeps its last rules while its proxy is connected:
-        // a pod may be served after its object has been deleted.
-        let Some(current) = compiled.get(name) else { return true };
+        let Some(current) = compiled.get(name) else {
+            // Gone: whatever pointed to it changes too. A workload that is gone keeps its last rules while its proxy is connected,
+            // a pod may be served after its object has been deleted; one that is not there yet is listened for.
+            if self.roots.contains(name) {
+                self.listen(name);
+            }
+            return true;
+        };
+        if current.type_url == v1::Address::TYPE_URL && !self.roots.contains(name) {
+            return true;
+        }
         let is_head = current.type_url == v1::EndpointHead::TYPE_URL;
         if let Some(node) = self.nodes.get(name) {
             if is_head || node.held.sent.as_ref() == Some(&current.version) {
@@ -162,7 +170,9 @@ impl Session {
         let acked = self.nodes.get(name).and_then(|node| node.held.acked.clone());
         let held = Held { sent: Some(Arc::clone(&current.version)), acked, nonce: draft.nonce, refused: None };
         if is_head {
-            let phase = if self.claims.remove(&**name).is_some() { Phase::Awaiting } else { Phase::Loading };
+            // One that holds an empty set needs not be asked what is in it.
+            let claimed = self.claims.remove(&**name).filter(|digest| *digest != Digest::default().to_version());
+            let phase = if claimed.is_some() { Phase::Awaiting } else { Phase::Loading };
             let members = Members { phase, held: HashMap::new(), pending: Pending::All };
             self.collections.insert(Arc::clone(name), members);
             if phase == Phase::Loading {
@@ -221,7 +231,7 @@ impl Session {
 fn confirmed_members(truth: Option<&Arc<Collection>>) -> Members {
     let all = truth.into_iter().flat_map(|set| &set.members);
     let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(&member.version))));
-    Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(Default::default()) }
+    Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(BTreeSet::new()) }
 }
 
 /// False if not all fitted; what is left stays pending.
@@ -244,7 +254,7 @@ fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &m
                     return false;
                 }
             }
-            members.pending = Pending::Some(Default::default());
+            members.pending = Pending::Some(BTreeSet::new());
         }
     }
     true

@@ -48,8 +48,11 @@ impl Session {
         let Some(group) = ROOTS.into_iter().find(|root| *root == request.type_url) else { return Ok(heard) };
         self.claim(request.initial_resource_versions);
         for name in &request.resource_names_unsubscribe {
-            if self.roots.remove(name.as_str()) {
+            if let Some(name) = self.roots.take(name.as_str()) {
                 self.sweep = true;
+                if !self.nodes.contains_key(&name) {
+                    self.unlisten(&name);
+                }
             }
         }
         if self.sweep {

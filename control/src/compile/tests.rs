@@ -1,0 +1,388 @@
+//! What a model becomes, case by case; and that a change compiles to what the whole would.
+
+use proptest::prelude::*;
+use prost::Message;
+use weft_api::wire::v1::address::Target as Means;
+
+use super::*;
+use crate::model::{
+    AuthorizationPolicy, Namespace, Parent, RateLimitPolicy, Route, Service, SliceEndpoint, Target, Workload,
+};
+use crate::testing::{edit, ip, name, pod, port, ready, service, shop, slice};
+
+const WEB: &str = "endpoints/shop/web:80";
+
+fn means(compiled: &Compiled, address: &str) -> Means {
+    v1::Address::decode(&*compiled.address(address).bytes).unwrap().target.unwrap()
+}
+
+fn endpoints(model: &Model) -> Vec<(String, v1::Endpoint)> {
+    let compiled = compile(model);
+    let set = compiled.collection(WEB).unwrap();
+    let decode = |(name, member): (&Arc<str>, &Arc<Resource>)| {
+        (name.rsplit('/').next().unwrap().to_owned(), v1::Endpoint::decode(&*member.bytes).unwrap())
+    };
+    set.members.iter().map(decode).collect()
+}
+
+fn ids(model: &Model) -> Vec<(String, bool)> {
+    endpoints(model).into_iter().map(|(id, endpoint)| (id, endpoint.draining)).collect()
+}
+
+fn to(id: &str, draining: bool) -> (String, bool) {
+    (id.to_owned(), draining)
+}
+
+fn web_slice(model: &mut Model, endpoints: Vec<SliceEndpoint>) {
+    model.slices.insert(name("web-x"), slice("web", endpoints));
+}
+
+#[test]
+fn a_ready_endpoint_is_in_with_its_pods_identity() {
+    let found = endpoints(&shop());
+    assert_eq!(found.len(), 2);
+    let (id, endpoint) = &found[0];
+    assert_eq!(id, "web-1");
+    assert_eq!(endpoint.ip, vec![10, 0, 0, 1]);
+    assert_eq!(endpoint.port, 8080);
+    assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(endpoint.alpn, ["weft1-h1", "weft1-h2", "weft1-tcp"]);
+    assert_eq!(endpoint.workload, "shop/web-1");
+}
+
+#[test]
+fn a_pod_without_sidecar_and_an_endpoint_without_pod_are_plain() {
+    let mut model = shop();
+    model.workloads.get_mut(&name("web-1")).unwrap().meshed = false;
+    web_slice(&mut model, vec![ready(1, Some("web-1")), ready(9, None)]);
+    for (_, endpoint) in endpoints(&model) {
+        assert_eq!((endpoint.identity.as_str(), endpoint.alpn.len()), ("", 0));
+    }
+}
+
+#[test]
+fn who_is_in_follows_the_conditions() {
+    let not_ready = |last, pod| SliceEndpoint { ready: false, serving: false, ..ready(last, Some(pod)) };
+    let leaving = |last, pod| SliceEndpoint { ready: false, terminating: true, ..ready(last, Some(pod)) };
+    let gone = |last, pod| SliceEndpoint { serving: false, ..leaving(last, pod) };
+    let cases = [
+        (vec![ready(1, Some("web-1")), not_ready(2, "web-2")], vec![to("web-1", false)]),
+        (vec![ready(1, Some("web-1")), leaving(2, "web-2")], vec![to("web-1", false)]),
+        (vec![leaving(1, "web-1"), leaving(2, "web-2")], vec![to("web-1", true), to("web-2", true)]),
+        (vec![leaving(1, "web-1"), gone(2, "web-2")], vec![to("web-1", true)]),
+        (vec![not_ready(1, "web-1")], vec![]),
+    ];
+    for (endpoints, expected) in cases {
+        let mut model = shop();
+        web_slice(&mut model, endpoints.clone());
+        assert_eq!(ids(&model), expected, "{endpoints:?}");
+    }
+}
+
+#[test]
+fn an_endpoint_whose_pod_leaves_is_draining() {
+    let mut model = shop();
+    model.workloads.get_mut(&name("web-1")).unwrap().terminating = true;
+    assert_eq!(ids(&model), [to("web-1", true), to("web-2", false)]);
+}
+
+#[test]
+fn one_that_stands_in_two_slices_is_one() {
+    let mut model = shop();
+    let stale = SliceEndpoint { ready: false, serving: false, ..ready(1, Some("web-1")) };
+    model.slices.insert(name("web-a"), slice("web", vec![stale]));
+    model.slices.insert(name("web-z"), slice("web", vec![ready(2, None)]));
+    assert_eq!(ids(&model), [to("web-1", false), to("web-2", false)]);
+}
+
+#[test]
+fn an_unknown_pod_is_left_out_and_nothing_goes_to_it_in_the_clear() {
+    let mut model = shop();
+    model.workloads.remove(&name("web-1"));
+    assert_eq!(ids(&model), [to("web-2", false)]);
+    let compiled = compile(&model);
+    assert!(compiled.unresolved().next().unwrap().contains("EndpointSlice shop/web-x: endpoint 10.0.0.1"));
+    let Means::Service(closed) = means(&compiled, "10.0.0.1:8080") else { panic!() };
+    assert_eq!(closed, "service/shop/web:65535");
+    assert_eq!(compiled.get("endpoints/shop/web:65535").unwrap().version, compiled_empty_head());
+}
+
+fn compiled_empty_head() -> Arc<str> {
+    Digest::default().to_version().into()
+}
+
+#[test]
+fn every_address_has_a_meaning() {
+    let mut model = shop();
+    model.services.insert(name("ext"), Service { external_name: Some("example.com".into()), ..Service::default() });
+    model
+        .services
+        .insert(name("db"), Service { headless: true, ports: vec![port("http", 5432)], ..Service::default() });
+    let first = SliceEndpoint { hostname: Some("db-0".into()), ..ready(3, Some("cart-1")) };
+    model.slices.insert(name("db-x"), slice("db", vec![first]));
+    let compiled = compile(&model);
+    let service = |address| match means(&compiled, address) {
+        Means::Service(name) => name,
+        other => panic!("{address}: {other:?}"),
+    };
+    for address in [
+        "10.96.0.1:80",
+        "[::ffff:10.96.0.1]:80",
+        "web.shop:80",
+        "WEB.Shop.svc:80",
+        "web.shop.svc.cluster.local:80",
+        "web.shop.svc.cluster.local.:80",
+    ] {
+        assert_eq!(service(address), "service/shop/web:80", "{address}");
+    }
+    assert_eq!(service("ext.shop:443"), "service/shop/ext:443");
+    let external = compiled.get("service/shop/ext:443").unwrap();
+    assert_eq!(v1::Service::decode(&*external.bytes).unwrap().external_name, "example.com");
+    assert_eq!(external.points_to.len(), 0);
+
+    let Means::Workload(pod) = means(&compiled, "10.0.0.2:9999") else { panic!() };
+    assert_eq!((pod.port, pod.workload.as_str()), (9999, "shop/web-2"));
+    for address in ["db-0.db.shop:5432", "db-0.db.shop.svc:5432", "db-0.db.shop.svc.cluster.local:5432"] {
+        let Means::HeadlessMember(member) = means(&compiled, address) else { panic!("{address}") };
+        assert_eq!((member.port, member.workload.as_str()), (5432, "shop/cart-1"));
+    }
+    for address in ["10.1.2.3:80", "example.com:80", "nobody.shop:80", "web.shop.pod.cluster.local:80", "x", "web:80"] {
+        assert!(matches!(means(&compiled, address), Means::Outside(_)), "{address}");
+    }
+}
+
+#[test]
+fn a_port_that_the_service_lacks_is_refused_and_not_outside() {
+    let compiled = compile(&shop());
+    let Means::Service(closed) = means(&compiled, "10.96.0.1:81") else { panic!() };
+    assert_eq!(closed, "service/shop/web:81");
+    let closure = compiled.closure("10.96.0.1:81");
+    let names: Vec<&str> = closure.iter().map(|(name, _)| &**name).collect();
+    assert_eq!(names, ["10.96.0.1:81", "service/shop/web:81", "endpoints/shop/web:81"]);
+}
+
+fn route(backends: &[&str]) -> Route {
+    let backends = backends.iter().map(|one| v1::RouteBackend { service: (*one).into(), ..Default::default() });
+    let rule = v1::RouteRule { backends: backends.collect(), ..Default::default() };
+    Route { parents: vec![Parent { service: name("web"), port: None }], created: 0, rules: vec![rule] }
+}
+
+#[test]
+fn an_address_brings_its_routes_and_their_backends() {
+    let mut model = shop();
+    let backends = ["service/shop/cart:80", "service/shop/web:80", "service/shop/none:80", "service/shop/cart:9"];
+    model.routes.insert(("HTTPRoute".into(), name("split")), route(&backends));
+    let compiled = compile(&model);
+    let names: Vec<String> = compiled.closure("web.shop:80").iter().map(|(name, _)| name.to_string()).collect();
+    let expected = [
+        "web.shop:80",
+        "service/shop/web:80",
+        "HTTPRoute/shop/split",
+        "service/shop/cart:80",
+        "endpoints/shop/cart:80",
+        "endpoints/shop/cart:80/cart-1",
+        "endpoints/shop/web:80",
+        "endpoints/shop/web:80/web-1",
+        "endpoints/shop/web:80/web-2",
+    ];
+    assert_eq!(names, expected);
+    let made = v1::Route::decode(&*compiled.get("HTTPRoute/shop/split").unwrap().bytes).unwrap();
+    let invalid: Vec<&str> = made.rules[0].backends.iter().map(|backend| backend.invalid.as_str()).collect();
+    assert_eq!(invalid, ["", "", "service shop/none does not exist", "service shop/cart has no port 9"]);
+}
+
+#[test]
+fn a_parent_port_attaches_to_that_port_only() {
+    let mut model = shop();
+    model.services.get_mut(&name("web")).unwrap().ports.push(port("more", 81));
+    let mut only = route(&[]);
+    only.parents[0].port = Some(81);
+    model.routes.insert(("HTTPRoute".into(), name("only")), only);
+    let compiled = compile(&model);
+    let routes = |name: &str| v1::Service::decode(&*compiled.get(name).unwrap().bytes).unwrap().routes;
+    assert!(routes("service/shop/web:80").is_empty());
+    assert_eq!(routes("service/shop/web:81"), ["HTTPRoute/shop/only"]);
+}
+
+fn workload(compiled: &Compiled, pod: &str) -> v1::Workload {
+    v1::Workload::decode(&*compiled.get(&format!("workload/shop/{pod}")).unwrap().bytes).unwrap()
+}
+
+#[test]
+fn policies_cover_the_ports_behind_their_targets() {
+    let mut model = shop();
+    model.namespaces.insert("shop".into(), Namespace { strict: true, default_deny: true });
+    let on_web = vec![Target::Service("web".into())];
+    model.authorization.insert(name("on-web"), AuthorizationPolicy { targets: on_web, ..Default::default() });
+    let everywhere = vec![Target::Namespace, Target::Service("web".into())];
+    model.rate_limits.insert(name("all"), RateLimitPolicy { targets: everywhere, ..Default::default() });
+    let other = Name::new("other", "foreign");
+    model.authorization.insert(other, AuthorizationPolicy { targets: vec![Target::Namespace], ..Default::default() });
+    let compiled = compile(&model);
+    let web = workload(&compiled, "web-1");
+    assert_eq!((web.mode(), web.default_deny), (v1::MtlsMode::Strict, true));
+    assert_eq!(web.ports.len(), 1);
+    assert_eq!((web.ports[0].port, web.ports[0].services.as_slice()), (8080, ["shop/web".to_owned()].as_slice()));
+    assert_eq!(web.ports[0].protocol(), v1::Protocol::Http1);
+    assert_eq!(web.authorization.len(), 1);
+    assert_eq!(web.authorization[0].policy, "AuthorizationPolicy/shop/on-web");
+    assert_eq!(web.authorization[0].ports, [8080]);
+    assert!(web.rate_limits[0].ports.is_empty());
+    let cart = workload(&compiled, "cart-1");
+    assert_eq!((cart.authorization.len(), cart.rate_limits.len()), (0, 1));
+    let names: Vec<String> = compiled.closure("workload/shop/web-1").iter().map(|(name, _)| name.to_string()).collect();
+    assert_eq!(names, ["workload/shop/web-1", "AuthorizationPolicy/shop/on-web", "RateLimitPolicy/shop/all"]);
+}
+
+#[test]
+fn a_policy_is_not_escaped_by_a_slice_that_names_no_pod() {
+    let mut model = shop();
+    web_slice(&mut model, vec![ready(1, None)]);
+    let targets = vec![Target::Service("web".into())];
+    model.authorization.insert(name("on-web"), AuthorizationPolicy { targets, ..Default::default() });
+    assert_eq!(workload(&compile(&model), "web-1").authorization.len(), 1);
+}
+
+#[test]
+fn two_services_that_disagree_on_a_protocol_let_the_bytes_decide() {
+    let mut model = shop();
+    let mut grpc = service(3);
+    grpc.ports[0].protocol = v1::Protocol::Http2;
+    model.services.insert(name("web-grpc"), grpc);
+    model.slices.insert(name("web-grpc-x"), slice("web-grpc", vec![ready(1, Some("web-1"))]));
+    let web = workload(&compile(&model), "web-1");
+    assert_eq!(web.ports[0].protocol(), v1::Protocol::Detect);
+    assert_eq!(web.ports[0].services, ["shop/web", "shop/web-grpc"]);
+}
+
+#[test]
+fn the_extent_is_few_prefixes() {
+    let extent =
+        |model: &Model| v1::MeshExtent::decode(&*compile(model).get("mesh-extent").unwrap().bytes).unwrap().cidrs;
+    let mut model = shop();
+    assert_eq!(extent(&model), ["10.0.0.0/24", "10.96.0.0/24"]);
+    for number in 0..=200u8 {
+        model.workloads.insert(name(&format!("p{number}")), Workload { ips: vec![ip(1, number, 1)], ..pod(0) });
+    }
+    assert_eq!(extent(&model), ["10.0.0.0/16", "10.1.0.0/16", "10.96.0.0/16"]);
+    let v6 = Workload { ips: vec!["fd00::1:2".parse().unwrap()], ..pod(0) };
+    model.workloads.insert(name("six"), v6);
+    assert!(extent(&model).contains(&"fd00::1:0/112".to_owned()));
+    assert!(extent(&Model::default()).is_empty());
+}
+
+#[test]
+fn an_endpoint_is_small_on_the_wire() {
+    let mut model = shop();
+    let pod_name = Name::new("shop", "catalog-7d9f8b6c5d-x2x4z");
+    let mut found = pod(7);
+    found.service_account = "catalog-service-account".to_owned();
+    model.workloads.insert(pod_name.clone(), found);
+    let endpoint = SliceEndpoint { workload: Some(pod_name), zone: "eu-central-1a".into(), ..ready(7, None) };
+    web_slice(&mut model, vec![endpoint]);
+    let compiled = compile(&model);
+    let (name, member) = compiled.collection(WEB).unwrap().members.first_key_value().unwrap();
+    let any = prost_types::Any { type_url: member.type_url.into(), value: member.bytes.to_vec() };
+    let resource = weft_api::wire::discovery::Resource {
+        version: member.version.to_string(),
+        resource: Some(any),
+        name: name.to_string(),
+    };
+    assert!(resource.encoded_len() < 300, "{}", resource.encoded_len());
+}
+
+#[test]
+fn one_endpoint_changes_one_resource() {
+    let before = shop();
+    let mut compiled = compile(&before);
+    let mut after = before.clone();
+    web_slice(&mut after, vec![ready(1, Some("web-1")), ready(2, Some("web-2")), ready(3, Some("cart-1"))]);
+    let patch = compiled.update(&Arc::new(after), &Arc::default());
+    let members = &patch.changes.members;
+    assert_eq!(members.len(), 1);
+    assert_eq!(members[WEB].iter().map(|name| &**name).collect::<Vec<_>>(), ["endpoints/shop/web:80/cart-1"]);
+    // The pod backs another service now: that is its own side, and nobody else's.
+    assert_eq!(patch.changes.names.iter().map(|name| &**name).collect::<Vec<_>>(), ["workload/shop/cart-1"]);
+    compiled.apply(patch);
+    assert_eq!(compiled.collection(WEB).unwrap().members.len(), 3);
+}
+
+#[test]
+fn a_workload_that_leaves_drains_before_the_model_says_so() {
+    let mut compiled = compile(&shop());
+    let leaving: Arc<BTreeSet<Name>> = Arc::new([name("web-1")].into());
+    let patch = compiled.update(&Arc::clone(compiled.model()), &leaving);
+    assert_eq!(patch.changes.members[WEB].len(), 1);
+    assert!(patch.changes.names.is_empty());
+    compiled.apply(patch);
+    let Means::Workload(pod) = means(&compiled, "10.0.0.1:80") else { panic!() };
+    assert!(pod.draining);
+    let names: Vec<String> = compiled.endpoints_of(&name("web-1")).iter().map(ToString::to_string).collect();
+    assert_eq!(names, ["endpoints/shop/web:80/web-1"]);
+}
+
+#[test]
+fn another_trust_domain_is_another_mesh() {
+    let mut model = shop();
+    let mut compiled = compile(&model);
+    model.trust_domain = "example.org".to_owned();
+    let patch = compiled.update(&Arc::new(model.clone()), &Arc::default());
+    compiled.apply(patch);
+    assert_eq!(compiled, compile(&model));
+    assert!(endpoints(&model)[0].1.identity.starts_with("spiffe://example.org/"));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// The one property that lets everything else trust an update: it is the same as compiling anew.
+    #[test]
+    fn an_update_is_the_same_as_compiling_anew(edits in prop::collection::vec(any::<[u8; 5]>(), 1..60), drains in any::<[bool; 4]>()) {
+        let mut model = shop();
+        let mut compiled = compile(&model);
+        for (number, bytes) in edits.iter().enumerate() {
+            edit(&mut model, *bytes);
+            if number % 3 != 2 {
+                continue;
+            }
+            let leaving: BTreeSet<Name> = (0..4).filter(|pod| drains[*pod] && number % 2 == 0).map(|pod| name(&format!("pod-{pod}"))).collect();
+            let (model, leaving) = (Arc::new(model.clone()), Arc::new(leaving));
+            let before = compiled.clone();
+            let patch = compiled.update(&model, &leaving);
+            let changes = patch.changes.clone();
+            compiled.apply(patch);
+            let mut anew = Compiled::default();
+            anew.apply(anew.update(&model, &leaving));
+            prop_assert_eq!(&compiled, &anew);
+            said_what_changed(&before, &compiled, &changes)?;
+        }
+    }
+}
+
+/// Every address, service, route and endpoint whose answer differs is among the changes.
+fn said_what_changed(before: &Compiled, after: &Compiled, changes: &Changes) -> Result<(), TestCaseError> {
+    let names = before.resources().chain(after.resources()).map(|(name, _)| Arc::clone(name));
+    let addresses = (0..6u8)
+        .flat_map(|last| [ip(0, 0, last), ip(0, 0, last + 100), ip(96, 0, last)].map(|ip| format!("{ip}:80").into()));
+    let hosts =
+        ["web.shop:80", "cart.shop:81", "db.shop:80", "first.db.shop:80", "first.web.shop.svc:8080", "ext.shop:9"];
+    let on_demand = ["service/shop/web:99", "service/shop/ext:9"];
+    let hosts = hosts.iter().chain(&on_demand).map(|name| (*name).into());
+    for name in names.chain(addresses).chain(hosts).collect::<BTreeSet<Arc<str>>>() {
+        let (old, new) = (before.get(&name), after.get(&name));
+        let is_head = name.starts_with("endpoints/") && names::collection_of(&name).is_none();
+        if is_head || old.as_ref().map(|old| &old.version) == new.as_ref().map(|new| &new.version) {
+            continue;
+        }
+        let said = match names::collection_of(&name) {
+            Some(set) => changes.members.get(set).is_some_and(|members| members.contains(&name)),
+            None => topics_of(&name).iter().any(|topic| match topic {
+                Topic::Name(name) => changes.names.contains(name),
+                Topic::Ip(ip) => changes.ips.contains(ip),
+                Topic::Service(service) => changes.services.contains(service),
+            }),
+        };
+        prop_assert!(said, "{} changed unsaid", name);
+    }
+    Ok(())
+}
