@@ -3,7 +3,43 @@
 //!
 //! Beside them: [`discovery`] (what control says), [`identity`] (who we are), [`telemetry`] and [`admin`]. Those live on a thread of
 //! their own, so that a scrape never delays traffic and a flood never delays a renewal.
+//!
+//! [`main`] builds it all from [`Args`]; what the rooms share is [`Shared`].
 
+pub mod admin;
+pub mod capture;
+pub mod clock;
+pub mod config;
 pub mod control_channel;
+pub mod detect;
+pub mod discovery;
+pub mod drain;
+pub mod http;
 pub mod identity;
 pub mod resolver;
+mod run;
+pub mod tcp;
+pub mod telemetry;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod upstream;
+
+pub use clock::Clock;
+pub use config::Args;
+pub use run::main;
+
+/// What the rooms of one proxy share.
+pub struct Shared {
+    /// How it was told to run.
+    pub config: config::Config,
+    /// What control says.
+    pub discovery: discovery::Discovery,
+    /// Who we are.
+    pub identity: identity::IdentityStore,
+    /// Metrics and access log.
+    pub telemetry: telemetry::Telemetry,
+    /// Whether it stops, and what is in flight.
+    pub drain: drain::Drain,
+    /// Time.
+    pub clock: Clock,
+}

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
+use weft_engine::reason::Reason;
 use weft_engine::route::RouteTable;
 use weft_engine::{authz, ratelimit};
 
@@ -26,10 +27,14 @@ use crate::upstream::Pool;
 pub struct Snapshot {
     /// Ranges that hold all addresses of services and pods; outside them nobody asks.
     pub extent: Vec<IpNet>,
+    /// Whether control has said what the ranges are; until then every address is asked for.
+    pub extent_known: bool,
     /// Destinations by the address that the application called.
     pub by_addr: HashMap<SocketAddr, Arc<Entry>>,
     /// Destinations by `host:port`.
     pub by_host: HashMap<Arc<str>, Arc<Entry>>,
+    /// Addresses (`IP:PORT` or `host:port`) that have an answer which this build had to refuse, and why: asking again is no use.
+    pub refused: HashMap<Arc<str>, Reason>,
     /// The proxy's own side.
     pub inbound: Arc<Inbound>,
 }

@@ -1,0 +1,110 @@
+//! How the proxy stops: what is in flight is counted, the rest of the proxy hears that it begins.
+//!
+//! Invariant: a unit of work that holds an [`InFlight`] keeps [`Drain::idle`] waiting; nothing else does.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// The state of stopping; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Drain {
+    begun: CancellationToken,
+    count: Arc<Count>,
+}
+
+#[derive(Debug, Default)]
+struct Count {
+    // The token takes a lock to tell, and this is asked once a request.
+    begun: AtomicBool,
+    in_flight: AtomicUsize,
+    zero: Notify,
+}
+
+/// One request or connection in flight; it counts until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<Count>);
+
+impl Drain {
+    /// From now on no new work is taken.
+    pub fn begin(&self) {
+        self.count.begun.store(true, Ordering::Release);
+        self.begun.cancel();
+    }
+
+    /// Whether it has begun.
+    pub fn begun(&self) -> bool {
+        self.count.begun.load(Ordering::Acquire)
+    }
+
+    /// Returns once it has begun.
+    pub async fn wait(&self) {
+        self.begun.cancelled().await;
+    }
+
+    /// Counts one request or connection.
+    pub fn guard(&self) -> InFlight {
+        self.count.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(&self.count))
+    }
+
+    /// Requests and connections in flight.
+    pub fn in_flight(&self) -> usize {
+        self.count.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Returns once nothing is in flight. More may come afterwards if it has not begun.
+    pub async fn idle(&self) {
+        loop {
+            // Registered before the look, so that no end is missed between the two.
+            let zero = self.count.zero.notified();
+            tokio::pin!(zero);
+            zero.as_mut().enable();
+            if self.in_flight() == 0 {
+                return;
+            }
+            zero.await;
+        }
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if self.0.in_flight.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.zero.notify_waiters();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn waits_for_what_is_in_flight() {
+        let drain = Drain::default();
+        drain.idle().await;
+        let (one, two) = (drain.guard(), drain.clone().guard());
+        assert_eq!(drain.in_flight(), 2);
+        let waiting = tokio::spawn({
+            let drain = drain.clone();
+            async move {
+                drain.wait().await;
+                drain.idle().await;
+            }
+        });
+        drop(one);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished() && !drain.begun());
+        drain.begin();
+        drain.begin();
+        assert!(drain.begun());
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(two);
+        waiting.await.unwrap();
+        assert_eq!(drain.in_flight(), 0);
+    }
+}
