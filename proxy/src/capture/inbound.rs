@@ -53,6 +53,7 @@ impl Applications {
             workload: "".into(),
             weight: 1,
             draining: false,
+            application: true,
             state: Arc::new(EndpointState {
                 load: Load::new(shared.clock.now()),
                 pool: Pool::default(),
@@ -78,22 +79,22 @@ pub async fn serve(
     destination: SocketAddr,
 ) {
     let port = Arc::clone(port_of(&shared.discovery.snapshot().inbound, destination.port()));
-    let classified = match Box::pin(classify(&shared, &port, stream)).await {
+    let application = applications.at(&shared, destination);
+    let visit = Visit { shared: &shared, port: &port, application: &application, client, destination };
+    let classified = match Box::pin(visit.classify(stream)).await {
         Ok(Some(classified)) => classified,
         Ok(None) => return,
         Err(refused) => return refuse(&shared, Direction::Inbound, refused, false).await,
     };
     let Classified { speak, identity, io } = classified;
-    let application = applications.at(&shared, destination);
-    let peer = make_peer(&shared, &port, identity, client, application);
-    match speak {
-        Speak::Tcp => Box::pin(tcp::inbound::serve(shared, io, client, destination, peer)).await,
-        Speak::H1 | Speak::H2 => {
-            let inbound = Some(Box::new(peer));
-            let session = Session { shared, speak, client, destination, phase: Arc::default(), inbound };
-            serve_http(Arc::new(session), io).await;
-        }
+    let peer = visit.peer(identity);
+    if speak == Speak::Tcp {
+        Box::pin(tcp::inbound::serve(&shared, io, (client, destination), &peer, false)).await;
+        return;
     }
+    drop((port, application));
+    let session = Session { shared, speak, client, destination, phase: Arc::default(), inbound: Some(Box::new(peer)) };
+    serve_http(Arc::new(session), io).await;
 }
 
 struct Classified {
@@ -104,26 +105,74 @@ struct Classified {
 
 type Refused = Option<crate::detect::Reject>;
 
-// `None`: it was refused, or it broke.
-async fn classify(shared: &Shared, port: &InboundPort, stream: TcpStream) -> Result<Option<Classified>, Refused> {
-    let silence = if port.strict { STRICT_SILENCE } else { SILENCE };
-    let (found, stream) = first_bytes(stream, silence).await.map_err(|_| None)?;
-    let stream = if found == Detected::Tls {
-        match client_hello(stream).await.map_err(|_| None)? {
-            (Hello::Mesh, stream) => return Ok(mesh(shared, stream).await),
-            (Hello::Foreign, stream) => stream,
+// A connection that is being looked at.
+struct Visit<'a> {
+    shared: &'a Arc<Shared>,
+    port: &'a InboundPort,
+    application: &'a Arc<Endpoint>,
+    client: SocketAddr,
+    destination: SocketAddr,
+}
+
+impl Visit<'_> {
+    // `None`: it was served or refused, or it broke.
+    async fn classify(&self, stream: TcpStream) -> Result<Option<Classified>, Refused> {
+        let silence = if self.port.strict { STRICT_SILENCE } else { SILENCE };
+        let (mut found, mut stream) = first_bytes(stream, silence).await.map_err(|_| None)?;
+        if found == Detected::NeedMore {
+            let Some(spoken) = self.wait_for_word(stream).await? else { return Ok(None) };
+            (found, stream) = spoken;
         }
-    } else {
-        stream
-    };
-    let found = match port.protocol {
-        Protocol::Tcp => Detected::Opaque,
-        Protocol::Detect | Protocol::Http1 | Protocol::Http2 => found,
-    };
-    // A strict port refuses what comes in the clear: a request with a response that says why, opaque bytes with a reset, both in the
-    // room where they would be authorized.
-    let (speak, stream) = speaking(found, stream, shared).await?;
-    Ok(Some(Classified { speak, identity: None, io: Downstream::Plain(stream) }))
+        if found == Detected::Tls {
+            match client_hello(stream).await.map_err(|_| None)? {
+                (Hello::Mesh, stream) => return Ok(mesh(self.shared, stream).await),
+                (Hello::Foreign, plain) => stream = plain,
+            }
+        }
+        if self.port.protocol == Protocol::Tcp {
+            found = Detected::Opaque;
+        }
+        // A strict port refuses what comes in the clear: a request with a response that says why, opaque bytes with a reset, both in
+        // the room where they would be authorized.
+        let (speak, stream) = speaking(found, stream, self.shared).await?;
+        Ok(Some(Classified { speak, identity: None, io: Downstream::Plain(stream) }))
+    }
+
+    // A peer that has said nothing: to a strict port no plain peer may say anything; elsewhere the application may speak first.
+    async fn wait_for_word(
+        &self,
+        stream: Prefixed<TcpStream>,
+    ) -> Result<Option<(Detected, Prefixed<TcpStream>)>, Refused> {
+        if self.port.strict {
+            self.shared.telemetry.refused(Direction::Inbound, Reason::PlaintextRefused);
+            reset_on_close(stream.get_ref());
+            return Ok(None);
+        }
+        let ends = (self.client, self.destination);
+        let served = tcp::inbound::serve(self.shared, Downstream::Plain(stream), ends, &self.peer(None), true).await;
+        let Some(Downstream::Plain(stream)) = served else { return Ok(None) };
+        let (_, stream) = stream.into_parts();
+        first_bytes(stream, SILENCE).await.map(Some).map_err(|_| None)
+    }
+
+    fn peer(&self, identity: Option<Identity>) -> Peer {
+        let Self { shared, port, .. } = self;
+        let source = identity.as_ref().map_or_else(|| "unknown".into(), |identity| identity.short().into());
+        let series = shared.telemetry.request_series(&SeriesKey {
+            direction: Direction::Inbound,
+            source,
+            destination: Arc::clone(&port.service),
+            destination_workload: Arc::from(shared.config.workload.to_string()),
+            tls: if identity.is_some() { Tls::Mtls } else { Tls::Plain },
+        });
+        let certificate = identity
+            .as_ref()
+            .and_then(|peer| HeaderValue::try_from(format!("By={};URI={peer}", shared.config.identity)).ok());
+        let address = HeaderValue::try_from(self.client.ip().to_canonical().to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        let application = Arc::clone(self.application);
+        Peer { identity, certificate, address, application, series, cells: Mutex::default() }
+    }
 }
 
 // Mesh TLS: the handshake proves who the peer is, and its ALPN says what is spoken.
@@ -161,27 +210,4 @@ async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Class
         _ => return Err((Reason::UpstreamProtocol, io::Error::other("the peer named no protocol of the mesh"))),
     };
     Ok(Classified { speak, identity: Some(identity), io: Downstream::Mesh(Box::new(tls)) })
-}
-
-fn make_peer(
-    shared: &Shared,
-    port: &InboundPort,
-    identity: Option<Identity>,
-    client: SocketAddr,
-    application: Arc<Endpoint>,
-) -> Peer {
-    let source = identity.as_ref().map_or_else(|| "unknown".into(), |identity| identity.short().into());
-    let series = shared.telemetry.request_series(&SeriesKey {
-        direction: Direction::Inbound,
-        source,
-        destination: Arc::clone(&port.service),
-        destination_workload: Arc::from(shared.config.workload.to_string()),
-        tls: if identity.is_some() { Tls::Mtls } else { Tls::Plain },
-    });
-    let certificate = identity
-        .as_ref()
-        .and_then(|peer| HeaderValue::try_from(format!("By={};URI={peer}", shared.config.identity)).ok());
-    let address = HeaderValue::try_from(client.ip().to_canonical().to_string())
-        .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-    Peer { identity, certificate, address, application, series, cells: Mutex::default() }
 }

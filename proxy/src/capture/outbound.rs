@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use weft_engine::reason::Reason;
 
 use crate::Shared;
 use crate::detect::{Detected, Downstream, Prefixed, Reject, SILENCE, first_bytes, whole_head};
@@ -18,19 +19,19 @@ use crate::upstream::Speak;
 
 /// Serves one connection to its end.
 pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, destination: SocketAddr) {
+    let ends = (client, destination);
     let meaning = shared.discovery.resolve(destination).await;
-    let protocol = match &meaning {
-        Ok(Destination::Service(service)) => service.protocol,
-        // Not ours to look into.
-        Ok(Destination::Outside) => Protocol::Tcp,
-        Ok(Destination::Endpoint(_)) | Err(_) => Protocol::Detect,
-    };
-    let (speak, stream) = match Box::pin(recognise(protocol, stream, &shared)).await {
+    if matches!(meaning, Ok(Destination::Outside)) {
+        shared.telemetry.unmeshed();
+    }
+    let recognised = match Box::pin(recognise(&shared, stream, ends, &meaning)).await {
         Ok(recognised) => recognised,
         Err(refused) => return refuse(&shared, Direction::Outbound, refused, true).await,
     };
+    let Some((speak, stream)) = recognised else { return };
     if speak == Speak::Tcp {
-        return Box::pin(tcp::outbound::serve(shared, stream, client, destination, meaning)).await;
+        Box::pin(tcp::outbound::serve(&shared, stream, ends, &meaning, false)).await;
+        return;
     }
     // Each request asks anew what its destination means.
     drop(meaning);
@@ -38,25 +39,35 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     serve_http(Arc::new(session), Downstream::Plain(stream)).await;
 }
 
-/// What a connection in the clear speaks. The first head of an HTTP/1 one has been read and checked.
-///
-/// # Errors
-/// A head that must not be parsed; without a stream if the connection broke.
-pub async fn recognise(
-    protocol: Protocol,
+/// What a connection speaks. `None`: the server spoke first, and it has been served.
+async fn recognise(
+    shared: &Arc<Shared>,
     stream: TcpStream,
-    shared: &Shared,
-) -> Result<(Speak, Prefixed<TcpStream>), Option<Reject>> {
+    ends: (SocketAddr, SocketAddr),
+    meaning: &Result<Destination, Reason>,
+) -> Result<Option<(Speak, Prefixed<TcpStream>)>, Option<Reject>> {
+    let protocol = match meaning {
+        Ok(Destination::Service(service)) => service.protocol,
+        // Not ours to look into.
+        Ok(Destination::Outside) => Protocol::Tcp,
+        Ok(Destination::Endpoint(_)) | Err(_) => Protocol::Detect,
+    };
     let (found, stream) = match protocol {
-        Protocol::Tcp => (Detected::Opaque, Prefixed::new(stream)),
-        Protocol::Http1 => (Detected::Http1, Prefixed::new(stream)),
-        Protocol::Http2 => (Detected::Http2, Prefixed::new(stream)),
+        Protocol::Tcp => return Ok(Some((Speak::Tcp, Prefixed::new(stream)))),
+        Protocol::Http1 => return Ok(Some((Speak::H1, Prefixed::new(stream)))),
+        Protocol::Http2 => return Ok(Some((Speak::H2, Prefixed::new(stream)))),
         Protocol::Detect => first_bytes(stream, SILENCE).await.map_err(|_| None)?,
     };
-    speaking(found, stream, shared).await
+    if found != Detected::NeedMore {
+        return speaking(found, stream, shared).await.map(Some);
+    }
+    let Some(stream) = tcp::outbound::serve(shared, stream, ends, meaning, true).await else { return Ok(None) };
+    let (_, stream) = stream.into_parts();
+    let (found, stream) = first_bytes(stream, SILENCE).await.map_err(|_| None)?;
+    speaking(found, stream, shared).await.map(Some)
 }
 
-/// As [`recognise`], where the first bytes have been looked at.
+/// What a connection in the clear speaks, by its first bytes. The first head of an HTTP/1 one has been read and checked.
 ///
 /// # Errors
 /// A head that must not be parsed.

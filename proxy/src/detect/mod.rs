@@ -2,8 +2,8 @@
 //!
 //! Invariants
 //! - What was read is given back by [`Prefixed`]: detection is invisible to both ends.
-//! - It ends: after [`SILENCE`] without a byte the server speaks first and the connection is opaque; an unfinished beginning is waited
-//!   for [`UNFINISHED`] more; no more than [`MAX_HEAD`] bytes are held.
+//! - It ends: after [`SILENCE`] without a byte it says so, and whoever asked lets the server speak meanwhile; an unfinished beginning is
+//!   waited for [`UNFINISHED`] more; no more than [`MAX_HEAD`] bytes are held.
 //! - The decision is the engine's ([`weft_engine::detect`]); this is only its I/O.
 
 mod downstream;
@@ -24,7 +24,7 @@ use weft_engine::reason::Reason;
 pub use self::downstream::Downstream;
 pub use self::prefixed::Prefixed;
 
-/// A client that has said nothing for so long waits for the server to speak.
+/// A client that has said nothing for so long may be waiting for the server to speak.
 pub const SILENCE: Duration = Duration::from_millis(100);
 /// How long the rest of a beginning that could still be several protocols is waited for.
 pub const UNFINISHED: Duration = Duration::from_secs(1);
@@ -37,26 +37,21 @@ const READ: usize = 4 << 10;
 /// What the ALPN names of the mesh begin with.
 const MESH_ALPN: &[u8] = b"weft1-";
 
-/// Waits for the first bytes, `silence` at most, and says what they are; never [`Detected::NeedMore`].
+/// Waits for the first bytes, `silence` at most, and says what they are; [`Detected::NeedMore`] if none came.
 ///
 /// # Errors
 /// The connection broke. Its mere end is no error: it may be a client that only listens.
-pub async fn first_bytes(stream: TcpStream, silence: Duration) -> io::Result<(Detected, Prefixed<TcpStream>)> {
-    // No buffer is held for a connection that says nothing.
-    match timeout(silence, stream.readable()).await {
-        Ok(ready) => ready?,
-        Err(_) => return Ok((Detected::Opaque, Prefixed::new(stream))),
-    }
-    let mut stream = stream;
+pub async fn first_bytes(mut stream: TcpStream, silence: Duration) -> io::Result<(Detected, Prefixed<TcpStream>)> {
     let mut prefix = BytesMut::with_capacity(READ);
+    let Ok(mut read) = timeout(silence, stream.read_buf(&mut prefix)).await else {
+        return Ok((Detected::NeedMore, Prefixed::new(stream)));
+    };
     loop {
-        let read = match timeout(UNFINISHED, stream.read_buf(&mut prefix)).await {
-            Ok(read) => read?,
-            Err(_) => 0,
-        };
-        let found = weft_engine::detect::detect(&prefix);
-        let found = match found {
-            Detected::NeedMore if read > 0 && prefix.len() < MAX_HEAD => continue,
+        let found = match weft_engine::detect::detect(&prefix) {
+            Detected::NeedMore if read? > 0 && prefix.len() < MAX_HEAD => {
+                read = timeout(UNFINISHED, stream.read_buf(&mut prefix)).await.unwrap_or(Ok(0));
+                continue;
+            }
             Detected::NeedMore => Detected::Opaque,
             settled => settled,
         };

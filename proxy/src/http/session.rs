@@ -78,11 +78,12 @@ pub struct Exchange {
 impl Exchange {
     /// A request has come.
     pub fn begin(session: &Arc<Session>, method: &Method, uri: &Uri) -> Self {
+        session.shared.telemetry.begun(session.direction());
         Self {
             session: Arc::clone(session),
             started: session.shared.clock.now(),
             series: None,
-            status: StatusCode::OK,
+            status: client_gone(),
             reason: None,
             refused_there: false,
             grpc_status: None,
@@ -124,6 +125,11 @@ impl Exchange {
         self.ticket.as_ref().map(|ticket| &ticket.endpoint)
     }
 
+    /// Method and target of the request, to ask about again later.
+    pub fn request(&self) -> (Method, Uri) {
+        (self.method.clone(), self.uri.clone())
+    }
+
     fn settle(&mut self, now: Duration) {
         let Some(ticket) = self.ticket.take() else { return };
         let load = &ticket.endpoint.state.load;
@@ -147,6 +153,11 @@ pub fn outbound_series<'a>(shared: &Shared, endpoint: &'a Endpoint, label: &Arc<
     })
 }
 
+/// What is counted for a client that went away before there was a response (nginx's code for it).
+fn client_gone() -> StatusCode {
+    StatusCode::from_u16(499).unwrap_or(StatusCode::REQUEST_TIMEOUT)
+}
+
 // An attempt: the endpoint's load counts it from `assign` until the response has ended.
 struct Ticket {
     endpoint: Arc<Endpoint>,
@@ -163,6 +174,7 @@ impl Drop for Exchange {
             series.record(self.status, self.reason, took);
         }
         let direction = self.session.direction();
+        shared.telemetry.ended(direction);
         if let Some(reason) = self.reason.filter(|_| !self.refused_there) {
             shared.telemetry.refused(direction, reason);
         }

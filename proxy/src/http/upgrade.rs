@@ -6,10 +6,27 @@ use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, on};
 use hyper_util::rt::TokioIo;
+use weft_engine::reason::Reason;
 
 use super::session::Exchange;
-use crate::tcp::relay::relay;
+use crate::tcp::inbound::Watch;
+use crate::tcp::relay::relay_until;
 use crate::upstream::h1::H1Conn;
+
+// Ends when the peer may no longer make the request that began the tunnel; never for our own application.
+fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
+    let session = &exchange.session;
+    let watch = session.inbound.as_ref().map(|peer| {
+        let request = Some(exchange.request());
+        Watch::new(&session.shared, session.destination.port(), peer.identity.clone(), request)
+    });
+    async move {
+        match watch {
+            Some(watch) => watch.withdrawn().await,
+            None => std::future::pending().await,
+        }
+    }
+}
 
 /// A client that asks to leave HTTP.
 pub struct Upgrade {
@@ -37,9 +54,13 @@ impl Upgrade {
                     return;
                 }
             };
-            let moved = relay(&mut TokioIo::new(client), &mut TokioIo::new(server)).await;
+            let mut exchange = exchange;
+            let (mut client, mut server) = (TokioIo::new(client), TokioIo::new(server));
+            let (moved, withdrawn) = relay_until(&mut client, &mut server, withdrawn(&exchange)).await;
             tracing::debug!(sent = moved.sent, received = moved.received, "upgraded connection ended");
-            drop(exchange);
+            if withdrawn.is_some() {
+                exchange.reason = withdrawn;
+            }
         });
     }
 }

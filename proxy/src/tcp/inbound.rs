@@ -1,58 +1,84 @@
 //! Opaque bytes to our own application.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
+use bytes::BytesMut;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
 use super::relay::{Broken, relay_until};
-use super::{Connection, reset_on_close};
+use super::{Connection, FirstWord, first_word, reset_on_close, spoken};
 use crate::Shared;
-use crate::detect::Downstream;
+use crate::detect::{Downstream, Prefixed};
 use crate::discovery::snapshot::Inbound;
 use crate::http::inbound::{Peer, authorize, port_of};
 use crate::telemetry::Direction;
 use crate::upstream::connect::dial;
 
-/// Relays a connection to our application, if its peer may.
+/// Relays a connection to our application, if its peer may. One whose client is `silent` is given back if the client speaks before the
+/// application does.
 pub async fn serve(
-    shared: Arc<Shared>,
+    shared: &Arc<Shared>,
     mut client: Downstream,
-    from: std::net::SocketAddr,
-    to: std::net::SocketAddr,
-    peer: Peer,
-) {
-    let mut connection = Connection::begin(&shared, Direction::Inbound, from, to);
+    (from, to): (SocketAddr, SocketAddr),
+    peer: &Peer,
+    silent: bool,
+) -> Option<Downstream> {
+    let mut connection = Connection::begin(shared, Direction::Inbound, from, to);
     connection.identity.clone_from(&peer.identity);
     connection.endpoint = Some(Arc::clone(&peer.application.name));
-    let mut watch = Watch::new(&shared, to.port(), peer.identity.clone(), None);
+    let mut watch = Watch::new(shared, to.port(), peer.identity.clone(), None);
     let opened = match watch.check() {
         Err(reason) => Err(reason),
-        Ok(()) => dial(peer.application.addr, shared.config.exclude).await.map_err(|_| Reason::NotProcessed),
+        Ok(()) => dial(peer.application.addr, shared.config.exclude, true).await.map_err(|_| Reason::NotProcessed),
     };
     let mut application = match opened {
         Ok(stream) => stream,
+        // As opaque bytes it may not pass; as HTTP it may.
+        Err(Reason::NotAllowed | Reason::DeniedByPolicy) if silent && spoken(client.socket()).await => {
+            connection.forget();
+            return Some(client);
+        }
         Err(reason) => {
             connection.reason = Some(reason);
             reset_on_close(client.socket());
-            return;
+            return None;
         }
     };
+    let mut said = BytesMut::new();
+    if silent {
+        match first_word(client.socket(), &mut application).await {
+            FirstWord::Client => {
+                connection.forget();
+                return Some(client);
+            }
+            FirstWord::Server(bytes) => said = bytes,
+            FirstWord::Nobody => {
+                connection.reason = Some(Reason::UpstreamReset);
+                reset_on_close(client.socket());
+                return None;
+            }
+        }
+    }
     connection.opened(&peer.series);
+    let mut application = Prefixed::with(said, application);
     let (moved, stopped) = relay_until(&mut client, &mut application, watch.withdrawn()).await;
+    let application = application.get_ref();
     match (&moved.broken, stopped) {
-        (Some(Broken::First(_)), _) => reset_on_close(&application),
+        (Some(Broken::First(_)), _) => reset_on_close(application),
         (Some(Broken::Second(_)), _) => reset_on_close(client.socket()),
         (None, Some(reason)) => {
             connection.reason = Some(reason);
-            reset_on_close(&application);
+            reset_on_close(application);
             reset_on_close(client.socket());
         }
         (None, None) => {}
     }
     connection.moved = moved;
+    None
 }
 
 /// What a long-lived connection was admitted for. It is asked again whenever the tables have changed.

@@ -14,7 +14,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::SockRef;
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -27,6 +30,41 @@ use crate::telemetry::{AccessRecord, Direction, RequestSeries};
 pub fn reset_on_close(socket: &TcpStream) {
     // If it fails the peer sees an orderly end, which is all that could be said then.
     let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Who breaks the silence of a connection on which neither side has spoken.
+pub(crate) enum FirstWord {
+    /// The client, after all: its bytes say what the connection is. Or it has ended.
+    Client,
+    /// The server, with these bytes: the connection is opaque.
+    Server(BytesMut),
+    /// Nobody: the server has ended.
+    Nobody,
+}
+
+/// How long a client may stay silent once the server's side has ended.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Bytes of the server's that are read while waiting.
+const FIRST_WORD: usize = 4 << 10;
+
+/// Waits for either side to speak. A client may connect long before it sends a request (pools of HTTP clients do), and so may a
+/// sidecar that is short of CPU: silence alone does not make a connection opaque, a server that speaks first does.
+pub(crate) async fn first_word<S: AsyncRead + Unpin>(client: &TcpStream, server: &mut S) -> FirstWord {
+    let mut bytes = BytesMut::with_capacity(FIRST_WORD);
+    let mut byte = [0];
+    tokio::select! {
+        biased;
+        _ = client.peek(&mut byte) => return FirstWord::Client,
+        read = server.read_buf(&mut bytes) => if read.is_ok_and(|n| n > 0) {
+            return FirstWord::Server(bytes);
+        },
+    }
+    if spoken(client).await { FirstWord::Client } else { FirstWord::Nobody }
+}
+
+/// Whether the client speaks, or ends, within [`LAST_WORD`].
+pub(crate) async fn spoken(client: &TcpStream) -> bool {
+    timeout(LAST_WORD, client.peek(&mut [0])).await.is_ok()
 }
 
 /// A connection: counted when it is dropped.
@@ -46,6 +84,8 @@ pub(crate) struct Connection {
     pub reason: Option<Reason>,
     /// What was moved.
     pub moved: Relayed,
+    // It goes on as something else, which counts it.
+    forgotten: bool,
     _in_flight: InFlight,
 }
 
@@ -67,8 +107,14 @@ impl Connection {
             series: None,
             reason: None,
             moved: Relayed::default(),
+            forgotten: false,
             _in_flight: shared.drain.guard(),
         }
+    }
+
+    /// It turned out to be something else, which is counted there.
+    pub(crate) fn forget(mut self) {
+        self.forgotten = true;
     }
 
     /// Both ends are connected.
@@ -80,6 +126,9 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
+        if self.forgotten {
+            return;
+        }
         if let Some(series) = &self.series {
             series.tcp_closed(self.moved.sent, self.moved.received);
         }

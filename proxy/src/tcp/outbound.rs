@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use tokio::net::TcpStream;
 use weft_engine::outcome::MAX_ATTEMPTS;
 use weft_engine::reason::Reason;
 
 use super::relay::{Broken, relay};
-use super::{Connection, reset_on_close};
+use super::{Connection, FirstWord, first_word, reset_on_close};
 use crate::Shared;
 use crate::detect::Prefixed;
 use crate::discovery::snapshot::{Backend, Destination, Endpoint};
@@ -17,22 +18,23 @@ use crate::telemetry::Direction;
 use crate::upstream::pick::{Picked, pick};
 use crate::upstream::{Speak, Stream, Target, connect};
 
-/// Relays a connection to what its destination means.
+/// Relays a connection to what its destination means. One whose client is `silent` is given back if the client speaks before the
+/// server does.
 pub async fn serve(
-    shared: Arc<Shared>,
+    shared: &Arc<Shared>,
     mut client: Prefixed<TcpStream>,
-    from: SocketAddr,
-    to: SocketAddr,
-    meaning: Result<Destination, Reason>,
-) {
-    let mut connection = Connection::begin(&shared, Direction::Outbound, from, to);
-    let opened = match &meaning {
+    (from, to): (SocketAddr, SocketAddr),
+    meaning: &Result<Destination, Reason>,
+    silent: bool,
+) -> Option<Prefixed<TcpStream>> {
+    let mut connection = Connection::begin(shared, Direction::Outbound, from, to);
+    let opened = match meaning {
         Err(reason) => Err(*reason),
-        Ok(Destination::Service(service)) => Box::pin(open_backend(&shared, &service.own)).await,
-        Ok(Destination::Endpoint(endpoint)) => Box::pin(open_endpoint(&shared, endpoint)).await,
+        Ok(Destination::Service(service)) => Box::pin(open_backend(shared, &service.own)).await,
+        Ok(Destination::Endpoint(endpoint)) => Box::pin(open_endpoint(shared, endpoint)).await,
         Ok(Destination::Outside) => {
             let endpoint = shared.discovery.external_endpoint(to);
-            Box::pin(open_endpoint(&shared, &endpoint)).await
+            Box::pin(open_endpoint(shared, &endpoint)).await
         }
     };
     let mut opened = match opened {
@@ -40,17 +42,34 @@ pub async fn serve(
         Err(reason) => {
             connection.reason = Some(reason);
             reset_on_close(client.get_ref());
-            return;
+            return None;
         }
     };
+    let mut said = BytesMut::new();
+    if silent {
+        match first_word(client.get_ref(), &mut opened.stream).await {
+            FirstWord::Client => {
+                connection.forget();
+                return Some(client);
+            }
+            FirstWord::Server(bytes) => said = bytes,
+            FirstWord::Nobody => {
+                connection.reason = Some(Reason::UpstreamReset);
+                reset_on_close(client.get_ref());
+                return None;
+            }
+        }
+    }
     connection.endpoint = Some(Arc::clone(&opened.endpoint.name));
-    connection.opened(outbound_series(&shared, &opened.endpoint, &opened.label));
-    connection.moved = relay(&mut client, &mut opened.stream).await;
+    connection.opened(outbound_series(shared, &opened.endpoint, &opened.label));
+    let mut server = Prefixed::with(said, opened.stream);
+    connection.moved = relay(&mut client, &mut server).await;
     match &connection.moved.broken {
-        Some(Broken::First(_)) => reset_on_close(opened.stream.socket()),
+        Some(Broken::First(_)) => reset_on_close(server.get_ref().socket()),
         Some(Broken::Second(_)) => reset_on_close(client.get_ref()),
         None => {}
     }
+    None
 }
 
 struct Opened {

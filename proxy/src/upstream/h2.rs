@@ -8,7 +8,6 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response};
@@ -16,7 +15,8 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 use weft_engine::reason::Reason;
 
 use super::connect::{ConnectError, Speak, connect};
@@ -31,6 +31,12 @@ const CONN_WINDOW: u32 = 4 << 20;
 /// A ping after this much silence while streams are open, and how long its answer may take.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Streams before the server has said how many it takes. Waiting for its word costs a fraction of a round trip once a connection;
+/// streams beyond what it takes would wait for others to end, which a stream that lives long never does.
+const UNTOLD_STREAMS: usize = 7;
+/// How long its word is waited for.
+const WORD: Duration = Duration::from_secs(1);
 
 /// One connection.
 pub struct H2Conn {
@@ -180,27 +186,34 @@ async fn open(target: &Target<'_>) -> Result<H2Conn, ConnectError> {
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(CONN_WINDOW)
         .max_header_list_size(H2_HEADER_LIST)
+        .initial_max_send_streams(UNTOLD_STREAMS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Tcp { addr, error: std::io::Error::other(error) })?;
-    let max = Arc::new(AtomicUsize::new(driver.current_max_send_streams()));
+    let max = Arc::new(AtomicUsize::new(UNTOLD_STREAMS));
     let told = Arc::clone(&max);
+    let (word, heard) = oneshot::channel::<()>();
+    let mut word = Some(word);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
             let polled = Pin::new(&mut driver).poll(cx);
-            told.store(driver.current_max_send_streams(), Ordering::Relaxed);
-            match polled {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(ended) => Poll::Ready(ended),
+            let streams = driver.current_max_send_streams();
+            told.store(streams, Ordering::Relaxed);
+            if streams != UNTOLD_STREAMS {
+                // Dropping it is the word.
+                word = None;
             }
+            polled
         })
         .await;
         if let Err(error) = ended {
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
+    // A server that takes just that many says nothing new; one that has ended is found out by the request.
+    let _ = timeout(WORD, heard).await;
     Ok(H2Conn {
         tx,
         streams: AtomicUsize::new(1),

@@ -59,3 +59,25 @@ async fn a_withdrawn_permission_ends_the_connection() {
     client.write_all(b"ping").await.unwrap();
     assert!(client.read_exact(&mut heard).await.is_err());
 }
+
+#[tokio::test]
+async fn a_client_that_connects_long_before_it_speaks_is_recognised_all_the_same() {
+    let app = super::app::App::start("cart").await;
+    let world = World::new();
+    let server = world.proxy("cart", enforces(open_port(false)));
+    let far = inbound_side(&server, app.addr).await;
+    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
+    let proxy = world.proxy("web", calls(cluster_ip(), destination));
+    for side in [outbound_side(&proxy, cluster_ip()).await, far] {
+        let mut client = Client::connect(side).await;
+        let before = app.connections();
+        // The connection that was made in case the server spoke first tells that the silence has been noticed.
+        while app.connections() == before {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+        let (head, body) = client.send("GET /a HTTP/1.1\r\nHost: shop\r\n\r\n").await;
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        // Told by a header that only the HTTP way sets.
+        assert!(body.contains("x-forwarded-for: 127.0.0.1\n"), "{body}");
+    }
+}
