@@ -1,0 +1,74 @@
+//! `/drain-wait`, which a preStop hook calls before the application is told to stop: it tells control that this pod leaves, and returns
+//! when nobody chooses it any more.
+//!
+//! ```text
+//! tell control --> every proxy has acknowledged --> no new plain connection for 3 s, if there were plain clients --> 200
+//!      \------- deadline, or control is away ------------------------------------------------------------------> 503
+//! ```
+//!
+//! Nothing of the proxy itself stops here: it serves until SIGTERM.
+
+use std::time::Duration;
+
+use http::{Response, StatusCode};
+use tokio::time::{Instant, sleep, timeout_at};
+use weft_api::wire::v1::drain_client::DrainClient;
+use weft_api::wire::v1::{DrainReply, DrainRequest};
+
+use super::{Admin, Body, plain};
+use crate::Shared;
+use crate::control_channel::{Target, channel};
+
+/// Plain clients learn of a leaving endpoint by DNS or the cluster's service proxy, which nobody acknowledges: silence for so long
+/// stands for it.
+const QUIET: Duration = Duration::from_secs(3);
+/// Taken off the wait that control is granted, so that its answer arrives before ours is due.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+pub(super) async fn answer(admin: &Admin) -> Response<Body> {
+    let deadline = Instant::now() + admin.shared.config.drain_deadline;
+    let told = tell_control(&admin.shared, &admin.control, deadline).await;
+    let quiet = timeout_at(deadline, plain_clients_gone(&admin.shared)).await.is_ok();
+    let told = match told {
+        Ok(reply) if reply.lagging.is_empty() => format!("{} proxies have acknowledged", reply.acknowledged),
+        Ok(reply) => {
+            let lagging = reply.lagging.join(", ");
+            return plain(StatusCode::SERVICE_UNAVAILABLE, format!("not acknowledged in time by: {lagging}"));
+        }
+        Err(why) => return plain(StatusCode::SERVICE_UNAVAILABLE, why),
+    };
+    if quiet {
+        plain(StatusCode::OK, told)
+    } else {
+        plain(StatusCode::SERVICE_UNAVAILABLE, format!("{told}; plain connections still come"))
+    }
+}
+
+/// Tells control that our workload leaves, and waits for what it hears.
+///
+/// # Errors
+/// A sentence that says why it could not be told in time.
+pub(crate) async fn tell_control(shared: &Shared, control: &Target, deadline: Instant) -> Result<DrainReply, String> {
+    let own = shared.identity.current().map_err(|reason| format!("control cannot be told: {reason}"))?;
+    let wait = deadline.saturating_duration_since(Instant::now());
+    let request = DrainRequest {
+        workload: shared.config.workload.to_string(),
+        deadline_ms: u64::try_from(wait.saturating_sub(ANSWER_TIME).as_millis()).unwrap_or(u64::MAX),
+    };
+    let mut client = DrainClient::new(channel(control, own.control.clone()));
+    match timeout_at(deadline, client.begin(request)).await {
+        Ok(Ok(reply)) => Ok(reply.into_inner()),
+        Ok(Err(status)) => Err(format!("control could not be told: {}", status.message())),
+        Err(_) => Err("control did not answer in time".to_owned()),
+    }
+}
+
+/// Returns once no plain connection has come in for [`QUIET`]; at once if none ever has.
+pub(super) async fn plain_clients_gone(shared: &Shared) {
+    while let Some(left) = shared.telemetry.since_plain().and_then(|since| QUIET.checked_sub(since)) {
+        if left.is_zero() {
+            return;
+        }
+        sleep(left).await;
+    }
+}

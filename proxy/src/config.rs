@@ -1,0 +1,320 @@
+//! How the proxy is told what to do: flags, or the same names in one JSON file; a flag wins over the file.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use weft_engine::identity::Identity;
+
+use crate::identity::authority::Token;
+
+/// The sidecar of one workload: takes its connections, inbound and outbound, and gives them mutual TLS, routes, balancing, policy and
+/// limits. The pod's rules (`weft-capture`) must redirect connections to it.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Args {
+    /// A JSON file with the same names as these flags; a flag wins.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// The pod that it stands beside: NAMESPACE/POD.
+    #[arg(long, value_name = "NAMESPACE/POD")]
+    pub workload: Option<String>,
+    /// Its identity: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
+    #[arg(long, value_name = "SPIFFE-ID")]
+    pub identity: Option<String>,
+    /// Control: HOST:PORT.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub control: Option<String>,
+    /// PEM file of the roots that control's and all peers' certificates lead to (root.pem of control's --ca-dir).
+    #[arg(long, value_name = "FILE")]
+    pub control_ca: Option<PathBuf>,
+    /// File with the join token (see `weft token`); read at each use.
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Keeps the last good tables, the key and the certificate here, to start from while control is away. Use a memory-backed directory.
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the pod's outbound connections are redirected to [default: 0.0.0.0:15001].
+    #[arg(long, value_name = "ADDR")]
+    pub outbound: Option<SocketAddr>,
+    /// Where the pod's inbound connections are redirected to [default: 0.0.0.0:15006].
+    #[arg(long, value_name = "ADDR")]
+    pub inbound: Option<SocketAddr>,
+    /// Metrics [default: 0.0.0.0:15020].
+    #[arg(long, value_name = "ADDR")]
+    pub metrics: Option<SocketAddr>,
+    /// Health and drain [default: 0.0.0.0:15021].
+    #[arg(long, value_name = "ADDR")]
+    pub health: Option<SocketAddr>,
+    /// Administration: tables, configuration, drain. Loopback only [default: 127.0.0.1:15000].
+    #[arg(long, value_name = "ADDR")]
+    pub admin: Option<SocketAddr>,
+    /// Mark on the proxy's own sockets, by which the rules let them pass (such as 0x539). In a pod the uid does that: leave it out.
+    #[arg(long, value_name = "MARK")]
+    pub exclude_mark: Option<String>,
+    /// Name servers; none means those of /etc/resolv.conf.
+    #[arg(long, value_name = "ADDR")]
+    pub dns: Vec<SocketAddr>,
+    /// Threads that carry traffic; none means one for each CPU that the cgroup's quota allows.
+    #[arg(long, value_name = "N")]
+    pub workers: Option<usize>,
+    /// How long requests in flight may take to end after SIGTERM [default: 30 s], in seconds.
+    #[arg(long, value_name = "SECONDS")]
+    pub drain_deadline: Option<u64>,
+    /// Open connections, both directions together [default: 10000].
+    #[arg(long, value_name = "N")]
+    pub max_connections: Option<usize>,
+    /// The share of good requests in the access log, 0 to 1; refusals and failures are always in it [default: 0].
+    #[arg(long, value_name = "SHARE")]
+    pub access_log_sample: Option<f64>,
+    /// Where the access log goes, as lines of JSON; none means standard output.
+    #[arg(long, value_name = "FILE")]
+    pub access_log: Option<PathBuf>,
+}
+
+/// What the proxy runs with.
+#[derive(Debug)]
+pub struct Config {
+    /// The pod.
+    pub workload: Workload,
+    /// Who it is.
+    pub identity: Identity,
+    /// Control, HOST:PORT.
+    pub control: String,
+    /// Roots of trust.
+    pub control_ca: PathBuf,
+    /// Proves who we are at first.
+    pub token: Token,
+    /// Last good state.
+    pub state_dir: Option<PathBuf>,
+    /// Listener of outbound connections.
+    pub outbound: SocketAddr,
+    /// Listener of inbound connections.
+    pub inbound: SocketAddr,
+    /// Metrics.
+    pub metrics: SocketAddr,
+    /// Health and drain.
+    pub health: SocketAddr,
+    /// Administration, a loopback address.
+    pub admin: SocketAddr,
+    /// SO_MARK of own sockets.
+    pub exclude: Option<u32>,
+    /// Name servers; empty means the system's.
+    pub dns: Vec<SocketAddr>,
+    /// Threads of the data path.
+    pub workers: usize,
+    /// After SIGTERM.
+    pub drain_deadline: Duration,
+    /// Share of good requests in the access log.
+    pub access_log_sample: f64,
+    /// Its file; `None` is standard output.
+    pub access_log: Option<PathBuf>,
+    /// Bounds.
+    pub limits: Limits,
+}
+
+/// A pod's name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Namespace.
+    pub namespace: Arc<str>,
+    /// Pod.
+    pub name: Arc<str>,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Bounds of the data path.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Open connections, both directions together.
+    pub max_connections: usize,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { max_connections: 10_000, head_bytes: 64 * 1024 }
+    }
+}
+
+/// A setting is missing or wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Neither flag nor file gives it.
+    #[error("--{0} is missing: give the flag, or the same name in the --config file")]
+    Missing(&'static str),
+    /// It cannot be used.
+    #[error("--{name} `{value}`: {why}")]
+    Bad {
+        /// The flag.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The configuration file cannot be read or is no JSON of the right names.
+    #[error("--config {path}: {why}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+}
+
+fn bad(name: &'static str, value: impl fmt::Display, why: impl fmt::Display) -> ConfigError {
+    ConfigError::Bad { name, value: value.to_string(), why: why.to_string() }
+}
+
+macro_rules! prefer {
+    ($flags:ident over $file:ident: $($name:ident),*) => {
+        Args { config: None, dns: if $flags.dns.is_empty() { $file.dns } else { $flags.dns }, $($name: $flags.$name.or($file.$name)),* }
+    };
+}
+
+impl Args {
+    /// Flags over file over defaults, all of it checked.
+    pub fn resolve(self) -> Result<Config, ConfigError> {
+        let flags = self;
+        let file = match &flags.config {
+            Some(path) => from_file(path)?,
+            None => Args::default(),
+        };
+        let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, outbound, inbound, metrics,
+            health, admin, exclude_mark, workers, drain_deadline, max_connections, access_log_sample, access_log);
+        let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
+        let sample = all.access_log_sample.unwrap_or(0.0);
+        if !(0.0..=1.0).contains(&sample) {
+            return Err(bad("access-log-sample", sample, "give a share from 0 to 1"));
+        }
+        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        Ok(Config {
+            workload: workload(&all.workload.ok_or(ConfigError::Missing("workload"))?)?,
+            identity: identity.parse().map_err(|error| bad("identity", &identity, error))?,
+            control: all.control.ok_or(ConfigError::Missing("control"))?,
+            control_ca: all.control_ca.ok_or(ConfigError::Missing("control-ca"))?,
+            token: all.token_file.map_or(Token::None, Token::File),
+            state_dir: all.state_dir,
+            outbound: all.outbound.unwrap_or(any(15001)),
+            inbound: all.inbound.unwrap_or(any(15006)),
+            metrics: all.metrics.unwrap_or(any(15020)),
+            health: all.health.unwrap_or(any(15021)),
+            admin: loopback(all.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))))?,
+            exclude: all.exclude_mark.as_deref().map(mark).transpose()?,
+            dns: all.dns,
+            workers: all.workers.unwrap_or_else(cpus).max(1),
+            drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
+            access_log_sample: sample,
+            access_log: all.access_log,
+            limits: Limits {
+                max_connections: all.max_connections.unwrap_or(Limits::default().max_connections),
+                ..Limits::default()
+            },
+        })
+    }
+}
+
+/// CPUs that this process may use: `available_parallelism` reads affinity and the cgroup's quota.
+fn cpus() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn from_file(path: &Path) -> Result<Args, ConfigError> {
+    let wrong = |why: String| ConfigError::File { path: path.to_owned(), why };
+    let text = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
+}
+
+fn workload(text: &str) -> Result<Workload, ConfigError> {
+    match text.split_once('/') {
+        Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
+            Ok(Workload { namespace: namespace.into(), name: name.into() })
+        }
+        _ => Err(bad("workload", text, "expected NAMESPACE/POD")),
+    }
+}
+
+fn mark(text: &str) -> Result<u32, ConfigError> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(0) => Err(bad("exclude-mark", text, "0 is what every socket has: take another, such as 0x539")),
+        Ok(mark) => Ok(mark),
+        Err(error) => Err(bad("exclude-mark", text, error)),
+    }
+}
+
+fn loopback(addr: SocketAddr) -> Result<SocketAddr, ConfigError> {
+    let local = match addr.ip() {
+        IpAddr::V4(ip) => ip.is_loopback(),
+        IpAddr::V6(ip) => ip.is_loopback(),
+    };
+    if local { Ok(addr) } else { Err(bad("admin", addr, "only a loopback address may serve administration")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn least() -> Args {
+        Args {
+            workload: Some("shop/web-1".into()),
+            identity: Some("spiffe://cluster.local/ns/shop/sa/web".into()),
+            control: Some("127.0.0.1:15012".into()),
+            control_ca: Some("root.pem".into()),
+            ..Args::default()
+        }
+    }
+
+    #[test]
+    fn defaults_are_the_fields_conventions() {
+        let config = least().resolve().unwrap();
+        assert_eq!(config.outbound.port(), 15001);
+        assert_eq!(config.inbound.port(), 15006);
+        assert_eq!(config.admin, "127.0.0.1:15000".parse().unwrap());
+        assert_eq!(config.exclude, None);
+        assert_eq!(config.workload.to_string(), "shop/web-1");
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_unknown_names_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("proxy.json");
+        std::fs::write(&path, r#"{"exclude-mark": "1337", "drain-deadline": 5, "workload": "a/b"}"#).unwrap();
+        let config = Args { config: Some(path.clone()), ..least() }.resolve().unwrap();
+        assert_eq!(config.exclude, Some(1337));
+        assert_eq!(config.drain_deadline, Duration::from_secs(5));
+        assert_eq!(config.workload.to_string(), "shop/web-1");
+        std::fs::write(&path, r#"{"exclude-marks": "1337"}"#).unwrap();
+        let error = Args { config: Some(path), ..least() }.resolve().unwrap_err().to_string();
+        assert!(error.contains("exclude-marks"), "{error}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (args, words) in [
+            (Args { workload: None, ..least() }, "--workload is missing"),
+            (Args { workload: Some("web".into()), ..least() }, "NAMESPACE/POD"),
+            (Args { identity: Some("web".into()), ..least() }, "spiffe://"),
+            (Args { exclude_mark: Some("0".into()), ..least() }, "0x539"),
+            (Args { admin: Some("0.0.0.0:1".parse().unwrap()), ..least() }, "loopback"),
+            (Args { access_log_sample: Some(2.0), ..least() }, "0 to 1"),
+        ] {
+            let error = args.resolve().unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The proxy as a process: two runtimes, and how it starts and stops.
+//!
+//! ```text
+//! ports, roots, saved tables --> admin thread: signals, identity, control stream, metrics, health
+//!                            \-> data runtime: capture, one worker for each CPU
+//! SIGTERM | SIGINT | POST /drain --> readiness off, inbound closed, control told --> nothing in flight, or deadline --> saved, exit 0
+//! ```
+//!
+//! Invariants
+//! - What fails at the start fails with one sentence and exit code 3 (2 for the command line, 4 for a bad file), before a port is
+//!   served.
+//! - Neither half lives without the other: if one ends, the process does.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context as _;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::oneshot;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tracing_subscriber::EnvFilter;
+use weft_certs::tls::Roots;
+
+use crate::capture::{self, Listeners};
+use crate::config::{Config, ConfigError};
+use crate::control_channel::Target;
+use crate::identity::authority::ControlAuthority;
+use crate::identity::{IdentityStore, renew};
+use crate::telemetry::access::Sink;
+use crate::telemetry::{Settings, Telemetry};
+use crate::{Args, Clock, Shared, admin, discovery, drain, resolver};
+
+/// Nothing must be in flight for so long before the process ends: a request that crossed our GOAWAY on its way arrives within it.
+const LINGER: Duration = Duration::from_millis(200);
+/// Bounds what is done besides waiting for requests, so that a stop is never held up by the log's reader or by control.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Between two looks for series that nobody uses any more.
+const SWEEP: Duration = Duration::from_mins(1);
+/// Threads for scrapes and files, beside the admin thread.
+const ADMIN_BLOCKING_THREADS: usize = 4;
+
+/// The sidecar as a process: logs to standard error, drains at SIGTERM or SIGINT.
+pub fn main(args: Args) -> ExitCode {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    // Whoever embeds this may have set a subscriber already.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let config = match args.resolve() {
+        Ok(config) => config,
+        Err(error) => {
+            // Plain, as clap says it. If even that cannot be written, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
+            return ExitCode::from(if matches!(error, ConfigError::File { .. }) { 4 } else { 2 });
+        }
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("the proxy stops: {error:#}");
+            ExitCode::from(3)
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    raise_open_files();
+    let listeners = Listeners::bind(config.outbound, config.inbound).with_context(|| {
+        format!("cannot listen on {} and {}; is another proxy running?", config.outbound, config.inbound)
+    })?;
+    let admin_listeners = admin::Listeners::bind(&config).context("cannot listen for metrics, health or admin")?;
+    let roots = read_roots(&config)?;
+    let data = data_runtime(config.workers)?;
+    let shared = {
+        // The resolver for names asks for a runtime that drives its sockets: the data path's, which uses it.
+        let _entered = data.enter();
+        Arc::new(make_shared(config)?)
+    };
+    let admin_ended = start_admin(&shared, roots, admin_listeners)?;
+    tracing::info!(
+        workload = %shared.config.workload, identity = %shared.config.identity, control = %shared.config.control,
+        outbound = %shared.config.outbound, inbound = %shared.config.inbound, workers = shared.config.workers,
+        version = env!("CARGO_PKG_VERSION"), "the proxy serves"
+    );
+    let ended = data.block_on(serve(&shared, listeners, admin_ended));
+    shared.telemetry.flush(LAST_WORDS);
+    // Connections that are still open have had their time.
+    data.shutdown_background();
+    ended
+}
+
+/// Serves until drained.
+async fn serve(
+    shared: &Arc<Shared>,
+    listeners: Listeners,
+    admin_ended: oneshot::Receiver<anyhow::Error>,
+) -> anyhow::Result<()> {
+    let capturing = tokio::spawn(capture::serve(Arc::clone(shared), listeners));
+    tokio::select! {
+        () = shared.drain.wait() => {}
+        ended = capturing => {
+            ended.context("the data path panicked")?.context("the data path cannot serve")?;
+            anyhow::bail!("the data path ended");
+        }
+        error = admin_ended => {
+            return Err(error.unwrap_or_else(|_| anyhow::anyhow!("the admin thread panicked")));
+        }
+    }
+    let deadline = Instant::now() + shared.config.drain_deadline;
+    let in_flight = shared.drain.in_flight();
+    tracing::info!(in_flight, "draining");
+    match timeout_at(deadline, quiet(&shared.drain)).await {
+        Ok(()) => tracing::info!("drained"),
+        Err(_) => tracing::warn!(in_flight = shared.drain.in_flight(), "the deadline of the drain has passed"),
+    }
+    if timeout(LAST_WORDS, shared.discovery.flush()).await.is_err() {
+        tracing::warn!("the tables could not be saved in time");
+    }
+    Ok(())
+}
+
+/// Returns once nothing has been in flight for [`LINGER`].
+async fn quiet(drain: &drain::Drain) {
+    loop {
+        drain.idle().await;
+        sleep(LINGER).await;
+        if drain.in_flight() == 0 {
+            return;
+        }
+    }
+}
+
+fn make_shared(config: Config) -> anyhow::Result<Shared> {
+    let clock = Clock::start();
+    let sink = config.access_log.clone().map_or(Sink::Stdout, Sink::File);
+    let settings = Settings {
+        source: config.workload.to_string().into(),
+        sample: config.access_log_sample,
+        sink,
+        ..Settings::quiet()
+    };
+    Ok(Shared {
+        discovery: discovery::Discovery::new(&config, clock.clone()).context("the tables cannot be kept")?,
+        identity: IdentityStore::default(),
+        telemetry: Telemetry::new(settings, clock.clone()).context("the access log cannot be written")?,
+        drain: drain::Drain::default(),
+        clock,
+        config,
+    })
+}
+
+fn data_runtime(workers: usize) -> anyhow::Result<Runtime> {
+    let mut builder = Builder::new_multi_thread();
+    builder.worker_threads(workers).thread_name("data").enable_all();
+    builder.build().context("the data path's threads cannot be started")
+}
+
+/// Starts the admin thread; the answer comes if it ends, which it does not by itself.
+fn start_admin(
+    shared: &Arc<Shared>,
+    roots: Roots,
+    listeners: admin::Listeners,
+) -> anyhow::Result<oneshot::Receiver<anyhow::Error>> {
+    let mut builder = Builder::new_current_thread();
+    let runtime = builder.enable_all().max_blocking_threads(ADMIN_BLOCKING_THREADS).build();
+    let runtime = runtime.context("the admin runtime cannot be started")?;
+    let control = {
+        let _entered = runtime.enter();
+        let mark = shared.config.exclude;
+        let names = resolver::resolver(&shared.config.dns, mark).context("names cannot be resolved; give --dns")?;
+        Target::new(&shared.config.control, mark, names).context("--control")?
+    };
+    let domain = Arc::clone(&shared.config.identity.trust_domain);
+    let authority = ControlAuthority::new(control.clone(), &roots, &domain).context("control cannot be asked")?;
+    let settings = renew::Settings {
+        identity: shared.config.identity.clone(),
+        roots,
+        token: shared.config.token.clone(),
+        state_dir: shared.config.state_dir.clone(),
+    };
+    let (ended, receiver) = oneshot::channel();
+    let shared = Arc::clone(shared);
+    let thread = move || {
+        let error = runtime.block_on(administer(&shared, control, &settings, &authority, listeners));
+        // Whoever would hear it may have gone: then the process ends anyway.
+        let _ = ended.send(error);
+    };
+    std::thread::Builder::new().name("admin".into()).spawn(thread).context("the admin thread cannot be started")?;
+    Ok(receiver)
+}
+
+/// Everything that is not traffic. Returns why it ended.
+async fn administer(
+    shared: &Arc<Shared>,
+    control: Target,
+    settings: &renew::Settings,
+    authority: &ControlAuthority,
+    listeners: admin::Listeners,
+) -> anyhow::Error {
+    tokio::select! {
+        () = renew::run(&shared.identity, settings, authority, SystemTime::now) => {
+            anyhow::anyhow!("the renewal of certificates ended")
+        }
+        _ = discovery::run(Arc::clone(shared), control.clone()) => anyhow::anyhow!("the control stream ended"),
+        served = admin::serve(Arc::clone(shared), control.clone(), listeners) => match served {
+            Ok(()) => anyhow::anyhow!("metrics and health ended"),
+            Err(error) => anyhow::Error::new(error).context("metrics and health cannot be served"),
+        },
+        error = drain_when_told(shared, control) => error.context("signals cannot be received"),
+        () = sweep(&shared.telemetry) => anyhow::anyhow!("the sweep of series ended"),
+    }
+}
+
+/// Begins to drain at SIGTERM or SIGINT, and then tells control, so that others cease to choose us before they find the port closed.
+async fn drain_when_told(shared: &Arc<Shared>, control: Target) -> anyhow::Error {
+    use tokio::signal::unix::{SignalKind, signal};
+    let signals = signal(SignalKind::terminate()).and_then(|term| Ok((term, signal(SignalKind::interrupt())?)));
+    let (mut terminate, mut interrupt) = match signals {
+        Ok(signals) => signals,
+        Err(error) => return error.into(),
+    };
+    tokio::select! {
+        _ = terminate.recv() => tracing::info!("told to stop by SIGTERM"),
+        _ = interrupt.recv() => tracing::info!("told to stop by SIGINT"),
+        () = shared.drain.wait() => {}
+    }
+    shared.drain.begin();
+    match admin::tell_control(shared, &control, Instant::now() + LAST_WORDS).await {
+        Ok(reply) => tracing::info!(acknowledged = reply.acknowledged, "others know that this workload leaves"),
+        Err(why) => tracing::info!("{why}"),
+    }
+    std::future::pending().await
+}
+
+async fn sweep(telemetry: &Telemetry) {
+    loop {
+        sleep(SWEEP).await;
+        telemetry.sweep();
+    }
+}
+
+fn read_roots(config: &Config) -> anyhow::Result<Roots> {
+    let path = &config.control_ca;
+    let pem = std::fs::read_to_string(path)
+        .with_context(|| format!("--control-ca {}: give the root.pem of control's --ca-dir", path.display()))?;
+    Roots::from_pem(&pem).with_context(|| format!("--control-ca {}", path.display()))
+}
+
+/// Takes as many file descriptors as the machine allows: each relayed connection needs two.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
