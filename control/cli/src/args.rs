@@ -49,6 +49,8 @@ pub enum Command {
     Explain(Explain),
     /// Run control: watch manifests, tell the proxies, issue certificates
     Control(weft_control::Args),
+    /// Run a sidecar: take a pod's connections and give them the mesh
+    Proxy(weft_proxy::Args),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
     /// Print a completion script for a shell

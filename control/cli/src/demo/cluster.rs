@@ -167,8 +167,21 @@ impl Cluster {
 
     /// What the sidecars of a flow's servers counted of its client's service account: peers that were verified, and all.
     pub fn peers(&self, flow: &Flow) -> (u64, u64) {
-        let _ = flow;
-        (0, 0)
+        let destination = format!("destination=\"{}\"", flow.server());
+        let client = format!("source=\"{}\"", flow.client());
+        let metric = if flow.is_http() { "weft_requests_total" } else { "weft_tcp_connections_opened_total" };
+        let mut counted = (0, 0);
+        for server in flow.servers {
+            let text = self.metrics(server);
+            let count = |labels: &[&str]| {
+                let labels = [&["direction=\"inbound\"", &destination], labels].concat();
+                lab::sum(&text, metric, &labels) as u64
+            };
+            let verified = count(&[&client, "tls=\"mtls\""]);
+            // Who came without a proof has no name: whoever it was, it counts against the share.
+            counted = (counted.0 + verified, counted.1 + verified + count(&["tls=\"plain\""]));
+        }
+        counted
     }
 
     /// Where the manifests are.

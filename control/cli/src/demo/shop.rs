@@ -201,7 +201,7 @@ pub fn flows(seconds: f64) -> Vec<Flow> {
     let split_rate = SPLIT_RATE.max(SPLIT_REQUESTS as f64 * 1.1 / seconds);
     vec![
         Flow {
-            connections: 8,
+            connections: 16,
             ..http("catalog", "web-0", "catalog", "/items", split_rate, Want::Split, &["catalog-v1-0", "catalog-v2-0"])
         },
         Flow {

@@ -11,11 +11,15 @@ use super::{BRIDGE, Error, NODE, POD_PREFIX};
 /// The name of a pod's interface, as in any cluster.
 const POD_LINK: &str = "eth0";
 
+/// A bridge without an address of its own takes the lowest of its ports', and so another one when a pod comes; pods that have
+/// looked it up before then talk to nobody until they look again.
+const BRIDGE_MAC: [u8; 6] = [0x02, 0, 0, 0xf4, 0, 0x01];
+
 /// Brings up the node's bridge and its address.
 pub fn bridge(node: &NetNs) -> Result<(), Error> {
     inside(node, "make the node's bridge", async |links| {
         up(&links, "lo").await?;
-        said(links.link().add(LinkBridge::new(BRIDGE).build()).execute().await)?;
+        said(links.link().add(LinkBridge::new(BRIDGE).address(BRIDGE_MAC.to_vec()).build()).execute().await)?;
         said(links.address().add(index(BRIDGE)?, NODE.into(), POD_PREFIX).execute().await)?;
         up(&links, BRIDGE).await
     })
