@@ -106,7 +106,7 @@ pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
 pub(super) struct Lookup {
     services: HashMap<IpAddr, Name>,
     workloads: HashMap<IpAddr, Name>,
-    /// Endpoints that name a pod which is not known, with their service.
+    /// Endpoints at nobody's address that name a pod which is not known, with their service.
     unresolved: HashMap<IpAddr, Name>,
 }
 
@@ -118,11 +118,12 @@ impl Lookup {
                 services.entry(ip.to_canonical()).or_insert_with(|| name.clone());
             }
         }
-        let unresolved = endpoints::unresolved(model);
-        let unresolved = unresolved.map(|(slice_name, slice, endpoint)| {
+        let workloads = owned_workloads_by_ip(model);
+        let unresolved = endpoints::unresolved(model).map(|(slice_name, slice, endpoint)| {
             (endpoint.ip.to_canonical(), Name::new(&slice_name.namespace, &slice.service))
         });
-        Self { services, workloads: owned_workloads_by_ip(model), unresolved: unresolved.collect() }
+        let unresolved = unresolved.filter(|(ip, _)| !workloads.contains_key(ip)).collect();
+        Self { services, workloads, unresolved }
     }
 }
 

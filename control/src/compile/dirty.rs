@@ -33,7 +33,7 @@ pub(super) fn find<'m>(old: &Index<'m>, new: &Index<'m>) -> Dirty<'m> {
     let mut workloads = changed(&old.model.workloads, &new.model.workloads);
     let drains = workloads.len();
     workloads.extend(old.draining.symmetric_difference(new.draining));
-    dirty.addresses = !services.is_empty() || !slices.is_empty() || drains > 0;
+    dirty.addresses = !services.is_empty() || !dirty.ips.is_empty() || drains > 0;
     dirty.routes = changed(&old.model.routes, &new.model.routes);
 
     for service in services.iter().copied().chain(&slices) {

@@ -15,6 +15,9 @@
 //! - A collection is [`Steady`](Phase::Steady) once a head has been sent whose digest is that of exactly the members sent; from then
 //!   on a changed member goes alone. While [`Loading`](Phase::Loading) the head is repeated at the end if the set moved on meanwhile.
 //!   While [`Awaiting`](Phase::Awaiting) the proxy has been told a head that differs from its own, and will say what it holds.
+//! - Both sides forget what no root leads to, at moments of their own. Where the structure (not the endpoints) that a proxy holds does not
+//!   fit into one response, the proxy may so have forgotten what the session still counts as held; it sees that something
+//!   stays missing, and subscribes to the root again, which heals it.
 //! - At most [`Limits::window`] responses are unacknowledged; at most [`Limits::roots`] names are subscribed.
 
 mod ack;
@@ -49,11 +52,13 @@ pub struct Limits {
     pub pending_members: usize,
     /// Bytes of a name.
     pub name: usize,
+    /// Versions that a proxy may say it holds.
+    pub claims: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { roots: 8192, window: 32, message: 960 * 1024, pending_members: 4096, name: 512 }
+        Self { roots: 8192, window: 32, message: 960 * 1024, pending_members: 4096, name: 512, claims: 200_000 }
     }
 }
 
@@ -152,7 +157,10 @@ pub struct Session {
     listens: Vec<Listen>,
     queue: VecDeque<Entry>,
     queued: HashSet<Arc<str>>,
+    /// Versions that the proxy says it holds, until what it asks for has been answered.
     claims: HashMap<String, String>,
+    /// The request that they belong to has not come yet.
+    more_claims: bool,
     nonce: u64,
     outstanding: BTreeMap<u64, Sent>,
     changed: Option<Duration>,
@@ -177,6 +185,7 @@ impl Session {
             queue: VecDeque::new(),
             queued: HashSet::new(),
             claims: HashMap::new(),
+            more_claims: false,
             nonce: 0,
             outstanding: BTreeMap::new(),
             changed: None,
@@ -198,6 +207,11 @@ impl Session {
         // Roots first: what only an old answer pointed to is forgotten before it is looked at.
         for name in roots.iter().chain(&others) {
             self.enqueue(name);
+        }
+        if !self.claims.is_empty() {
+            // What the proxy said that it holds may be forgotten there by what it is being told now, and wanted again by this change:
+            // rather send it anew than have it missed.
+            self.claims = HashMap::new();
         }
         for (head, members) in &changes.members {
             let Some(collection) = self.collections.get_mut(head) else { continue };

@@ -1,6 +1,6 @@
 //! What is sent: the next response, made from the queue and from what is true now.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,17 +76,34 @@ impl Session {
             versions: Vec::new(),
             answer: false,
         };
+        // Endpoints last: what points to what should be in one response, however many endpoints hang on it.
+        let mut endpoints = VecDeque::new();
         while let Some(entry) = self.queue.pop_front() {
-            if entry.group != draft.group || !self.work(&entry.work, compiled, &mut draft) {
+            if entry.group == draft.group && matches!(entry.work, Work::Members(_)) {
+                endpoints.push_back(entry);
+            } else if entry.group != draft.group || !self.work(&entry.work, compiled, &mut draft) {
                 self.queue.push_front(entry);
                 break;
             }
+        }
+        let structure = self.queue.front().is_none_or(|next| next.group != draft.group);
+        while structure && let Some(entry) = endpoints.pop_front() {
+            if !self.work(&entry.work, compiled, &mut draft) {
+                endpoints.push_front(entry);
+                break;
+            }
+        }
+        let rest = self.queue.iter().position(|entry| entry.group != draft.group).unwrap_or(self.queue.len());
+        for entry in endpoints.into_iter().rev() {
+            self.queue.insert(rest, entry);
         }
         if self.sweep {
             self.sweep();
         }
         let changed = if self.queue.is_empty() {
-            self.claims = HashMap::new();
+            if !self.more_claims {
+                self.claims = HashMap::new();
+            }
             self.changed.take()
         } else {
             self.changed

@@ -46,6 +46,9 @@ impl Session {
             return Ok(heard);
         }
         let Some(group) = ROOTS.into_iter().find(|root| *root == request.type_url) else { return Ok(heard) };
+        // Versions that do not fit into one request come before it, in requests that ask for nothing.
+        let claims = !request.initial_resource_versions.is_empty();
+        self.more_claims = request.resource_names_subscribe.is_empty() && (claims || self.more_claims);
         self.claim(request.initial_resource_versions);
         for name in &request.resource_names_unsubscribe {
             if let Some(name) = self.roots.take(name.as_str()) {
@@ -68,12 +71,17 @@ impl Session {
         Ok(heard)
     }
 
-    /// What the proxy says that it holds. Bounded: a proxy holds what it subscribed to, and the message's size bounds it anyway.
+    /// What the proxy says that it holds, until what it asks for has been answered.
     fn claim(&mut self, versions: HashMap<String, String>) {
         if self.claims.is_empty() {
             self.claims = versions;
         } else {
             self.claims.extend(versions);
+        }
+        if self.claims.len() > self.limits.claims {
+            // Not believed is as good as not said: it gets all anew.
+            self.refused_by_bounds += 1;
+            self.claims = HashMap::new();
         }
     }
 
