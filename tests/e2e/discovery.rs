@@ -69,21 +69,20 @@ fn an_endpoint_costs_one_small_resource() {
     // The newest pod joins: web-2 was not ready, then is.
     let last = slice.rfind("ready: true").unwrap();
     let without = format!("{}ready: false{}", &slice[..last], &slice[last + "ready: true".len()..]);
-    let answers_of_web_2 =
-        |mesh: &Mesh| (0..30).filter(|_| get(mesh.pod("client-0"), mesh.address("web"), "/").by() == "web-2").count();
+    let until_endpoints = |mesh: &Mesh, wanted: f64| {
+        mesh.until(&format!("{wanted} endpoints to be known"), || {
+            let known = mesh.metric("client-0", "weft_discovery_resources", &["type=\"Endpoint\""]);
+            if (known - wanted).abs() < f64::EPSILON { Ok(()) } else { Err(format!("{known} are known")) }
+        });
+    };
+    until_endpoints(&mesh, 3.0);
     mesh.write("web-slice.yaml", &without);
-    mesh.until("web-2 to be gone", || match answers_of_web_2(&mesh) {
-        0 => Ok(()),
-        count => Err(format!("{count} of 30 answers are from it")),
-    });
+    until_endpoints(&mesh, 2.0);
     let counters =
         ["weft_control_pushed_resources_total", "weft_control_pushed_bytes_total", "weft_control_pushes_total"];
     let before = counters.map(|name| control_metric(&mesh, name));
     mesh.write("web-slice.yaml", &slice);
-    mesh.until("web-2 to be back", || match answers_of_web_2(&mesh) {
-        0 => Err("it does not answer".to_owned()),
-        _ => Ok(()),
-    });
+    until_endpoints(&mesh, 3.0);
     let after = counters.map(|name| control_metric(&mesh, name));
     let [resources, bytes, pushes] = [0, 1, 2].map(|index| after[index] - before[index]);
     assert!((resources - 1.0).abs() < f64::EPSILON, "{resources} resources were sent for one endpoint");
