@@ -26,9 +26,9 @@ async fn a_proxy_gets_what_it_asks_for_and_an_edit_sends_one_endpoint() {
     assert_eq!(cart.next().await, ["workload/shop/cart-1"]);
     let asked = Instant::now();
     cart.ask(ADDRESS, &["10.96.0.1:80", "nobody.shop:80"]).await;
-    let all =
-        ["10.96.0.1:80", "service/shop/web:80", WEB, "endpoints/shop/web:80/web-1", "endpoints/shop/web:80/web-2"];
-    assert_eq!(cart.next().await, [&all[..], &["nobody.shop:80"]].concat());
+    let structure = ["10.96.0.1:80", "service/shop/web:80", WEB, "nobody.shop:80"];
+    let members = ["endpoints/shop/web:80/web-1", "endpoints/shop/web:80/web-2"];
+    assert_eq!(cart.next().await, [&structure[..], &members[..]].concat());
     assert!(asked.elapsed() < Duration::from_millis(500), "{:?}", asked.elapsed());
 
     let mut other = mesh.proxy("web-1", "web").await.unwrap();
