@@ -22,6 +22,9 @@ pub struct Args {
     /// End with this process
     #[arg(long, value_name = "PID")]
     parent: i32,
+    /// Be this user, and the group of the same number, without any right
+    #[arg(long, value_name = "UID")]
+    uid: Option<u32>,
     /// SOURCE:TARGET, a file to see in another's place; repeatable
     #[arg(long, value_name = "SOURCE:TARGET")]
     bind: Vec<String>,
@@ -35,10 +38,8 @@ pub struct Args {
 /// # Errors
 /// [`crate::exit::Exit`] 3 with the step that failed.
 pub fn run(args: Args) -> Result<ExitCode, Failure> {
-    let failed = |what: &str, error: &dyn std::fmt::Display| Failure::here(format!("lab-exec: {what}: {error}"));
-    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
-        .map_err(|error| failed("tying this process to its parent", &error))?;
-    // The parent may have died before the line above.
+    tie_to_parent()?;
+    // The parent may have died before that.
     if rustix::process::getppid().map(rustix::process::Pid::as_raw_nonzero).map(std::num::NonZero::get)
         != Some(args.parent)
     {
@@ -56,9 +57,31 @@ pub fn run(args: Args) -> Result<ExitCode, Failure> {
             }
         }
     }
+    if let Some(uid) = args.uid {
+        become_user(uid).map_err(|error| failed("becoming another user", &error))?;
+        // The kernel forgets it when the user changes.
+        tie_to_parent()?;
+    }
     let Some((program, rest)) = args.command.split_first() else {
         return Err(failed("starting", &"no program given"));
     };
     let error = Command::new(program).args(rest).exec();
     Err(failed(&format!("{}", Path::new(program).display()), &error))
+}
+
+fn failed(what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::here(format!("lab-exec: {what}: {error}"))
+}
+
+fn tie_to_parent() -> Result<(), Failure> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| failed("tying this process to its parent", &error))
+}
+
+/// This process has one thread, so the thread's credentials are the process's. Capabilities go with uid 0.
+fn become_user(uid: u32) -> rustix::io::Result<()> {
+    let (uid, gid) = (rustix::process::Uid::from_raw(uid), rustix::process::Gid::from_raw(uid));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid)
 }

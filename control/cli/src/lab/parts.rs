@@ -57,7 +57,7 @@ impl Lab {
 
     /// A command that runs on the node when [`Lab::start_on_node`] starts it.
     pub fn node_command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = pod::exec_command(&self.inner, &self.inner.node);
+        let mut command = pod::exec_command(&self.inner, &self.inner.node, &[]);
         command.arg(program);
         command
     }
@@ -70,35 +70,57 @@ impl Lab {
         Process::start(&self.inner.spawner, part, command, &self.dir().join(format!("{part}.log")))
     }
 
-    /// Starts the sidecar of a pod, with the identity of this service account, without waiting for it.
-    /// `extra` are further flags of `weft proxy`.
+    /// Starts the sidecar of a pod, with the identity of this service account, without waiting for it. Its sockets carry [`MARK`],
+    /// as [`Lab::pod`]'s rules expect. `extra` are further flags of `weft proxy`.
     ///
     /// # Errors
     /// [`Error::Process`] if it cannot be started, [`Error::Invalid`] for an account that is no name.
     pub fn sidecar(&self, pod: &Pod, account: &str, extra: &[&str]) -> Result<Sidecar, Error> {
+        let mut command = pod.command(&self.inner.program, ["proxy"]);
+        command.arg(format!("--exclude-mark={MARK:#x}"));
+        self.start_sidecar(pod, account, command, extra)
+    }
+
+    /// [`Lab::sidecar`] as in a pod of a cluster: a user of its own without any right, told apart by its uid. Root only, and the pod's
+    /// rules must exclude this uid (see [`Pod::capture`]).
+    ///
+    /// # Errors
+    /// As [`Lab::sidecar`].
+    pub fn sidecar_as(&self, pod: &Pod, account: &str, uid: u32, extra: &[&str]) -> Result<Sidecar, Error> {
+        let dir = pod.dir()?;
+        std::os::unix::fs::chown(&dir, Some(uid), Some(uid)).map_err(Error::file(&dir))?;
+        // It must get there; what is secret below has modes of its own.
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(self.dir(), open).map_err(Error::file(self.dir()))?;
+        let mut command = pod::exec_command(&self.inner, pod.net(), &[format!("--uid={uid}")]);
+        // The binary that lab-exec is, whose path this user may not be able to walk.
+        command.args(["/proc/self/exe", "proxy"]);
+        self.start_sidecar(pod, account, command, extra)
+    }
+
+    fn start_sidecar(&self, pod: &Pod, account: &str, mut command: Command, extra: &[&str]) -> Result<Sidecar, Error> {
         let dir = pod.dir()?;
         let ca_dir = self.dir().join("ca");
         let identity = Identity::new(TRUST_DOMAIN, pod.namespace(), account)
             .map_err(|error| Error::Invalid(format!("service account {account}: {error}")))?;
-        let token_file = dir.join("token");
+        let (token_file, root_file) = (dir.join("token"), dir.join("root.pem"));
         // A sidecar that starts from its state needs no token; without a CA there is none to be had.
         if ca_dir.exists() {
             let token = weft_certs::token::sign(&ca_dir, &identity, TOKEN_TTL, SystemTime::now())
                 .map_err(|error| Error::Invalid(format!("token for {identity}: {error}")))?;
             std::fs::write(&token_file, token).map_err(Error::file(&token_file))?;
+            std::fs::copy(ca_dir.join("root.pem"), &root_file).map_err(Error::file(&root_file))?;
         }
-        let mut command = pod.command(&self.inner.program, ["proxy"]);
         command
             .arg(format!("--workload={}", pod.workload()))
             .arg(format!("--identity={identity}"))
             .arg(format!("--control={NODE}:{}", CONTROL.0))
             .arg("--control-ca")
-            .arg(ca_dir.join("root.pem"))
+            .arg(&root_file)
             .arg("--token-file")
             .arg(&token_file)
             .arg("--state-dir")
             .arg(dir.join("state"))
-            .arg(format!("--exclude-mark={MARK:#x}"))
             .arg(format!("--dns={NODE}:53"))
             .args(extra);
         Ok(Sidecar { process: pod.start("sidecar", command)?, pod: pod.clone() })

@@ -89,7 +89,7 @@ impl Pod {
         I: IntoIterator<Item = S>,
         S: AsRef<OsStr>,
     {
-        let mut command = exec_command(&self.lab, &self.net);
+        let mut command = exec_command(&self.lab, &self.net, &[]);
         command.arg(program).args(args);
         command
     }
@@ -163,7 +163,7 @@ impl Pod {
 }
 
 /// `PROGRAM lab-exec ... --`, to be followed by what shall run.
-pub(super) fn exec_command(lab: &Inner, net: &NetNs) -> Command {
+pub(super) fn exec_command(lab: &Inner, net: &NetNs, flags: &[String]) -> Command {
     let bind = |source: &Path, target: &str| format!("--bind={}:{target}", source.display());
     let mut command = Command::new(&lab.program);
     command
@@ -172,6 +172,7 @@ pub(super) fn exec_command(lab: &Inner, net: &NetNs) -> Command {
         .arg(format!("--parent={}", std::process::id()))
         .arg(bind(&lab.hosts.file, "/etc/hosts"))
         .arg(bind(&lab.hosts.resolv, "/etc/resolv.conf"))
+        .args(flags)
         .arg("--");
     command
 }
