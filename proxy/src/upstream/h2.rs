@@ -15,8 +15,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
 use weft_engine::reason::Reason;
 
 use super::connect::{ConnectError, Speak, connect};
@@ -32,18 +31,14 @@ const CONN_WINDOW: u32 = 4 << 20;
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Streams before the server has said how many it takes. Waiting for its word costs a fraction of a round trip once a connection;
-/// streams beyond what it takes would wait for others to end, which a stream that lives long never does.
-const UNTOLD_STREAMS: usize = 7;
-/// How long its word is waited for.
-const WORD: Duration = Duration::from_secs(1);
+/// Streams on a connection before the server's word: the least that RFC 9113 section 6.5.2 recommends. A new connection to a server
+/// that is known to take fewer is held to that from its first stream: streams that wait for others to end may wait for ever.
+const ASSUMED_STREAMS: usize = 100;
 
 /// One connection.
 pub struct H2Conn {
     tx: http2::SendRequest<ReqBody>,
     streams: AtomicUsize,
-    // What the server allows, as of the connection's last poll.
-    max: Arc<AtomicUsize>,
     // Milliseconds of the proxy's clock; `u64::MAX` while it has streams.
     idle_since: AtomicU64,
     // It takes no further streams: the server has said so, or it has ended.
@@ -85,6 +80,8 @@ impl H2Stream {
 /// All connections to one endpoint.
 pub struct H2Pool {
     conns: Mutex<Vec<Arc<H2Conn>>>,
+    // Streams that the server takes on one connection, as it has said last on any.
+    max: Arc<AtomicUsize>,
     connecting: Semaphore,
     // (number of failed attempts, the last one's reason)
     failed: Mutex<(u64, Option<Reason>)>,
@@ -92,7 +89,12 @@ pub struct H2Pool {
 
 impl Default for H2Pool {
     fn default() -> Self {
-        Self { conns: Mutex::default(), connecting: Semaphore::new(1), failed: Mutex::new((0, None)) }
+        Self {
+            max: Arc::new(AtomicUsize::new(ASSUMED_STREAMS)),
+            conns: Mutex::default(),
+            connecting: Semaphore::new(1),
+            failed: Mutex::new((0, None)),
+        }
     }
 }
 
@@ -115,7 +117,7 @@ impl H2Pool {
             conns.retain(|conn| !conn.is_leaving());
         }
         let room =
-            |conn: &&Arc<H2Conn>| crowded || conn.streams.load(Ordering::Relaxed) < conn.max.load(Ordering::Relaxed);
+            |conn: &&Arc<H2Conn>| crowded || conn.streams.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed);
         let conn = conns.iter().filter(room).min_by_key(|conn| conn.streams.load(Ordering::Relaxed))?;
         conn.streams.fetch_add(1, Ordering::Relaxed);
         conn.idle_since.store(u64::MAX, Ordering::Relaxed);
@@ -137,7 +139,7 @@ impl H2Pool {
             target.shared.telemetry.bound_hit("upstream_h2_connections");
             return self.reserve(true).ok_or(ConnectError::Full { addr: target.endpoint.addr });
         }
-        match open(target).await {
+        match open(target, &self.max).await {
             Ok(conn) => {
                 let conn = Arc::new(conn);
                 self.conns.lock().push(Arc::clone(&conn));
@@ -178,7 +180,7 @@ impl H2Pool {
 }
 
 // A connection with one stream taken; a task moves its bytes until its last user has gone.
-async fn open(target: &Target<'_>) -> Result<H2Conn, ConnectError> {
+async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, ConnectError> {
     let addr = target.endpoint.addr;
     let stream = connect(target.shared, target.endpoint, target.sni, Speak::H2).await?;
     let (tx, mut driver) = http2::Builder::new(TokioExecutor::new())
@@ -186,24 +188,20 @@ async fn open(target: &Target<'_>) -> Result<H2Conn, ConnectError> {
         .initial_stream_window_size(H2_STREAM_WINDOW)
         .initial_connection_window_size(CONN_WINDOW)
         .max_header_list_size(H2_HEADER_LIST)
-        .initial_max_send_streams(UNTOLD_STREAMS)
+        .initial_max_send_streams(ASSUMED_STREAMS)
         .keep_alive_interval(PING_EVERY)
         .keep_alive_timeout(PING_TIMEOUT)
         .handshake(TokioIo::new(stream))
         .await
         .map_err(|error| ConnectError::Tcp { addr, error: std::io::Error::other(error) })?;
-    let max = Arc::new(AtomicUsize::new(UNTOLD_STREAMS));
-    let told = Arc::clone(&max);
-    let (word, heard) = oneshot::channel::<()>();
-    let mut word = Some(word);
+    let told = Arc::clone(max);
     tokio::spawn(async move {
         let ended = poll_fn(|cx| {
             let polled = Pin::new(&mut driver).poll(cx);
+            // hyper polls this at each request, so what it says is at most one request old.
             let streams = driver.current_max_send_streams();
-            told.store(streams, Ordering::Relaxed);
-            if streams != UNTOLD_STREAMS {
-                // Dropping it is the word.
-                word = None;
+            if streams != ASSUMED_STREAMS {
+                told.store(streams, Ordering::Relaxed);
             }
             polled
         })
@@ -212,12 +210,9 @@ async fn open(target: &Target<'_>) -> Result<H2Conn, ConnectError> {
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
-    // A server that takes just that many says nothing new; one that has ended is found out by the request.
-    let _ = timeout(WORD, heard).await;
     Ok(H2Conn {
         tx,
         streams: AtomicUsize::new(1),
-        max,
         idle_since: AtomicU64::new(u64::MAX),
         leaving: AtomicBool::new(false),
     })
