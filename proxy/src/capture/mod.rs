@@ -75,8 +75,7 @@ pub async fn serve(shared: Arc<Shared>, listeners: Listeners) -> io::Result<()> 
     let applications = Arc::new(Applications::default());
     let out = Accept { shared: Arc::clone(&shared), direction: Direction::Outbound, bound: Arc::clone(&bound) };
     let into = Accept { shared: Arc::clone(&shared), direction: Direction::Inbound, bound };
-    let outward =
-        out.run(outbound, |shared, stream, client, destination| outbound::serve(shared, stream, client, destination));
+    let outward = out.run(outbound, outbound::serve);
     let inward = into.run(inbound, |shared, stream, client, destination| {
         inbound::serve(shared, Arc::clone(&applications), stream, client, destination)
     });
@@ -99,7 +98,7 @@ impl Accept {
             if self.direction == Direction::Inbound {
                 self.shared.drain.wait().await;
             } else {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         let mut drained = std::pin::pin!(drained);

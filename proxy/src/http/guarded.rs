@@ -18,7 +18,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::detect::HEAD_TIMEOUT;
 
 /// How long a client's connection may be idle between requests: longer than any client's own pool keeps it.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+pub const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
 const IDLE: u8 = 0;
 const HEAD: u8 = 1;

@@ -50,7 +50,7 @@ pub fn raw_refusal(reason: Reason, named: bool) -> Vec<u8> {
         text.len(),
     );
     if named {
-        head.push_str(&format!("{REASON}: {}\r\n", reason.code()));
+        head = format!("{head}{REASON}: {}\r\n", reason.code());
     }
     head.push_str("\r\n");
     head.push_str(text);

@@ -20,11 +20,7 @@ use crate::upstream::Speak;
 /// saw it ([`crate::detect::whole_head`]); for later ones hyper's parser vouches for the framing, and this for the name.
 pub fn has_one_host<B>(request: &Request<B>) -> bool {
     let hosts = request.headers().get_all(HOST).iter().take(2).count();
-    match request.version() {
-        Version::HTTP_2 => hosts <= 1,
-        Version::HTTP_11 => hosts == 1 || *request.method() == Method::CONNECT,
-        _ => hosts <= 1,
-    }
+    if request.version() == Version::HTTP_11 && *request.method() != Method::CONNECT { hosts == 1 } else { hosts <= 1 }
 }
 
 /// A refusal for `reason`.

@@ -23,7 +23,7 @@ const MAX_HEADERS: usize = weft_engine::head::MAX_FIELDS;
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 200;
 /// A ping after this much silence, and how long its answer may take: a dead peer holds no connection for ever.
-const PING_EVERY: Duration = Duration::from_secs(60);
+const PING_EVERY: Duration = Duration::from_mins(1);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Serves `io` to its end.

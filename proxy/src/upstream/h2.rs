@@ -174,7 +174,7 @@ impl H2Pool {
     }
 
     /// Open connections.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.conns.lock().len()
     }
 }

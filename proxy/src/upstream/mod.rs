@@ -39,7 +39,7 @@ const IDLE_MESH: Duration = Duration::from_secs(30);
 /// that it is we who close and no request meets a closed connection. Connecting again within the pod costs some 50 us.
 const IDLE_PLAIN: Duration = Duration::from_millis(1800);
 /// Idle time of an HTTP/2 connection; it announces its end, so nothing is lost whichever side closes.
-const IDLE_H2: Duration = Duration::from_secs(60);
+const IDLE_H2: Duration = Duration::from_mins(1);
 
 /// Where a request goes, and by what name.
 #[derive(Clone, Copy)]
@@ -61,6 +61,8 @@ pub struct Pool {
 
 #[derive(Default)]
 struct Idle {
+    // Boxed where they are made: they move from the pool to a response's body and back as pointers.
+    #[expect(clippy::vec_box, reason = "a connection moves as a pointer")]
     conns: Vec<Box<H1Conn>>,
     // Whether a task sweeps this pool.
     swept: bool,
@@ -141,7 +143,7 @@ impl Pool {
 
     /// HTTP/2 connections.
     pub fn shared_connections(&self) -> usize {
-        self.h2.len()
+        self.h2.count()
     }
 }
 

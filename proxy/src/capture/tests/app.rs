@@ -59,7 +59,7 @@ async fn echo(name: &str, request: Request<Incoming>) -> Result<Response<Full<By
     let body = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let mut text = format!("{name} {} {}\n", parts.method, parts.uri.path());
     for (field, value) in &parts.headers {
-        text.push_str(&format!("{field}: {}\n", value.to_str().unwrap()));
+        text = format!("{text}{field}: {}\n", value.to_str().unwrap());
     }
     text.push_str(&String::from_utf8_lossy(&body));
     Ok(Response::builder()
