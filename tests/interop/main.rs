@@ -201,11 +201,12 @@ fn nginx() {
     std::fs::write(dir.join("page.txt"), "from nginx\n").unwrap();
     let config = dir.join("nginx.conf");
     let here = dir.display();
-    // One process and all paths in the pod's directory: there is one uid, and nothing else may be written.
+    // One process and all paths in the pod's directory: there is one uid (called root here, whatever it is outside), and nothing else
+    // may be written.
     std::fs::write(
         &config,
         format!(
-            "daemon off; master_process off; pid {here}/pid; error_log {here}/error.log;
+            "user root; daemon off; master_process off; pid {here}/pid; error_log {here}/error.log;
 events {{ worker_connections 128; }}
 http {{
   access_log off; client_body_temp_path {here}; proxy_temp_path {here}; fastcgi_temp_path {here};

@@ -326,8 +326,9 @@ fn start_nginx(pod: &Pod, port: u16, programs: &Programs) -> Result<Option<Proce
     for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
         let _ = writeln!(temporary, "  {kind}_temp_path {place}/{kind};");
     }
+    // Root of its user namespace is whom nginx runs as; without saying so it gives its folders to a user that is not mapped, and fails.
     let config = format!(
-        "daemon off;\nmaster_process off;\npid {place}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 256; }}\n\
+        "user root;\ndaemon off;\nmaster_process off;\npid {place}/nginx.pid;\nerror_log stderr;\nevents {{ worker_connections 256; }}\n\
          http {{\n{temporary}  access_log off;\n  server {{\n    listen {port};\n    root {place}/html;\n    \
          add_header x-seen-{PEER_HEADER} $http_x_forwarded_client_cert;\n  }}\n}}\n"
     );
