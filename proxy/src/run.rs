@@ -202,7 +202,7 @@ async fn administer(
         () = renew::run(&shared.identity, settings, authority, SystemTime::now) => {
             anyhow::anyhow!("the renewal of certificates ended")
         }
-        _ = discovery::run(Arc::clone(shared), control.clone()) => anyhow::anyhow!("the control stream ended"),
+        () = discovery::run(Arc::clone(shared), control.clone()) => anyhow::anyhow!("the control stream ended"),
         served = admin::serve(Arc::clone(shared), control.clone(), listeners) => match served {
             Ok(()) => anyhow::anyhow!("metrics and health ended"),
             Err(error) => anyhow::Error::new(error).context("metrics and health cannot be served"),

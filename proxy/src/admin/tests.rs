@@ -17,7 +17,7 @@ fn web() -> Identity {
 }
 
 /// Serves the admin ports of a proxy; their addresses.
-async fn serving(shared: &Arc<Shared>) -> (SocketAddr, SocketAddr, SocketAddr) {
+fn serving(shared: &Arc<Shared>) -> (SocketAddr, SocketAddr, SocketAddr) {
     let any = || crate::capture::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners = Listeners { metrics: any(), health: any(), local: any() };
     let addr = |listener: &std::net::TcpListener| listener.local_addr().unwrap();
@@ -53,7 +53,7 @@ fn certified(shared: &Shared) {
 async fn readiness_says_what_is_missing_and_goes_off_with_the_drain() {
     let inbound = Inbound { workload: "shop/pod".into(), ..Inbound::default() };
     let shared = crate::testing::shared(web(), Snapshot { inbound: Arc::new(inbound), ..Snapshot::default() });
-    let (_, health, local) = serving(&shared).await;
+    let (_, health, local) = serving(&shared);
     let (status, why) = ask(health, "GET", "/healthz/ready").await;
     assert_eq!((status, why.contains("no valid certificate")), (503, true), "{why}");
     certified(&shared);
@@ -69,7 +69,7 @@ async fn readiness_says_what_is_missing_and_goes_off_with_the_drain() {
 #[tokio::test]
 async fn pages_are_where_they_belong() {
     let shared = crate::testing::shared(web(), Snapshot::default());
-    let (metrics, health, local) = serving(&shared).await;
+    let (metrics, health, local) = serving(&shared);
     let (status, text) = ask(metrics, "GET", "/metrics").await;
     assert_eq!((status, text.contains("weft_proxy_build_info")), (200, true), "{text}");
     assert_eq!(ask(metrics, "POST", "/metrics").await.0, 405);
@@ -90,7 +90,7 @@ async fn pages_are_where_they_belong() {
 async fn drain_wait_says_that_control_is_away_and_stops_nothing() {
     let shared = crate::testing::shared(web(), Snapshot::default());
     certified(&shared);
-    let (_, health, _) = serving(&shared).await;
+    let (_, health, _) = serving(&shared);
     let (status, why) = ask(health, "GET", "/drain-wait").await;
     assert_eq!((status, why.contains("control could not be told")), (503, true), "{why}");
     assert!(!shared.drain.begun());

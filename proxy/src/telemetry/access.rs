@@ -282,7 +282,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("access.log");
         let log = AccessLog::new("shop/web-1".into(), sample, Sink::File(path.clone())).unwrap();
-        records.iter().for_each(|record| log.write(record));
+        for record in records {
+            log.write(record);
+        }
         log.flush(Duration::from_secs(10));
         let text = std::fs::read_to_string(path).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -325,7 +327,9 @@ mod tests {
     fn a_reader_that_hangs_costs_lines_and_no_time() {
         let (queue, _reader) = sync_channel(2);
         let log = AccessLog { queue: Some(queue), sample: 1.0, ..AccessLog::none() };
-        (0..5).for_each(|_| log.write(&record()));
+        for _ in 0..5 {
+            log.write(&record());
+        }
         assert_eq!((log.written(), log.dropped()), (2, 3));
     }
 

@@ -75,7 +75,9 @@ mod tests {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for bound in ["a", "b", "c"] {
-                        (0..100).for_each(|_| bounds.add(bound));
+                        for _ in 0..100 {
+                            bounds.add(bound);
+                        }
                     }
                 });
             }
