@@ -98,7 +98,8 @@ import grpc
 same = lambda b: b
 with grpc.insecure_channel("say.shop:50051") as channel:
     say = channel.unary_unary("/echo.v1.Echo/Say", request_serializer=same, response_deserializer=same)
-    replies = [say(b"\x0a\x02hi", timeout=20) for _ in range(40)]
+    calls = [say.future(b"\x0a\x02hi", timeout=20) for _ in range(40)]
+    replies = [call.result() for call in calls]
     assert all(b"hi" in reply for reply in replies), replies
     # Balanced by request, although the client has one connection.
     assert {name for name in (b"say-0", b"say-1") if any(name in reply for reply in replies)} == {b"say-0", b"say-1"}

@@ -51,6 +51,8 @@ pub struct Answer {
     pub carrier: Carrier,
     /// Whether it comes from another sidecar, whose reason codes count.
     pub meshed: bool,
+    /// How long the connection took to be had.
+    connecting: Duration,
 }
 
 /// An attempt without a response that could be passed on.
@@ -83,7 +85,11 @@ pub async fn send(
         exchange.assign(&picked.endpoint, goal.label());
         let request = Request::from_parts(head(&parts, session.speak), body);
         let target = Target { shared, endpoint: &picked.endpoint, sni: picked.sni.as_deref() };
-        let failure = match bounded(once(target, session.speak, request, fresh), attempt_timeout).await {
+        let sent = bounded(once(target, session.speak, request, fresh), attempt_timeout).await;
+        if let Ok(answer) = &sent {
+            exchange.connected_in(answer.connecting);
+        }
+        let failure = match sent {
             Ok(answer) => match refused_there(&answer) {
                 Some(what) if may_retry(&parts.method, what, attempt, whole(replay.as_ref())) => {
                     Failure { what, reason: Reason::NotProcessed, reused: true }
@@ -164,16 +170,17 @@ async fn bounded<T>(attempt: impl Future<Output = Result<T, Failure>>, limit: Op
 async fn once(target: Target<'_>, speak: Speak, request: Request<ReqBody>, fresh: bool) -> Result<Answer, Failure> {
     let meshed = target.endpoint.identity.is_some();
     if speak == Speak::H2 {
-        let (response, carrier) = once_h2(target, request).await?;
-        return Ok(Answer { response, carrier, meshed });
+        return once_h2(target, request, meshed).await;
     }
     let mut request = request;
     let mut fresh = fresh;
     loop {
+        let begun = target.shared.clock.now();
         let mut conn = Pool::h1(target, fresh).await.map_err(|error| Failure::unsent(error.reason()))?;
+        let connecting = target.shared.clock.now().saturating_sub(begun);
         let reused = conn.reused;
         match conn.send(request).await {
-            Ok(response) => return Ok(Answer { response, carrier: Carrier::H1(conn), meshed }),
+            Ok(response) => return Ok(Answer { response, carrier: Carrier::H1(conn), meshed, connecting }),
             Err(SendError { request: Some(unsent), .. }) if reused => {
                 request = *unsent;
                 fresh = true;
@@ -183,12 +190,14 @@ async fn once(target: Target<'_>, speak: Speak, request: Request<ReqBody>, fresh
     }
 }
 
-async fn once_h2(target: Target<'_>, mut request: Request<ReqBody>) -> Result<(Response<Incoming>, Carrier), Failure> {
+async fn once_h2(target: Target<'_>, mut request: Request<ReqBody>, meshed: bool) -> Result<Answer, Failure> {
     let mut again = true;
     loop {
+        let begun = target.shared.clock.now();
         let stream = Pool::h2(target).await.map_err(|error| Failure::unsent(error.reason()))?;
+        let connecting = target.shared.clock.now().saturating_sub(begun);
         match stream.send(request).await {
-            Ok(response) => return Ok((response, Carrier::H2(stream))),
+            Ok(response) => return Ok(Answer { response, carrier: Carrier::H2(stream), meshed, connecting }),
             // The connection was closing; it is not chosen again.
             Err(SendError { request: Some(unsent), .. }) if again => {
                 request = *unsent;

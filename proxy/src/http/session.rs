@@ -105,6 +105,14 @@ impl Exchange {
         self.ticket = Some(Ticket { endpoint: Arc::clone(endpoint), begun: now, head: None });
     }
 
+    /// So much of the attempt went into a new connection, once for many requests: counted, it would make an endpoint that has just
+    /// come look slow for as long as its estimate takes to decay.
+    pub fn connected_in(&mut self, connecting: Duration) {
+        if let Some(ticket) = &mut self.ticket {
+            ticket.begun += connecting;
+        }
+    }
+
     /// The endpoint's response has begun, or the attempt has failed.
     pub fn answered(&mut self, ok: bool) {
         let now = self.session.shared.clock.now();
