@@ -67,7 +67,9 @@ impl Builder {
     /// An endpoint set changed: swaps it. False if something may have waited for it, so that a snapshot has to be made.
     pub fn update_set(&mut self, machine: &Machine, head: &str, now: Duration) -> bool {
         let Some(set) = machine.table.collections.get(head).filter(|set| set.is_steady()) else { return true };
-        let Some(backend) = self.backends.get(&*names::service_of(head)) else {
+        let backend = self.backends.get(&*names::service_of(head));
+        // One that was an ExternalName until now takes no members: another backend will.
+        let Some(backend) = backend.filter(|backend| backend.external.is_none()) else {
             return !self.incomplete;
         };
         let members = members(set, &backend.endpoints.load(), !machine.confirmed(), now);
@@ -300,11 +302,14 @@ fn same(one: &Destination, two: &Destination) -> bool {
     }
 }
 
+/// Where an endpoint is, and who: what decides whether something learnt of it holds.
+type Place<'e> = (SocketAddr, Option<&'e Identity>);
+
 /// Members of a set as the data path uses them. One that is in the set before it, unchanged, stays the very same.
 fn members(set: &Collection, before: &EndpointSet, hide_plain: bool, now: Duration) -> Vec<Arc<Endpoint>> {
     let by_name: HashMap<&str, &Arc<Endpoint>> = before.members.iter().map(|old| (&*old.name, old)).collect();
     // Endpoints get new names when slices are rewritten: their place tells them then. Made only if it is needed.
-    let by_place: OnceLock<HashMap<(SocketAddr, Option<&Identity>), &Arc<Endpoint>>> = OnceLock::new();
+    let by_place: OnceLock<HashMap<Place<'_>, &Arc<Endpoint>>> = OnceLock::new();
     let made = set.members.iter().filter(|(_, member)| !hide_plain || member.endpoint.identity.is_some());
     let made = made.map(|(name, member)| {
         let told = &member.endpoint;

@@ -29,7 +29,7 @@ use crate::control_channel::Target;
 /// Changes are written to disk so long after the first of them.
 const SAVE_AFTER: Duration = Duration::from_millis(500);
 /// While control is there and nothing changes, the saved tables are marked as confirmed so often.
-const CONFIRM_EVERY: Duration = Duration::from_secs(60);
+const CONFIRM_EVERY: Duration = Duration::from_mins(1);
 /// Idle addresses are looked for so often, in ticks of a second.
 const SWEEP_TICKS: u64 = 10;
 /// An open stream on which control has not answered for so long is ended.
@@ -300,11 +300,11 @@ impl Driver<'_> {
             }
             Event::Heard(response) => {
                 // What has come already is taken together: one snapshot for all of it.
-                let mut responses = vec![response];
+                let mut responses = vec![*response];
                 let mut next = None;
                 while let Ok(event) = events.try_recv() {
                     match event {
-                        Event::Heard(response) => responses.push(response),
+                        Event::Heard(response) => responses.push(*response),
                         other => {
                             next = Some(other);
                             break;
@@ -319,11 +319,11 @@ impl Driver<'_> {
         }
     }
 
-    fn hear(&mut self, responses: Vec<Box<DeltaDiscoveryResponse>>) {
+    fn hear(&mut self, responses: Vec<DeltaDiscoveryResponse>) {
         let now = self.now();
         let (mut replies, mut structure, mut sets) = (Vec::new(), false, HashSet::new());
         for response in responses {
-            let heard = self.machine.hear(*response, now);
+            let heard = self.machine.hear(response, now);
             structure |= heard.structure;
             sets.extend(heard.collections);
             replies.extend(heard.replies);
@@ -432,7 +432,9 @@ impl Driver<'_> {
 
     fn flushed(&mut self) {
         // Whoever asked may have gone away.
-        self.flushing.drain(..).for_each(|done| drop(done.send(())));
+        for done in self.flushing.drain(..) {
+            let _ = done.send(());
+        }
     }
 
     /// Nothing has changed and control is there: the saved tables are true as of now.

@@ -36,15 +36,26 @@ pub struct Limits {
     pub addresses: usize,
     /// Bytes of the versions in one request; the protocol's bound on a message is 1 MiB.
     pub request: usize,
-    /// A set whose members have not come after so long is asked for anew.
+    /// A set of which nothing has come for so long, though it is not whole, is asked for anew.
     pub loading: Duration,
+    /// An address that lacks something so long after it was asked for is asked for again.
+    pub asking: Duration,
+    /// While something is missing nothing is forgotten, but for so long at most.
+    pub partial: Duration,
     /// Refusals told one by one; more, and the whole response is refused.
     pub details: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { addresses: 4096, request: 900 * 1024, loading: Duration::from_secs(15), details: 512 }
+        Self {
+            addresses: 4096,
+            request: 900 * 1024,
+            loading: Duration::from_secs(3),
+            asking: Duration::from_secs(1),
+            partial: Duration::from_mins(1),
+            details: 512,
+        }
     }
 }
 
@@ -97,8 +108,10 @@ pub struct Heard {
 /// One root: an address that the application has called.
 #[derive(Clone, Copy, Debug)]
 pub struct Root {
-    /// When it was asked for.
+    /// When it was called first.
     pub since: Duration,
+    /// When control was asked about it last.
+    asked: Duration,
 }
 
 /// The state of the proxy's end.
@@ -120,6 +133,10 @@ pub struct Machine {
     unanswered: Option<Duration>,
     /// Whether control has answered about addresses since the tables were read from disk.
     confirmed: bool,
+    /// Whether nothing was missing when it was looked last, and no address was added since.
+    whole: bool,
+    /// Since when something has been missing, as far as [`Machine::heal`] has noticed.
+    partial_since: Option<Duration>,
 }
 
 impl Machine {
@@ -137,6 +154,8 @@ impl Machine {
             claimed: HashSet::new(),
             unanswered: None,
             confirmed: true,
+            whole: false,
+            partial_since: None,
         }
     }
 
@@ -182,6 +201,7 @@ impl Machine {
         ];
         self.unanswered = None;
         if !self.addresses.is_empty() {
+            self.addresses.values_mut().for_each(|root| root.asked = now);
             requests.extend(self.first_addresses());
             self.unanswered = Some(now);
         }
@@ -241,7 +261,8 @@ impl Machine {
         if self.addresses.contains_key(name) || self.is_full() {
             return None;
         }
-        self.addresses.insert(Arc::clone(name), Root { since: now });
+        self.addresses.insert(Arc::clone(name), Root { since: now, asked: now });
+        self.whole = false;
         if !self.open {
             return None;
         }
@@ -355,6 +376,9 @@ impl Machine {
                 // Of a set that has been forgotten meanwhile: nobody needs it.
                 let (head, set) = self.set_of(&name)?;
                 let held = set.members.contains_key(&name);
+                if let Phase::Loading { since, .. } = &mut set.phase {
+                    *since = now;
+                }
                 let changed = set.set(&name, Some(Member { version, bytes, endpoint }));
                 if changed {
                     touched.insert(head);
@@ -371,7 +395,8 @@ impl Machine {
                 let claimed = self.claimed.remove(&name);
                 let held = self.table.collections.contains_key(&name);
                 let set = self.table.head(&name, target, claimed, now);
-                if claimed && !set.is_steady() {
+                // Control need not ask what is in an empty set: it sends the members at once.
+                if claimed && !set.is_steady() && !set.members.is_empty() {
                     heard.replies.push(ask_members(&name, set, self.limits.request));
                 }
                 heard.structure |= !held;
@@ -414,11 +439,50 @@ impl Machine {
 
     /// Forgets what no root points to any more; control does the same.
     fn collect(&mut self) {
-        let roots = [&self.extent, &self.workload].into_iter().chain(self.addresses.keys());
-        let reached = self.table.reach(roots);
-        self.table.collect(&reached);
+        let reached = self.table.reach(self.roots());
+        // While something is still on its way, what it will point to may lie here already, and control counts it as held.
+        self.whole = self.is_whole(&reached);
+        if self.whole {
+            self.collect_but(&reached);
+        }
+    }
+
+    fn collect_but(&mut self, reached: &HashSet<Arc<str>>) {
+        self.partial_since = None;
+        self.table.collect(reached);
         self.claimed.retain(|name| reached.contains(name));
         self.refused.retain(|name, _| reached.contains(name));
+    }
+
+    fn roots(&self) -> impl Iterator<Item = &Arc<str>> {
+        [&self.extent, &self.workload].into_iter().chain(self.addresses.keys())
+    }
+
+    /// Whether of all these names something is held, or is known to be unusable.
+    fn is_whole(&self, reached: &HashSet<Arc<str>>) -> bool {
+        reached.iter().all(|name| self.table.holds(name) || self.refused.contains_key(name))
+    }
+
+    /// Something was missing at the last look: looks again, and says which addresses have to be asked for anew.
+    fn look_for_lost(&mut self, now: Duration) -> Vec<Arc<str>> {
+        self.collect();
+        if self.whole {
+            return Vec::new();
+        }
+        // What is missing for ever must not keep everything else for ever.
+        let since = *self.partial_since.get_or_insert(now);
+        if now.saturating_sub(since) >= self.limits.partial {
+            let reached = self.table.reach(self.roots());
+            self.collect_but(&reached);
+        }
+        self.incomplete(now)
+    }
+
+    /// Addresses that still lack something so long after they were asked for: asking again brings all that they point to.
+    fn incomplete(&self, now: Duration) -> Vec<Arc<str>> {
+        let overdue = self.addresses.iter().filter(|(_, root)| now.saturating_sub(root.asked) >= self.limits.asking);
+        let lacking = overdue.filter(|(name, _)| !self.is_whole(&self.table.reach(std::iter::once(*name))));
+        lacking.map(|(name, _)| Arc::clone(name)).collect()
     }
 
     fn answer(&self, type_url: String, nonce: String, refused: &[v1::ResourceError]) -> DeltaDiscoveryRequest {
@@ -434,12 +498,20 @@ impl Machine {
         DeltaDiscoveryRequest { type_url, response_nonce: nonce, error_detail, ..Default::default() }
     }
 
-    /// Asks anew for the members of sets that have been on their way for too long: something was lost.
+    /// Asks anew for what has been on its way for too long, addresses and members of sets: something was lost.
     pub fn heal(&mut self, now: Duration) -> Vec<DeltaDiscoveryRequest> {
         if !self.open {
             return Vec::new();
         }
         let mut requests = Vec::new();
+        let again = if self.whole { Vec::new() } else { self.look_for_lost(now) };
+        if !again.is_empty() {
+            for name in &again {
+                self.addresses.entry(Arc::clone(name)).and_modify(|root| root.asked = now);
+            }
+            let names = again.iter().map(Arc::to_string).collect();
+            requests.push(DeltaDiscoveryRequest { resource_names_subscribe: names, ..address_request() });
+        }
         for (name, set) in &mut self.table.collections {
             if let Phase::Loading { target, since } = set.phase
                 && now.saturating_sub(since) >= self.limits.loading
@@ -463,7 +535,7 @@ impl Machine {
         }
         self.refused.clear();
         for name in addresses.into_iter().take(self.limits.addresses) {
-            self.addresses.insert(name, Root { since: Duration::ZERO });
+            self.addresses.insert(name, Root { since: Duration::ZERO, asked: Duration::ZERO });
         }
         self.table.collections.values_mut().for_each(|set| {
             set.settle();

@@ -57,9 +57,9 @@ pub use self::driver::run;
 /// A request waits so long for control's answer about an address, then it fails with a reason.
 pub const HOLD: Duration = Duration::from_secs(1);
 /// An address that nobody has called for so long is forgotten.
-pub const IDLE: Duration = Duration::from_secs(300);
+pub const IDLE: Duration = Duration::from_mins(5);
 /// Plain endpoints of saved tables that are older are used only after control has confirmed them.
-const OLD: Duration = Duration::from_secs(600);
+const OLD: Duration = Duration::from_mins(10);
 /// Questions that wait for the driver.
 const WANTS: usize = 1024;
 
@@ -269,19 +269,19 @@ impl Discovery {
         self.kick.notified().await;
     }
 
-    fn touch(&self, entry: &Entry) -> Result<Destination, Reason> {
+    fn touch(&self, entry: &Entry) -> Destination {
         let now = self.clock.now().as_secs();
         // A look first: a store by every worker for every request would pass the line from core to core.
         if entry.last_used.load(Ordering::Relaxed) != now {
             entry.last_used.store(now, Ordering::Relaxed);
         }
-        Ok(entry.destination.clone())
+        entry.destination.clone()
     }
 
     fn look(&self, addr: SocketAddr) -> Option<Result<Destination, Reason>> {
         let snapshot = self.snapshot.load();
         if let Some(entry) = snapshot.by_addr.get(&addr) {
-            return Some(self.touch(entry));
+            return Some(Ok(self.touch(entry)));
         }
         if snapshot.extent_known && !snapshot.extent.iter().any(|range| range.contains(&addr.ip())) {
             return Some(Ok(Destination::Outside));
@@ -295,7 +295,7 @@ impl Discovery {
     fn look_host(&self, name: &str) -> Option<Result<Destination, Reason>> {
         let snapshot = self.snapshot.load();
         match snapshot.by_host.get(name) {
-            Some(entry) => Some(self.touch(entry)),
+            Some(entry) => Some(Ok(self.touch(entry))),
             None => snapshot.refused.get(name).map(|reason| Err(*reason)),
         }
     }
@@ -359,12 +359,18 @@ impl Discovery {
     /// Says this and asks nobody: what the snapshot does not know is outside.
     pub fn fixed(mut snapshot: Snapshot, clock: Clock) -> Self {
         snapshot.extent_known = true;
+        let this = Self::bare(clock);
+        this.has_inbound.store(!snapshot.inbound.workload.is_empty(), Ordering::Relaxed);
+        this.snapshot.store(Arc::new(snapshot));
+        this
+    }
+
+    /// Knows nothing, and nobody answers it.
+    fn bare(clock: Clock) -> Self {
         let machine = Machine::new("workload/test/test".into(), "cluster.local".into(), Limits::default());
         let nowhere = "127.0.0.1:1".parse().unwrap();
         let names = Names::new(resolver(&[nowhere], None).unwrap());
-        let this = Self::with(machine, names, Counters::default(), clock, Duration::ZERO);
-        this.snapshot.store(Arc::new(snapshot));
-        this
+        Self::with(machine, names, Counters::default(), clock, Duration::ZERO)
     }
 
     /// Says something else from now on.

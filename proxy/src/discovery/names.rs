@@ -25,7 +25,7 @@ const WAIT: Duration = Duration::from_secs(2);
 /// A failure is not tried again before this.
 const NEGATIVE: Duration = Duration::from_secs(1);
 /// How long an answer may be used while no name server answers.
-const STALE: Duration = Duration::from_secs(300);
+const STALE: Duration = Duration::from_mins(5);
 
 /// One answer.
 struct Answer {

@@ -64,7 +64,7 @@ pub enum Phase {
     Loading {
         /// What it will be.
         target: EndpointHead,
-        /// Since when, or when it was asked for last.
+        /// When something of it came, or was asked for, last.
         since: Duration,
     },
     /// Complete; changes of members come one by one.
@@ -177,6 +177,11 @@ impl Table {
         };
         collection.settle();
         collection
+    }
+
+    /// Whether something of this name is held.
+    pub fn holds(&self, name: &str) -> bool {
+        self.nodes.contains_key(name) || self.collections.contains_key(name)
     }
 
     /// Names that are reached from `roots`, held or not.
