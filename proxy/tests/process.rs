@@ -1,5 +1,7 @@
 //! The proxy as a process: what its exit codes mean, and how it starts and stops while control is away.
 
+#![allow(clippy::unwrap_used)] // its helpers are tests too
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
