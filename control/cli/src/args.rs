@@ -50,7 +50,7 @@ pub enum Command {
     /// Run control: watch manifests, tell the proxies, issue certificates
     Control(weft_control::Args),
     /// Run a sidecar: take a pod's connections and give them the mesh
-    Proxy(weft_proxy::Args),
+    Proxy(Box<weft_proxy::Args>),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
     /// Print a completion script for a shell

@@ -1,5 +1,8 @@
 //! The command as a person or a script meets it: what it prints, and where, and its exit codes.
 
+// Helpers are not `#[test]` themselves; what they unwrap fails the test all the same.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -118,4 +121,30 @@ fn a_token_is_for_one_identity() {
     let verifier = weft_certs::token::Verifier::from_ca(&weft_certs::ca::Ca::open(&ca, "cluster.local").unwrap());
     let proved = verifier.verify(said["token"].as_str().unwrap(), std::time::SystemTime::now()).unwrap();
     assert_eq!(proved.short(), "shop/web");
+}
+
+#[test]
+fn every_command_in_the_docs_runs() {
+    let root = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../.."));
+    let mut ran = 0;
+    // docs/running.md is one script: tests/e2e/docs.rs types it.
+    for page in ["README.md", "docs/policies.md", "docs/architecture.md", "docs/metrics.md", "CONTRIBUTING.md"] {
+        let page = std::fs::read_to_string(root.join(page)).unwrap();
+        for line in page.lines().filter_map(|line| line.strip_prefix("    weft ")) {
+            let out = Command::new(env!("CARGO_BIN_EXE_weft"))
+                .args(line.split_whitespace())
+                .current_dir(root)
+                .output()
+                .unwrap();
+            // 1 is an answer too: denied.
+            assert!(
+                matches!(out.status.code(), Some(0 | 1)),
+                "weft {line}: {}{}",
+                text(&out.stdout),
+                text(&out.stderr)
+            );
+            ran += 1;
+        }
+    }
+    assert!(ran >= 4, "{ran}");
 }

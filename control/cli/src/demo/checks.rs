@@ -37,6 +37,8 @@ pub struct Findings {
     pub killed: Vec<PhaseName>,
     /// Parts that ended without being told to: one sentence each.
     pub died: Vec<String>,
+    /// Servers that nothing reached through their sidecar.
+    pub bypassed: Vec<&'static str>,
     /// What could not be done: one sentence each.
     pub errors: Vec<String>,
     /// The script ran to its end; else somebody stopped it, and what was not reached is not missed.
@@ -69,6 +71,17 @@ pub fn all(board: &Board, findings: &Findings) -> Vec<Check> {
         }
     }
     checks.extend(edits(findings));
+    let bypassed = if findings.bypassed.is_empty() {
+        "every one".to_owned()
+    } else {
+        format!("not {}", findings.bypassed.join(", "))
+    };
+    checks.push(check(
+        "every server is reached through its sidecar",
+        findings.bypassed.is_empty(),
+        "every one",
+        bypassed,
+    ));
     let mut odd: Vec<_> = findings.died.iter().chain(&findings.errors).cloned().collect();
     odd.dedup();
     checks.push(check(
@@ -273,6 +286,7 @@ mod tests {
             ("the edit has no effect", |_, findings| findings.edit[0].took = None),
             ("the edit is slow", |_, findings| findings.edit[1].took = Some(Duration::from_secs(3))),
             ("the kill did not happen", |_, findings| findings.killed.clear()),
+            ("a server without a sidecar", |_, findings| findings.bypassed.push("reviews-2")),
             ("a sidecar died", |_, findings| findings.died.push("web-0: the sidecar ended".to_owned())),
         ];
         for (fault, make) in faults {

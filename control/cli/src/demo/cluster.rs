@@ -1,6 +1,6 @@
 //! The shop's processes: control, a sidecar and an application a pod, and the clients.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -255,6 +255,18 @@ impl Cluster {
         dead
     }
 
+    /// Servers through whose sidecar nothing came in, of those that should be there.
+    pub fn bypassed(&self, flows: impl Iterator<Item = Flow>) -> Vec<&'static str> {
+        let taken = |pod: &str| {
+            let text = self.metrics(pod);
+            let count = |metric: &str| lab::sum(&text, metric, &["direction=\"inbound\"", "tls=\"mtls\""]);
+            count("weft_requests_total") + count("weft_tcp_connections_opened_total") > 0.0
+        };
+        let servers: BTreeSet<_> = flows.flat_map(|flow| flow.servers.iter().copied()).collect();
+        let alive = |pod: &&str| self.pods.get(pod).is_some_and(|running| running.app.is_some());
+        servers.into_iter().filter(alive).filter(|pod| !taken(pod)).collect()
+    }
+
     /// The metrics of a pod's sidecar; empty without one.
     pub fn metrics(&self, pod: &str) -> String {
         let sidecar = self.pods.get(pod).and_then(|running| running.sidecar.as_ref());
@@ -291,8 +303,12 @@ impl Running {
         if let Some(app) = &mut self.app {
             let port = self.part.port;
             let what = format!("{} to listen on port {port}", app.name());
+            let mut dead = None;
             lab::until(&what, LISTENS, || {
-                app.check_alive().map_err(|error| error.to_string())?;
+                if let Err(error) = app.check_alive() {
+                    dead = Some(error);
+                    return Ok(());
+                }
                 let try_it = || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).map(drop);
                 match self.pod.net().run(try_it) {
                     Ok(Ok(())) => Ok(()),
@@ -300,6 +316,9 @@ impl Running {
                     Err(error) => Err(error.to_string()),
                 }
             })?;
+            if let Some(error) = dead {
+                return Err(error);
+            }
         }
         if let Some(sidecar) = &mut self.sidecar {
             sidecar.wait_ready()?;

@@ -156,6 +156,10 @@ impl Report {
                 versions.join(", ")
             );
         }
+        for flow in self.flows.iter().filter(|flow| flow.failed > 0) {
+            let why: Vec<_> = flow.errors.iter().map(|(why, count)| format!("{count} x {why}")).collect();
+            let _ = writeln!(page, "{}", paint.warn(format!("{}: {}", flow.name, why.join(", "))));
+        }
         let _ = writeln!(page, "\n{}", paint.strong("PHASE           START    SENT  FAILED  LOST IN FLIGHT"));
         for phase in &self.phases {
             let (name, start) = (phase.name.name(), phase.start_s);

@@ -210,6 +210,7 @@ impl Run<'_> {
 
     fn finish(&mut self, reports: Reports) {
         self.look();
+        self.findings.bypassed = self.cluster.bypassed(self.board.lanes.iter().map(|lane| lane.flow.clone()));
         self.cluster.stop_clients();
         for report in reports.rest() {
             self.count(report);
