@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod discovery;
+mod docs;
 mod explain;
 mod grpc;
 mod lab;
@@ -31,5 +32,6 @@ fn main() -> ExitCode {
     trials.extend(explain::tests());
     trials.extend(telemetry::tests());
     trials.extend(life::tests());
+    trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }
