@@ -1,8 +1,10 @@
 //! The data path end to end in one process: connections enter where the kernel would have redirected them.
 
 mod app;
+mod bodies;
 mod http1;
 mod http2;
 mod inbound;
 mod opaque;
+mod stopping;
 mod world;
