@@ -135,9 +135,12 @@ fn ended(worked: bool, error: String) -> Ended {
 fn tell(status: &tonic::Status) -> String {
     let mut text = format!("{:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(status);
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
+    while let Some(source) = cause {
+        let error = source.to_string();
+        if !text.contains(&error) {
+            text = format!("{text}: {error}");
+        }
+        cause = source.source();
     }
     text
 }

@@ -4,7 +4,9 @@
 mod against_control;
 mod building;
 mod hearing;
+mod resolving;
 mod waiting;
+mod whole;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
