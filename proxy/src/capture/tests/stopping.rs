@@ -98,7 +98,7 @@ fn a_connection_costs_little_memory() {
         let to = cluster_ip();
         let outbound = crate::capture::outbound::serve(Arc::clone(&proxy), pair().await, to, to);
         let inbound = crate::capture::inbound::serve(Arc::clone(&proxy), Arc::default(), pair().await, to, to);
-        let (outbound, inbound) = (std::mem::size_of_val(&outbound), std::mem::size_of_val(&inbound));
+        let (outbound, inbound) = (size_of_val(&outbound), size_of_val(&inbound));
         assert!(outbound <= 4096 && inbound <= 4096, "{outbound} {inbound}");
     });
 }
