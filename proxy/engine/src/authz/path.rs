@@ -58,7 +58,7 @@ fn takes_every_path(pattern: &Pattern) -> bool {
 
 /// The canonical form: unreserved characters decoded, duplicate slashes merged, dot segments resolved (RFC 3986 section 6.2.2).
 ///
-/// It is one of the [`Readings`], the one to show to people. Other escapes stay as they are.
+/// It is one of the [`Readings`], the one to show to people. Other escapes stay as they are; a `%` that starts none becomes `%25`.
 pub fn normalise_path(path: &str) -> Cow<'_, str> {
     if is_plain(path) {
         return Cow::Borrowed(path);
@@ -152,6 +152,11 @@ fn decode_unreserved(path: &str) -> String {
             Some(byte) if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') => {
                 out.push(char::from(byte));
                 at = index + 3;
+            }
+            // A sign that starts no escape must not start one with what is decoded behind it (`%%330`).
+            None if c == '%' => {
+                out.push_str("%25");
+                at = index + 1;
             }
             _ => {
                 out.push(c);

@@ -171,6 +171,13 @@ fn application(path: &str, times: usize, parameters: bool) -> Vec<String> {
     segments
 }
 
+#[test]
+fn a_percent_sign_alone_starts_no_escape() {
+    assert_eq!(normalise_path("/%%330"), "/%2530");
+    assert_eq!(normalise_path("/%2530"), "/%2530");
+    assert_eq!(Readings::of("/%%330"), Readings::Unreadable);
+}
+
 proptest! {
     #[test]
     fn a_deny_holds_for_every_application(path in disguised()) {
