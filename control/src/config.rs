@@ -27,7 +27,8 @@ pub struct Args {
     /// Life of a workload's certificate; a workload may ask for less.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub leaf_ttl: Duration,
-    /// Directory for what has to survive a restart; none keeps nothing.
+    /// Directory (made with mode 0700) for the last good version of each object, so that one that is broken when control starts keeps what it
+    /// said before. Without it such a policy denies its targets and such a route is as if it were not written.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
     /// Answer /debug/proxies to any peer of the metrics port, not to loopback only.
@@ -50,7 +51,7 @@ pub struct Config {
     pub trust_domain: String,
     /// Longest life of a workload's certificate.
     pub leaf_ttl: Duration,
-    /// What has to survive a restart.
+    /// Where the last good version of each object is kept across restarts; `None` keeps nothing.
     pub state_dir: Option<PathBuf>,
     /// Whether /debug/proxies is answered to others than loopback.
     pub debug_remote: bool,

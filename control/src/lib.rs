@@ -103,7 +103,9 @@ impl Control {
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
         let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
-        let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain)).await?;
+        let errors = metrics.saved_errors.clone();
+        let keep = config.state_dir.clone().map(|dir| files::Keep { dir, errors });
+        let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain, keep)).await?;
         let watch = watch.context("the files cannot be watched")?;
 
         let stopping = CancellationToken::new();

@@ -42,6 +42,7 @@ pub struct Metrics {
     pub handshake_failures: IntCounter,
     pub source_state: IntGaugeVec,
     pub source_age: IntGauge,
+    pub saved_errors: IntCounter,
     problems: IntGauge,
     skipped: IntGauge,
     reloads: IntCounter,
@@ -137,6 +138,10 @@ impl Metrics {
             source_state: make.gauges("source_state", "1 for the state that the source is in.", "state")?,
             source_age: make
                 .gauge("source_age_seconds", "Age of the oldest part of the source; 0 if it is up to date.")?,
+            saved_errors: make.counter(
+                "saved_errors_total",
+                "Reads and writes of the last good versions in the state directory that failed.",
+            )?,
             problems: make.gauge("source_problems", "Problems in the manifests that are in force now.")?,
             skipped: make.gauge("source_skipped_objects", "Objects of kinds that control does not read.")?,
             reloads: make.counter("source_loads_total", "How often the source gave a new state.")?,

@@ -4,9 +4,10 @@
 //! - `object`: a file's text -> objects, each right or wrong by itself (`core` reads the core kinds, `weft_api::kinds` the strict ones).
 //! - `store`: all objects, and the last good version of each.
 //! - `assemble`: objects -> [`Model`], references looked up.
+//! - `saved`: the last good versions on disk, for the next start.
 //! - `watch`: all of it again when a file changes.
 //!
-//! What a broken object becomes: its last good version, if there is one. Else a policy closes its targets (`policy_invalid`), or its whole
+//! What a broken object becomes: its last good version, if there is one, be it from before a restart. Else a policy closes its targets (`policy_invalid`), or its whole
 //! namespace if its targets cannot be read; a broken namespace has the strictest posture that it may have meant; every other
 //! object is as if it were not written. A route that is not there leaves its parents with their own endpoints, as before it was written:
 //! it says where requests go, never who may send them.
@@ -15,6 +16,7 @@ mod assemble;
 mod core;
 mod object;
 mod problem;
+mod saved;
 mod scan;
 mod store;
 #[cfg(test)]
@@ -28,6 +30,7 @@ use crate::model::Model;
 
 use super::State;
 pub use problem::{Problem, Report};
+pub use saved::Keep;
 pub use watch::{Watch, watch};
 
 /// All that the files say at one moment.

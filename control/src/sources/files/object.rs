@@ -47,6 +47,28 @@ pub(super) enum Thing {
 pub(super) struct Item {
     pub at: Position,
     pub content: Content,
+    /// The document that it stands in, if texts are kept; none of a skipped object.
+    pub written: Option<Arc<Written>>,
+}
+
+/// A document as it was written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Written {
+    pub text: String,
+    /// Lines of the file before it.
+    pub lines_before: u32,
+}
+
+impl Written {
+    /// Whether the text says this kind, namespace and name, however broken the rest is.
+    pub fn names(&self, key: &Key) -> bool {
+        let says = |field, value: &str| values_of(&self.text, field).any(|said| said == value);
+        let namespace = key.name.namespace.as_str();
+        let nowhere = || namespace == kinds::DEFAULT_NAMESPACE && values_of(&self.text, "namespace").next().is_none();
+        says("kind", key.kind)
+            && says("name", &key.name.name)
+            && (namespace.is_empty() || says("namespace", namespace) || nowhere())
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -62,19 +84,34 @@ pub(super) enum Content {
 /// `kind: List` in a list in a list: deeper than anybody writes.
 const MAX_LISTS: u8 = 4;
 
-/// Reads all objects of a file. `file` is how people know it.
-pub(super) fn read_file(file: &str, text: &str) -> Vec<Item> {
+/// Reads all objects of a file. `file` is how people know it; `keep` keeps the texts.
+pub(super) fn read_file(file: &str, text: &str, keep: bool) -> Vec<Item> {
     // JSON forbids raw tabs in strings, so they are white space; YAML does not like them as such.
     let untabbed = is_json(file).then(|| text.replace('\t', " "));
     let text = untabbed.as_deref().unwrap_or(text);
     let mut items = Vec::new();
     for document in kinds::documents(text) {
-        match kinds::parse(document) {
-            Ok(node) => read_object(file, &node, None, 0, &mut items),
-            Err(fault) => items.push(unparsed(file, document, fault)),
-        }
+        read_document(file, document, keep, &mut items);
     }
     items
+}
+
+/// Reads all objects of a document of a file.
+pub(super) fn read_document(file: &str, document: Document<'_>, keep: bool, items: &mut Vec<Item>) {
+    let before = items.len();
+    match kinds::parse(document) {
+        Ok(node) => read_object(file, &node, None, 0, items),
+        Err(fault) => items.push(unparsed(file, document, fault)),
+    }
+    if !keep {
+        return;
+    }
+    // One text for all of its objects, and none if there is none of ours in it.
+    let mut ours = items.iter_mut().skip(before).filter(|item| !matches!(item.content, Content::Skipped(_))).peekable();
+    if ours.peek().is_some() {
+        let written = Arc::new(Written { text: document.text.to_owned(), lines_before: document.lines_before });
+        ours.for_each(|item| item.written = Some(Arc::clone(&written)));
+    }
 }
 
 fn is_json(file: &str) -> bool {
@@ -82,7 +119,7 @@ fn is_json(file: &str) -> bool {
 }
 
 fn read_object(file: &str, node: &Node, kind_of_list: Option<(&str, &str)>, depth: u8, items: &mut Vec<Item>) {
-    let push = |items: &mut Vec<Item>, content| items.push(Item { at: node.at, content });
+    let push = |items: &mut Vec<Item>, content| items.push(Item { at: node.at, content, written: None });
     let (api_version, kind) = match (text_of(node, "apiVersion"), text_of(node, "kind"), kind_of_list) {
         (Some(api_version), Some(kind), _) => (api_version, kind),
         // Elements of a typed list need not repeat what they are.
@@ -309,7 +346,7 @@ fn unparsed(file: &str, document: Document<'_>, fault: Fault) -> Item {
             }
         }
     }
-    Item { at: fault.at, content: Content::Broken { key: None, faults: vec![fault], instead } }
+    Item { at: fault.at, content: Content::Broken { key: None, faults: vec![fault], instead }, written: None }
 }
 
 /// What stands behind each `KEY:`, in block, flow or JSON style, however broken the rest is.

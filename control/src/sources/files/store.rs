@@ -2,6 +2,7 @@
 //!
 //! Invariants: an object that was good stays until it is replaced by a good one or is really gone: gone from a file that
 //! could be read and understood. What cannot be read, or not be told apart, deletes nothing.
+//! Across a restart the same holds for what was saved (`saved`), but for this: an object counts as deleted unless something broken has its name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,8 +14,9 @@ use std::time::{Duration, Instant, SystemTime};
 use weft_api::kinds::{Fault, Position};
 
 use super::assemble;
-use super::object::{Content, Item, Key, Thing, read_file};
+use super::object::{Content, Item, Key, Thing, Written, read_file};
 use super::problem::Problem;
+use super::saved::{self, Saved, Snapshot};
 use super::scan::{Failure, Root, Scan, Stamp};
 use super::{Loaded, State};
 
@@ -28,6 +30,8 @@ pub(super) struct Origin {
     pub at: Position,
     pub thing: Arc<Thing>,
     pub warnings: Vec<Fault>,
+    /// The document that it stands in, if texts are kept.
+    pub written: Option<Arc<Written>>,
 }
 
 struct Cached {
@@ -46,6 +50,12 @@ pub(super) struct Store {
     roots: Vec<Root>,
     failures: Option<Vec<Failure>>,
     last_good: BTreeMap<Key, Origin>,
+    /// Whether to keep the objects' texts, so that they can be saved.
+    keep: bool,
+    /// What was saved before this process started; `None` once every path has been read.
+    saved: Option<Saved>,
+    /// The objects in it, read only if something is broken.
+    before: BTreeMap<Key, Origin>,
     failing_since: Option<Instant>,
     /// Directories to be watched, from the last walk.
     pub directories: BTreeSet<PathBuf>,
@@ -70,9 +80,26 @@ impl Store {
             roots: Vec::new(),
             failures: None,
             last_good: BTreeMap::new(),
+            keep: false,
+            saved: None,
+            before: BTreeMap::new(),
             failing_since: None,
             directories: BTreeSet::new(),
         }
+    }
+
+    /// Starts with what a process before this one has saved, and makes it possible to save again.
+    pub fn keeping(self, saved: Saved) -> Self {
+        Self { keep: true, saved: Some(saved), ..self }
+    }
+
+    /// What to save; `None` as long as some path has never been read: less than there is must not take the place of all.
+    pub fn snapshot(&self) -> Option<Snapshot> {
+        (self.keep && self.complete()).then(|| saved::snapshot(&self.last_good))
+    }
+
+    fn complete(&self) -> bool {
+        self.roots.iter().all(|root| root.seen.is_some())
     }
 
     /// Reads what has changed. `None` if nothing has since the last time.
@@ -84,17 +111,34 @@ impl Store {
         if !changed && self.failures.as_ref() == Some(&scan.failures) {
             return None;
         }
+        self.recall(&scan);
         let present = self.present(&scan);
         let unreadable = scan.failures.len() + self.cache.values().filter(|cached| cached.items.is_err()).count();
         let state = self.state(unreadable);
         let mut loaded = assemble::assemble(&present, &self.trust_domain);
         self.last_good = present.objects;
         loaded.state = state;
-        loaded.complete = self.roots.iter().all(|root| root.seen.is_some());
+        loaded.complete = self.complete();
+        if loaded.complete {
+            // What was needed of it is among the last good versions now; the rest is deleted for good.
+            (self.saved, self.before) = (None, BTreeMap::new());
+        }
         loaded.files = self.cache.len();
         loaded.bounds_hit = scan.bounds_hit;
         self.failures = Some(scan.failures);
         Some(loaded)
+    }
+
+    /// Reads what was saved, if it may be needed.
+    fn recall(&mut self, scan: &Scan) {
+        let Some(saved) = self.saved.as_ref().filter(|_| self.before.is_empty()) else { return };
+        let broken = |cached: &Cached| {
+            let mut items = cached.items.iter().flatten();
+            cached.items.is_err() || items.any(|item| matches!(item.content, Content::Broken { .. }))
+        };
+        if !scan.failures.is_empty() || self.cache.values().any(broken) {
+            self.before = saved.objects();
+        }
     }
 
     fn state(&mut self, unreadable: usize) -> State {
@@ -129,7 +173,7 @@ impl Store {
                 (cached.stamp, cached.racy) = (*stamp, racy);
                 continue;
             }
-            let items = text.map(|text| read_file(&file, &text));
+            let items = text.map(|text| read_file(&file, &text, self.keep));
             self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, digest, file, items });
             changed = true;
         }
@@ -142,7 +186,7 @@ impl Store {
         for cached in self.cache.values() {
             for item in cached.items.iter().flatten() {
                 match &item.content {
-                    Content::Good { key, thing, warnings } => present.add(cached, item.at, key, thing, warnings),
+                    Content::Good { key, thing, warnings } => present.add(cached, item, key, thing, warnings),
                     Content::Broken { .. } => broken.push((cached, item)),
                     Content::Skipped(kind) => *present.skipped.entry(kind.clone()).or_default() += 1,
                 }
@@ -166,7 +210,7 @@ impl Store {
         }
         let unreadable = self.cache.values().filter(|cached| cached.items.is_err());
         let files: BTreeSet<&str> = unreadable.map(|cached| cached.file.as_ref()).collect();
-        for (key, origin) in &self.last_good {
+        for (key, origin) in self.last_good.iter().chain(&self.before) {
             let below = |failure: &Path| Path::new(origin.file.as_ref()).starts_with(failure);
             if files.contains(origin.file.as_ref()) || scan.failures.iter().any(|failure| below(&failure.path)) {
                 present.objects.entry(key.clone()).or_insert_with(|| origin.clone());
@@ -182,7 +226,8 @@ impl Store {
             let mut kept = false;
             match key {
                 Some(key) => {
-                    let good = self.last_good.get(key).filter(|_| !present.objects.contains_key(key));
+                    let good = self.last_good.get(key).or_else(|| self.before.get(key));
+                    let good = good.filter(|_| !present.objects.contains_key(key));
                     if let Some(good) = good {
                         present.objects.insert(key.clone(), good.clone());
                     }
@@ -192,7 +237,11 @@ impl Store {
                     }
                 }
                 None => {
-                    for (key, good) in self.last_good.iter().filter(|(_, good)| good.file == cached.file) {
+                    // It may have been deleted while nobody looked: only what the broken text names is known to be there still.
+                    let named = |key| item.written.as_ref().is_some_and(|written| written.names(key));
+                    let before = self.before.iter().filter(|(key, _)| named(key));
+                    let known = self.last_good.iter().chain(before);
+                    for (key, good) in known.filter(|(_, good)| good.file == cached.file) {
                         present.objects.entry(key.clone()).or_insert_with(|| {
                             kept = true;
                             good.clone()
@@ -222,19 +271,21 @@ impl Store {
 }
 
 impl Present {
-    fn add(&mut self, cached: &Cached, at: Position, key: &Key, thing: &Arc<Thing>, warnings: &[Fault]) {
+    fn add(&mut self, cached: &Cached, item: &Item, key: &Key, thing: &Arc<Thing>, warnings: &[Fault]) {
+        let (file, at, written) = (cached.file.clone(), item.at, item.written.clone());
         if let Some(first) = self.objects.get(key) {
             let message = format!("is already defined in {}:{}, which counts", first.file, first.at.line);
             self.problems.push(Problem::of_fault(&cached.file, Some(key.to_string()), &Fault::new(at, message)));
             return;
         }
-        let origin = Origin { file: cached.file.clone(), at, thing: thing.clone(), warnings: warnings.to_vec() };
+        let origin = Origin { file, at, thing: thing.clone(), warnings: warnings.to_vec(), written };
         self.objects.insert(key.clone(), origin);
     }
 
     fn stand_in(&mut self, cached: &Cached, at: Position, instead: &[(Key, Arc<Thing>)]) {
         for (key, thing) in instead {
-            let origin = Origin { file: cached.file.clone(), at, thing: thing.clone(), warnings: Vec::new() };
+            let (file, thing) = (cached.file.clone(), thing.clone());
+            let origin = Origin { file, at, thing, warnings: Vec::new(), written: None };
             self.instead.entry(key.clone()).or_insert(origin);
         }
     }

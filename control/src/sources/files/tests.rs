@@ -1,5 +1,7 @@
 //! Directories of manifests: what is read, what is kept, what is told.
 
+mod restart;
+
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -475,7 +477,7 @@ fn action(loaded: &Loaded) -> i32 {
 #[tokio::test]
 async fn an_editors_rename_and_a_new_folder_are_seen() {
     let files = Files::new(&[("policy.yaml", &policy("web", "Allow"))]);
-    let mut watch = watch(&[files.path("")], "cluster.local").unwrap();
+    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
     assert_eq!(action(&watch.borrow()), 0);
     files.write("policy.yaml", &policy("web", "Deny"));
     within_a_second(&mut watch, |loaded| action(loaded) == 1).await;
@@ -512,7 +514,7 @@ async fn the_swap_of_a_config_map_is_seen_each_time() {
     };
     version(0, "Allow");
     symlink("..data/policy.yaml", dir.path().join("policy.yaml")).unwrap();
-    let mut watch = watch(&[dir.path().to_owned()], "cluster.local").unwrap();
+    let mut watch = watch(&[dir.path().to_owned()], "cluster.local", None).unwrap();
     assert_eq!(action(&watch.borrow()), 0);
     for (number, (name, wanted)) in [("Deny", 1), ("Allow", 0), ("Deny", 1)].into_iter().enumerate() {
         version(number as u32 + 1, name);
@@ -525,7 +527,7 @@ async fn the_swap_of_a_config_map_is_seen_each_time() {
 async fn half_a_file_is_not_taken_for_the_whole() {
     use std::io::Write;
     let files = Files::new(&[("all.yaml", &format!("{SERVICE}---\n{}", policy("web", "Allow")))]);
-    let mut watch = watch(&[files.path("")], "cluster.local").unwrap();
+    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
     let mut file = fs::File::create(files.path("all.yaml")).unwrap();
     file.write_all(SERVICE.as_bytes()).unwrap();
     // The writer pauses longer than notices are gathered, within the time that an open file is waited for.

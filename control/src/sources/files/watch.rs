@@ -14,6 +14,7 @@ use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use super::Loaded;
+use super::saved::{self, Keep, Saved, Saver};
 use super::store::Store;
 
 /// How often files are looked at without a notice.
@@ -32,12 +33,23 @@ const NOTICES: usize = 1024;
 /// The newest state of the files; wait for the next by `changed`.
 pub type Watch = tokio::sync::watch::Receiver<Arc<Loaded>>;
 
-/// Reads files and directories and goes on watching them until the receiver is dropped.
+/// Reads files and directories and goes on watching them until the receiver is dropped. With `keep`, last good versions survive a restart.
 ///
 /// # Errors
 /// If no thread can be started.
-pub fn watch(paths: &[PathBuf], trust_domain: &str) -> std::io::Result<Watch> {
+pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::io::Result<Watch> {
     let mut store = Store::new(paths, trust_domain);
+    let mut saver = None;
+    if let Some(keep) = keep {
+        let saved = recall(&keep);
+        saver = Some(Saver::start(keep, saved.as_ref())?);
+        store = store.keeping(saved.unwrap_or_default());
+    }
+    let save = move |store: &Store| {
+        if let Some((saver, snapshot)) = saver.as_ref().zip(store.snapshot()) {
+            saver.save(snapshot);
+        }
+    };
     let (notices, inbox) = sync_channel(NOTICES);
     let mut eyes = Eyes::new(notices);
     // The first walk finds the directories; what changes between it and the watches is found by a second look.
@@ -46,6 +58,7 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str) -> std::io::Result<Watch> {
     if let Some(again) = store.refresh() {
         first = again;
     }
+    save(&store);
     let (sender, receiver) = tokio::sync::watch::channel(Arc::new(first));
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
         let mut took = Duration::ZERO;
@@ -56,6 +69,7 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str) -> std::io::Result<Watch> {
             let start = Instant::now();
             if let Some(loaded) = store.refresh() {
                 sender.send_replace(Arc::new(loaded));
+                save(&store);
             }
             took = start.elapsed();
             eyes.forget(&gone);
@@ -63,6 +77,17 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str) -> std::io::Result<Watch> {
         }
     })?;
     Ok(receiver)
+}
+
+/// What was saved; `None`, said and counted, if it cannot be used.
+fn recall(keep: &Keep) -> Option<Saved> {
+    let saved = saved::load(&keep.dir);
+    saved
+        .inspect_err(|error| {
+            keep.errors.inc();
+            tracing::warn!("{error}");
+        })
+        .ok()
 }
 
 enum Notice {
