@@ -3,6 +3,7 @@
 //! Stricter than RFC 9112 wherever two parsers are known to disagree: what the proxy and the application could frame
 //! differently is no request. Allocates nothing and keeps no state: call it again with more bytes.
 
+use crate::framing::BodyLength;
 use crate::reason::Reason;
 
 /// What the bytes hold.
@@ -20,10 +21,20 @@ pub enum HeadCheck {
 /// Fields of one head at most: the default of hyper's parser, which would refuse more without a reason code.
 pub const MAX_FIELDS: usize = 100;
 
+/// A whole head.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Its length in bytes, the empty line included.
+    pub len: usize,
+    /// What follows it.
+    pub body: BodyLength,
+}
+
 /// What the fields seen so far say about framing.
 #[derive(Default)]
 struct Framing {
     http11: bool,
+    length: u64,
     fields: usize,
     hosts: usize,
     lengths: usize,
@@ -36,6 +47,14 @@ struct Framing {
 /// CR, folded lines, space before a colon, control characters, `Transfer-Encoding` beside `Content-Length` or of any other value
 /// than `chunked`, more than one of either, a length that is no number, and an HTTP/1.1 request without exactly one `Host`.
 pub fn check_head(bytes: &[u8], limit: usize) -> Result<HeadCheck, Reason> {
+    Ok(read_head(bytes, limit)?.map_or(HeadCheck::NeedMore, |head| HeadCheck::Ok { len: head.len }))
+}
+
+/// [`check_head`], which also says what body follows; `None` if no whole head has come yet.
+///
+/// # Errors
+/// As [`check_head`].
+pub fn read_head(bytes: &[u8], limit: usize) -> Result<Option<Head>, Reason> {
     let mut framing = Framing::default();
     // RFC 9112 section 2.2: an empty line before the request is to be ignored (old clients send one after a body).
     let mut at = if bytes.starts_with(b"\r\n") { 2 } else { 0 };
@@ -43,7 +62,7 @@ pub fn check_head(bytes: &[u8], limit: usize) -> Result<HeadCheck, Reason> {
     loop {
         let visible = &bytes[..bytes.len().min(limit)];
         let Some(line) = next_line(visible.get(at..).unwrap_or_default())? else {
-            return if bytes.len() >= limit { Err(Reason::HeaderTooLarge) } else { Ok(HeadCheck::NeedMore) };
+            return if bytes.len() >= limit { Err(Reason::HeaderTooLarge) } else { Ok(None) };
         };
         at += line.len() + 2;
         match (first, line.is_empty()) {
@@ -51,7 +70,7 @@ pub fn check_head(bytes: &[u8], limit: usize) -> Result<HeadCheck, Reason> {
             (false, false) => framing.field(line)?,
             (false, true) => {
                 framing.whole()?;
-                return Ok(HeadCheck::Ok { len: at });
+                return Ok(Some(Head { len: at, body: framing.body() }));
             }
         }
         first = false;
@@ -110,13 +129,19 @@ impl Framing {
         } else if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
             // 18 digits fit every integer type in use.
-            require(!value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit))
+            require(!value.is_empty() && value.len() <= 18 && value.iter().all(u8::is_ascii_digit))?;
+            self.length = value.iter().fold(0, |length, digit| length * 10 + u64::from(digit - b'0'));
+            Ok(())
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.codings += 1;
             require(value.eq_ignore_ascii_case(b"chunked"))
         } else {
             Ok(())
         }
+    }
+
+    fn body(&self) -> BodyLength {
+        if self.codings > 0 { BodyLength::Chunked } else { BodyLength::Known(self.length) }
     }
 
     fn whole(&self) -> Result<(), Reason> {

@@ -7,6 +7,7 @@
 //! - [`identity`]: SPIFFE IDs.
 //! - [`detect`]: which protocol the first bytes speak.
 //! - [`head`]: whether an HTTP/1 request head is safe to parse.
+//! - [`framing`]: where its body ends and the next head begins.
 //! - [`request`]: what a decision may look at.
 //! - [`route`]: route tables and their precedence.
 //! - [`authz`]: who may.
@@ -19,6 +20,7 @@ pub mod authz;
 pub mod balance;
 pub mod detect;
 pub mod explain;
+pub mod framing;
 pub mod head;
 pub mod identity;
 pub mod outcome;

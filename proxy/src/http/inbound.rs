@@ -21,7 +21,7 @@ use weft_engine::request::RequestView;
 use super::attempt::{Goal, send};
 use super::body::ResBody;
 use super::headers::{CLIENT_CERT, append_forwarded_for, is_grpc, strip_hop_by_hop, strip_identity, wants_upgrade};
-use super::respond::{finish, has_one_host, refused};
+use super::respond::{finish, head_refused, refused};
 use super::session::{Exchange, Session};
 use super::upgrade::Upgrade;
 use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
@@ -58,8 +58,8 @@ pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Re
     let grpc = is_grpc(request.headers());
     let Some(peer) = session.inbound.as_deref() else { return refused(exchange, Reason::LoopRefused, grpc) };
     exchange.series = Some(Arc::clone(&peer.series));
-    if !has_one_host(&request) {
-        return refused(exchange, Reason::MalformedRequest, grpc);
+    if let Some(reason) = head_refused(&request) {
+        return refused(exchange, reason, grpc);
     }
     if let Err(refusal) = admit(&session, peer, &request, exchange.started) {
         let mut response = refused(exchange, refusal.reason, grpc);

@@ -3,6 +3,7 @@
 //! - [`serve`]: a connection, by hyper. [`session`]: what its requests share, and what is counted of each.
 //! - [`outbound`]: our own application's requests. [`inbound`]: requests to it.
 //! - [`attempt`]: endpoints, connections, retries. [`relay`]: the response's body. [`body`]: what is kept for another attempt.
+//! - [`heads`], [`guarded`]: HTTP/1 as it comes: heads are checked, and nobody takes for ever.
 //! - [`headers`], [`refuse`], [`respond`]: what a proxy does to heads. [`upgrade`]: connections that leave HTTP.
 //!
 //! HTTP/1 stays HTTP/1 and HTTP/2 stays HTTP/2 over every hop: nothing is translated, so nothing is lost in translation.
@@ -13,6 +14,7 @@ pub mod attempt;
 pub mod body;
 pub mod guarded;
 pub mod headers;
+pub mod heads;
 pub mod inbound;
 pub mod outbound;
 pub mod refuse;

@@ -18,7 +18,7 @@ use weft_engine::route::{Filter, Rule};
 use super::attempt::{Answer, Goal, send};
 use super::body::ResBody;
 use super::headers::{REASON, is_grpc, strip_hop_by_hop, wants_upgrade};
-use super::respond::{finish, has_one_host, refused};
+use super::respond::{finish, head_refused, refused};
 use super::session::{Exchange, Session};
 use super::upgrade::Upgrade;
 use crate::discovery::snapshot::{Backend, Destination, Service};
@@ -28,8 +28,8 @@ pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Re
     session.phase.busy();
     let mut exchange = Exchange::begin(&session, request.method(), request.uri());
     let grpc = is_grpc(request.headers());
-    if !has_one_host(&request) {
-        return refused(exchange, Reason::MalformedRequest, grpc);
+    if let Some(reason) = head_refused(&request) {
+        return refused(exchange, reason, grpc);
     }
     let upgrade = wants_upgrade(&request).then(|| Upgrade::of(&mut request));
     strip_hop_by_hop(request.headers_mut(), upgrade.is_some());

@@ -16,11 +16,17 @@ use super::session::{Exchange, Session};
 use super::upgrade::Upgrade;
 use crate::upstream::Speak;
 
-/// RFC 9112 section 3.2: an HTTP/1.1 request has exactly one `Host`. The first head of a connection was checked whole before hyper
-/// saw it ([`crate::detect::whole_head`]); for later ones hyper's parser vouches for the framing, and this for the name.
-pub fn has_one_host<B>(request: &Request<B>) -> bool {
+/// Why the head itself is refused, if it is. RFC 9112 section 3.2: an HTTP/1.1 request has exactly one `Host`; one without is what
+/// [`super::heads`] puts in the place of a head that hyper must not see, and it says why.
+pub fn head_refused<B>(request: &Request<B>) -> Option<Reason> {
     let hosts = request.headers().get_all(HOST).iter().take(2).count();
-    if request.version() == Version::HTTP_11 && *request.method() != Method::CONNECT { hosts == 1 } else { hosts <= 1 }
+    let named = request.version() == Version::HTTP_11 && *request.method() != Method::CONNECT;
+    if if named { hosts == 1 } else { hosts <= 1 } {
+        return None;
+    }
+    let code = request.headers().get(REASON).and_then(|code| code.to_str().ok());
+    let too_large = code == Some(Reason::HeaderTooLarge.code());
+    Some(if too_large { Reason::HeaderTooLarge } else { Reason::MalformedRequest })
 }
 
 /// A refusal for `reason`.

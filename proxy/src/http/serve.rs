@@ -50,7 +50,7 @@ async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Res
 // closing it could cross a request on its way.
 async fn serve_h1(session: Arc<Session>, io: Downstream) -> hyper::Result<()> {
     let head_bytes = session.shared.config.limits.head_bytes;
-    let io = TokioIo::new(Guarded::new(io, Arc::clone(&session.phase)));
+    let io = TokioIo::new(Guarded::new(io, Arc::clone(&session.phase), head_bytes));
     let service = service_fn(move |request| answer(Arc::clone(&session), request));
     http1::Builder::new()
         .preserve_header_case(true)

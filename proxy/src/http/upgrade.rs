@@ -44,6 +44,7 @@ impl Upgrade {
     /// Relays between both ends, in a task of its own, once hyper has sent the response.
     pub fn tunnel(self, response: &mut Response<Incoming>, conn: Box<H1Conn>, exchange: Exchange) {
         let server = on(response);
+        exchange.session.phase.tunnel();
         tokio::spawn(async move {
             // hyper hands the connection over when it has been driven to the end of its HTTP.
             conn.finish().await;

@@ -1,0 +1,169 @@
+//! Where an HTTP/1 request's body ends, so that the next head on the connection can be found and checked.
+//!
+//! Keeps no byte: it is fed what comes and says how much of it is body. As strict as RFC 9112 section 7.1 lets it be; whatever the
+//! proxy and its parser could frame differently is an error.
+
+use crate::reason::Reason;
+
+/// What a head says about the body that follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyLength {
+    /// So many bytes; 0 without a body.
+    Known(u64),
+    /// Chunks (RFC 9112 section 7.1).
+    Chunked,
+}
+
+/// A place in a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Body(At);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum At {
+    /// So many bytes until the end.
+    Known(u64),
+    /// In a chunk's size, of which so many digits have come.
+    Size {
+        size: u64,
+        digits: u8,
+    },
+    /// In what follows a size on its line.
+    Extension(u64),
+    /// Before the LF of a size's line.
+    SizeLf(u64),
+    /// So many bytes of a chunk are to come.
+    Data(u64),
+    DataCr,
+    DataLf,
+    /// At the beginning of a line behind the last chunk.
+    Trailer,
+    InTrailer,
+    TrailerLf,
+    /// Before the LF of the empty line.
+    LastLf,
+}
+
+/// Digits of a chunk's size at most: no chunk is 2^60 bytes long.
+const SIZE_DIGITS: u8 = 15;
+
+impl Body {
+    /// No body, or one that has ended.
+    pub const ENDED: Self = Self(At::Known(0));
+
+    /// The beginning of a body.
+    pub const fn new(length: BodyLength) -> Self {
+        Self(match length {
+            BodyLength::Known(bytes) => At::Known(bytes),
+            BodyLength::Chunked => At::Size { size: 0, digits: 0 },
+        })
+    }
+
+    /// Whether the next byte is no part of it.
+    pub fn ended(&self) -> bool {
+        *self == Self::ENDED
+    }
+
+    /// Moves on by as many of `bytes` as belong to the body, and says how many.
+    ///
+    /// # Errors
+    /// [`Reason::MalformedRequest`]: the chunks are not framed as they must be.
+    pub fn skip(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        let mut at = 0;
+        while at < bytes.len() && !self.ended() {
+            at += match &mut self.0 {
+                At::Known(left) | At::Data(left) => {
+                    let run = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                    *left -= run as u64;
+                    run
+                }
+                _ => {
+                    self.0 = self.0.after(bytes[at])?;
+                    1
+                }
+            };
+            if self.0 == At::Data(0) {
+                self.0 = At::DataCr;
+            }
+        }
+        Ok(at)
+    }
+}
+
+impl At {
+    // One byte of framing.
+    fn after(self, byte: u8) -> Result<Self, Reason> {
+        let malformed = Err(Reason::MalformedRequest);
+        Ok(match (self, byte) {
+            (Self::Size { size, digits }, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') if digits < SIZE_DIGITS => {
+                let digit = char::from(byte).to_digit(16).map_or(0, u64::from);
+                Self::Size { size: size << 4 | digit, digits: digits + 1 }
+            }
+            (Self::Size { digits: 0, .. }, _) => return malformed,
+            (Self::Size { size, .. } | Self::Extension(size), b'\r') => Self::SizeLf(size),
+            (Self::Size { size, .. }, b';' | b' ' | b'\t') => Self::Extension(size),
+            (Self::Extension(size), byte) if byte != b'\n' => Self::Extension(size),
+            (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::Trailer,
+            (Self::SizeLf(size), b'\n') => Self::Data(size),
+            (Self::DataCr, b'\r') => Self::DataLf,
+            (Self::DataLf, b'\n') => Self::Size { size: 0, digits: 0 },
+            (Self::Trailer, b'\r') => Self::LastLf,
+            (Self::InTrailer, b'\r') => Self::TrailerLf,
+            (Self::Trailer | Self::InTrailer, byte) if byte != b'\n' => Self::InTrailer,
+            (Self::LastLf, b'\n') => Self::Known(0),
+            _ => return malformed,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHUNKS: &str = "4;x=\"y\"\r\n\r\n\r\n\r\n0A \r\n0123456789\r\n0\r\nT: u\r\nV: w\r\n\r\n";
+
+    #[test]
+    fn a_body_ends_where_it_ends_however_it_comes() {
+        for (length, body) in [
+            (BodyLength::Known(0), ""),
+            (BodyLength::Known(5), "a\r\n\r\n"),
+            (BodyLength::Chunked, "0\r\n\r\n"),
+            (BodyLength::Chunked, CHUNKS),
+        ] {
+            let bytes = format!("{body}GET");
+            for split in 0..bytes.len() {
+                let (some, more) = bytes.as_bytes().split_at(split);
+                let mut place = Body::new(length);
+                let first = place.skip(some).unwrap();
+                assert_eq!(first, split.min(body.len()));
+                assert_eq!(place.ended(), split >= body.len(), "{body:?} after {split}");
+                assert_eq!(first + place.skip(more).unwrap(), body.len(), "{body:?} in two pieces, {split}");
+                assert!(place.ended());
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_that_could_be_read_two_ways_are_refused() {
+        for body in [
+            "\r\n",
+            ";\r\n",
+            "-1\r\n",
+            "0x1\r\n",
+            "g\r\n",
+            "1\na\r\n",
+            "1;x\na\r\n",
+            "1\r\rab",
+            "1\r\nab",
+            "1\r\na\n",
+            "1\r\na\rb",
+            "0\r\n\n",
+            "0\r\nT: u\n\r\n",
+            "0\r\nT: u\rV",
+            "0\r\n\rX",
+            "1000000000000000\r\n",
+        ] {
+            let mut place = Body::new(BodyLength::Chunked);
+            assert_eq!(place.skip(body.as_bytes()), Err(Reason::MalformedRequest), "{body:?}");
+        }
+    }
+}
