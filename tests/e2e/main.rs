@@ -3,12 +3,14 @@
 
 mod discovery;
 mod docs;
+mod drain;
 mod explain;
 mod grpc;
 mod lab;
 mod life;
 mod policy;
 mod routing;
+mod smuggling;
 mod telemetry;
 mod wire;
 
@@ -26,12 +28,14 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(lab::tests());
     trials.extend(wire::tests());
+    trials.extend(smuggling::tests());
     trials.extend(routing::tests());
     trials.extend(policy::tests());
     trials.extend(discovery::tests());
     trials.extend(explain::tests());
     trials.extend(telemetry::tests());
     trials.extend(life::tests());
+    trials.extend(drain::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }
