@@ -21,12 +21,12 @@ fn a_mesh_by_hand() {
     let weft = bin.join("weft");
     std::fs::write(&weft, format!("#!/bin/sh\nexec {} \"$@\"\n", program().display())).unwrap();
     std::fs::set_permissions(&weft, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let typed: String =
-        RUNNING.lines().filter_map(|line| line.strip_prefix("    ")).map(|line| format!("{line}\n")).collect();
+    let typed: Vec<&str> = RUNNING.lines().filter_map(|line| line.strip_prefix("    ")).collect();
     let script = format!(
-        "set -euo pipefail; cd {}; export PATH={}:$PATH\ntrap 'kill $(jobs -p); wait' EXIT\n{typed}",
+        "set -euo pipefail; cd {}; export PATH={}:$PATH\ntrap 'kill $(jobs -p); wait' EXIT\n{}\n",
         dir.display(),
-        bin.display()
+        bin.display(),
+        typed.join("\n")
     );
     let output = pod.output("timeout", ["60", "bash", "-c", &script]).unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
