@@ -1,5 +1,6 @@
 //! What should hold, and whether it did.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -144,7 +145,10 @@ fn split(lane: &Lane, least: u64) -> Check {
     let (old, all) = (count("v1"), lane.total.ok);
     let percent = 100.0 * old as f64 / all.max(1) as f64;
     let ok = all >= least && (percent - 90.0).abs() <= SPLIT_POINTS && count("v1") + count("v2") == all;
-    let want = format!("90 % to v1 within {SPLIT_POINTS} points, over at least {least} requests");
+    let mut want = format!("90 % to v1 within {SPLIT_POINTS} points");
+    if least > 0 {
+        let _ = write!(want, ", over at least {least} requests");
+    }
     check(format!("{}: split", lane.flow.name), ok, want, format!("{percent:.2} % of {all}"))
 }
 

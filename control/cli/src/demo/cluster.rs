@@ -1,6 +1,6 @@
 //! The shop's processes: control, a sidecar and an application a pod, and the clients.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::{Path, PathBuf};
@@ -255,16 +255,14 @@ impl Cluster {
         dead
     }
 
-    /// Servers through whose sidecar nothing came in, of those that should be there.
-    pub fn bypassed(&self, flows: impl Iterator<Item = Flow>) -> Vec<&'static str> {
+    /// Pods through whose sidecar nothing came in, of these.
+    pub fn bypassed(&self, servers: impl IntoIterator<Item = &'static str>) -> Vec<&'static str> {
         let taken = |pod: &str| {
             let text = self.metrics(pod);
             let count = |metric: &str| lab::sum(&text, metric, &["direction=\"inbound\"", "tls=\"mtls\""]);
             count("weft_requests_total") + count("weft_tcp_connections_opened_total") > 0.0
         };
-        let servers: BTreeSet<_> = flows.flat_map(|flow| flow.servers.iter().copied()).collect();
-        let alive = |pod: &&str| self.pods.get(pod).is_some_and(|running| running.app.is_some());
-        servers.into_iter().filter(alive).filter(|pod| !taken(pod)).collect()
+        servers.into_iter().filter(|pod| !taken(pod)).collect()
     }
 
     /// The metrics of a pod's sidecar; empty without one.

@@ -1,5 +1,6 @@
 //! The demo's loop: receive what clients count, do what the script says, draw.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -142,6 +143,10 @@ impl Run<'_> {
             Action::GiveRight => self.edit(true)?,
             Action::TakeRight => self.edit(false)?,
             Action::KillPod => {
+                if !self.findings.killed.contains(&PhaseName::KillEndpoint) {
+                    // Its counters die with it.
+                    self.findings.bypassed.extend(self.cluster.bypassed([VICTIM]));
+                }
                 if self.cluster.kill_pod(VICTIM) {
                     self.findings.killed.push(PhaseName::KillEndpoint);
                 }
@@ -210,7 +215,10 @@ impl Run<'_> {
 
     fn finish(&mut self, reports: Reports) {
         self.look();
-        self.findings.bypassed = self.cluster.bypassed(self.board.lanes.iter().map(|lane| lane.flow.clone()));
+        let servers: BTreeSet<_> = self.board.lanes.iter().flat_map(|lane| lane.flow.servers.iter().copied()).collect();
+        let killed = self.findings.killed.contains(&PhaseName::KillEndpoint);
+        let bypassed = self.cluster.bypassed(servers.into_iter().filter(|pod| !killed || *pod != VICTIM));
+        self.findings.bypassed.extend(bypassed);
         self.cluster.stop_clients();
         for report in reports.rest() {
             self.count(report);
