@@ -23,6 +23,11 @@ pub mod telemetry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod upstream;
+pub mod worker;
+
+use std::sync::Arc;
+
+use tokio::sync::Semaphore;
 
 pub use clock::Clock;
 pub use config::Args;
@@ -38,6 +43,8 @@ pub struct Shared {
     pub identity: identity::IdentityStore,
     /// Metrics and access log.
     pub telemetry: telemetry::Telemetry,
+    /// Room for connections, of both directions and all workers together.
+    pub connections: Arc<Semaphore>,
     /// Whether it stops, and what is in flight.
     pub drain: drain::Drain,
     /// Time.

@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! ports, roots, saved tables --> admin thread: signals, identity, control stream, metrics, health
-//!                            \-> data runtime: capture, one worker for each CPU
+//!                            \-> workers: capture; the main thread is the first, one thread for each further one
 //! SIGTERM | SIGINT | POST /drain --> readiness off, inbound closed, control told --> nothing in flight, or deadline --> saved, exit 0
 //! ```
 //!
 //! Invariants
 //! - What fails at the start fails with one sentence and exit code 3 (2 for the command line, 4 for a bad file), before a port is
 //!   served.
-//! - Neither half lives without the other: if one ends, the process does.
+//! - No part lives without the others: if the admin thread or a worker ends, the process does.
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -19,8 +19,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 use weft_certs::tls::Roots;
 
@@ -31,7 +32,7 @@ use crate::identity::authority::ControlAuthority;
 use crate::identity::{IdentityStore, renew};
 use crate::telemetry::access::Sink;
 use crate::telemetry::{Settings, Telemetry};
-use crate::{Args, Clock, Shared, admin, discovery, drain, resolver};
+use crate::{Args, Clock, Shared, admin, discovery, drain, resolver, worker};
 
 /// Nothing must be in flight for so long before the process ends: a request that crossed our GOAWAY on its way arrives within it.
 const LINGER: Duration = Duration::from_millis(200);
@@ -66,12 +67,12 @@ pub fn main(args: Args) -> ExitCode {
 
 fn run(config: Config) -> anyhow::Result<()> {
     raise_open_files();
-    let listeners = Listeners::bind(config.outbound, config.inbound).with_context(|| {
+    let listeners = Listeners::bind(config.outbound, config.inbound, config.workers).with_context(|| {
         format!("cannot listen on {} and {}; is another proxy running?", config.outbound, config.inbound)
     })?;
     let admin_listeners = admin::Listeners::bind(&config).context("cannot listen for metrics, health or admin")?;
     let roots = read_roots(&config)?;
-    let data = data_runtime(config.workers)?;
+    let data = worker_runtime()?;
     let shared = {
         // The resolver for names asks for a runtime that drives its sockets: the data path's, which uses it.
         let _entered = data.enter();
@@ -83,7 +84,8 @@ fn run(config: Config) -> anyhow::Result<()> {
         outbound = %shared.config.outbound, inbound = %shared.config.inbound, workers = shared.config.workers,
         version = env!("CARGO_PKG_VERSION"), "the proxy serves"
     );
-    let ended = data.block_on(serve(&shared, listeners, admin_ended));
+    let (listeners, worker_ended) = start_workers(&shared, listeners)?;
+    let ended = data.block_on(serve(&shared, listeners, worker_ended, admin_ended));
     shared.telemetry.flush(LAST_WORDS);
     // Connections that are still open have had their time.
     data.shutdown_background();
@@ -94,6 +96,7 @@ fn run(config: Config) -> anyhow::Result<()> {
 async fn serve(
     shared: &Arc<Shared>,
     listeners: Listeners,
+    worker_ended: CancellationToken,
     admin_ended: oneshot::Receiver<anyhow::Error>,
 ) -> anyhow::Result<()> {
     let capturing = tokio::spawn(capture::serve(Arc::clone(shared), listeners));
@@ -103,6 +106,7 @@ async fn serve(
             ended.context("the data path panicked")?.context("the data path cannot serve")?;
             anyhow::bail!("the data path ended");
         }
+        () = worker_ended.cancelled() => anyhow::bail!("a worker of the data path ended; its log says why"),
         error = admin_ended => {
             return Err(error.unwrap_or_else(|_| anyhow::anyhow!("the admin thread panicked")));
         }
@@ -144,16 +148,37 @@ fn make_shared(config: Config) -> anyhow::Result<Shared> {
         discovery: discovery::Discovery::new(&config, clock.clone()).context("the tables cannot be kept")?,
         identity: IdentityStore::default(),
         telemetry: Telemetry::new(settings, clock.clone()).context("the access log cannot be written")?,
+        connections: Arc::new(Semaphore::new(config.limits.max_connections)),
         drain: drain::Drain::default(),
         clock,
         config,
     })
 }
 
-fn data_runtime(workers: usize) -> anyhow::Result<Runtime> {
-    let mut builder = Builder::new_multi_thread();
-    builder.worker_threads(workers).thread_name("data").enable_all();
-    builder.build().context("the data path's threads cannot be started")
+fn worker_runtime() -> anyhow::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build().context("a worker's runtime cannot be made")
+}
+
+/// Starts all workers but the first, which is the caller's thread: it gets its listeners, and a token that is cancelled if one ends.
+fn start_workers(shared: &Arc<Shared>, listeners: Vec<Listeners>) -> anyhow::Result<(Listeners, CancellationToken)> {
+    let count = listeners.len();
+    let ended = CancellationToken::new();
+    let mut all = listeners.into_iter().enumerate();
+    let (_, first) = all.next().context("there must be a worker")?;
+    worker::enter(0, count);
+    for (id, listeners) in all {
+        let (shared, runtime, ending) = (Arc::clone(shared), worker_runtime()?, ended.clone().drop_guard());
+        let thread = move || {
+            worker::enter(id, count);
+            if let Err(error) = runtime.block_on(capture::serve(shared, listeners)) {
+                tracing::error!(id, %error, "a worker cannot serve");
+            }
+            drop(ending);
+        };
+        let builder = std::thread::Builder::new().name(format!("data-{id}"));
+        builder.spawn(thread).context("a worker's thread cannot be started")?;
+    }
+    Ok((first, ended))
 }
 
 /// Starts the admin thread; the answer comes if it ends, which it does not by itself.

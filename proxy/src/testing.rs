@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use weft_engine::identity::Identity;
 
 use crate::config::Args;
@@ -27,6 +28,7 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
         discovery: Discovery::fixed(snapshot, clock.clone()),
         identity: IdentityStore::default(),
         telemetry: Telemetry::quiet(clock.clone()),
+        connections: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         drain: Drain::default(),
         clock,
     })

@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
-use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -27,8 +26,8 @@ use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
 use crate::tcp::{self, reset_on_close};
 use crate::telemetry::{Direction, SeriesKey, Tls};
+use crate::upstream::Speak;
 use crate::upstream::connect::HANDSHAKE_TIMEOUT;
-use crate::upstream::{Pool, Speak};
 
 /// On a strict port a peer must speak first; one that has not begun by then is refused.
 const STRICT_SILENCE: Duration = Duration::from_secs(5);
@@ -54,11 +53,7 @@ impl Applications {
             weight: 1,
             draining: false,
             application: true,
-            state: Arc::new(EndpointState {
-                load: Load::new(shared.clock.now()),
-                pool: Pool::default(),
-                series: std::sync::OnceLock::new(),
-            }),
+            state: Arc::new(EndpointState::new(shared.clock.now())),
         });
         if known.len() < MAX_APPLICATIONS {
             known.insert(addr, Arc::clone(&endpoint));

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use weft_engine::reason::Reason;
 
 use self::inbound::Applications;
@@ -30,7 +29,7 @@ const BACKLOG: i32 = 4096;
 /// Pause after the kernel had no file descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Both listeners, open.
+/// Both listeners of one worker, open.
 pub struct Listeners {
     /// Of our application's connections.
     pub outbound: std::net::TcpListener,
@@ -39,29 +38,41 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens both.
+    /// Opens both for each of so many workers. The kernel spreads connections over them; nothing is handed from one worker to another.
     ///
     /// # Errors
     /// What the kernel says: most often that the port is taken.
-    pub fn bind(outbound: SocketAddr, inbound: SocketAddr) -> io::Result<Self> {
-        Ok(Self { outbound: listen(outbound)?, inbound: listen(inbound)? })
+    pub fn bind(outbound: SocketAddr, inbound: SocketAddr, workers: usize) -> io::Result<Vec<Self>> {
+        let shared = workers > 1;
+        if shared {
+            // Ports that are shared could be shared with another proxy of the same user, too: one that nobody has can be had alone.
+            drop((listen(outbound)?, listen(inbound)?));
+        }
+        (0..workers).map(|_| Ok(Self { outbound: open(outbound, shared)?, inbound: open(inbound, shared)? })).collect()
     }
 }
 
-/// A listener for the data path.
+/// A listener that shares its port with no other.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
+    open(addr, false)
+}
+
+fn open(addr: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
     socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
-/// The data path: serves both listeners until the proxy has drained, or for ever.
+/// One worker's data path: serves both listeners until the proxy has drained, or for ever.
 ///
 /// Once drain has begun the inbound listener takes what the kernel has completed already and closes. The outbound one goes on: requests in
 /// flight may need it to their end.
@@ -71,10 +82,9 @@ pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
 pub async fn serve(shared: Arc<Shared>, listeners: Listeners) -> io::Result<()> {
     let outbound = TcpListener::from_std(listeners.outbound)?;
     let inbound = TcpListener::from_std(listeners.inbound)?;
-    let bound = Arc::new(Semaphore::new(shared.config.limits.max_connections));
     let applications = Arc::new(Applications::default());
-    let out = Accept { shared: Arc::clone(&shared), direction: Direction::Outbound, bound: Arc::clone(&bound) };
-    let into = Accept { shared: Arc::clone(&shared), direction: Direction::Inbound, bound };
+    let out = Accept { shared: Arc::clone(&shared), direction: Direction::Outbound };
+    let into = Accept { shared: Arc::clone(&shared), direction: Direction::Inbound };
     let outward = out.run(outbound, outbound::serve);
     let inward = into.run(inbound, |shared, stream, client, destination| {
         inbound::serve(shared, Arc::clone(&applications), stream, client, destination)
@@ -86,7 +96,6 @@ pub async fn serve(shared: Arc<Shared>, listeners: Listeners) -> io::Result<()> 
 struct Accept {
     shared: Arc<Shared>,
     direction: Direction,
-    bound: Arc<Semaphore>,
 }
 
 impl Accept {
@@ -126,7 +135,7 @@ impl Accept {
         F: Future<Output = ()> + Send + 'static,
     {
         let telemetry = &self.shared.telemetry;
-        let Ok(permit) = Arc::clone(&self.bound).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.shared.connections).try_acquire_owned() else {
             telemetry.bound_hit("connections");
             reset_on_close(&stream);
             return;

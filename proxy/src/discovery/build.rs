@@ -17,7 +17,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use weft_api::convert::{self, Address, Decoded};
 use weft_api::names;
-use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 use weft_engine::route::RouteTable;
@@ -29,7 +28,6 @@ use super::snapshot::{
     Alpn, Backend, Destination, Endpoint, EndpointSet, EndpointState, Entry, Protocol, Service, Snapshot,
 };
 use super::table::Collection;
-use crate::upstream::Pool;
 
 /// Names and versions, as one number.
 #[derive(Default)]
@@ -350,13 +348,8 @@ fn endpoint(name: &Arc<str>, told: &convert::Endpoint, state: Option<Arc<Endpoin
         weight: told.weight,
         draining: told.draining,
         application: false,
-        state: state.unwrap_or_else(|| Arc::new(new_state(now))),
+        state: state.unwrap_or_else(|| Arc::new(EndpointState::new(now))),
     }
-}
-
-/// Nothing is known of it.
-pub fn new_state(now: Duration) -> EndpointState {
-    EndpointState { load: Load::new(now), pool: Pool::default(), series: OnceLock::new() }
 }
 
 fn alpn(told: convert::Alpn) -> Alpn {

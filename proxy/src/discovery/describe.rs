@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::Discovery;
 use super::driver::Held;
 use super::snapshot::{Backend, Destination, Endpoint, Entry, InboundPort, Protocol, Service};
+use crate::upstream::Pool;
 
 /// The snapshot in force, with the tables behind it.
 pub fn all(discovery: &Discovery, held: Vec<Held>) -> Value {
@@ -87,8 +88,8 @@ fn endpoint(endpoint: &Endpoint, now: Duration) -> Value {
         "usable": load.usable(now),
         "in_flight": load.in_flight(),
         "score_s": load.score(now),
-        "idle_connections": endpoint.state.pool.idle(),
-        "shared_connections": endpoint.state.pool.shared_connections(),
+        "idle_connections": endpoint.state.pools.all().map(Pool::idle).sum::<usize>(),
+        "shared_connections": endpoint.state.pools.all().map(Pool::shared_connections).sum::<usize>(),
     })
 }
 

@@ -9,8 +9,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use super::address::canonical;
-use super::build::new_state;
-use super::snapshot::{Alpn, Endpoint};
+use super::snapshot::{Alpn, Endpoint, EndpointState};
 
 /// Addresses remembered at most.
 const MAX: usize = 1024;
@@ -48,7 +47,7 @@ impl Externals {
                 weight: 1,
                 draining: false,
                 application: false,
-                state: Arc::new(new_state(now)),
+                state: Arc::new(EndpointState::new(now)),
             }),
             last_used: AtomicU64::new(now.as_secs()),
         });

@@ -8,8 +8,9 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
@@ -21,6 +22,7 @@ use weft_engine::{authz, ratelimit};
 
 use crate::telemetry::RequestSeries;
 use crate::upstream::Pool;
+use crate::worker::PerWorker;
 
 /// Everything that control has told, as of one moment.
 #[derive(Default)]
@@ -145,9 +147,16 @@ pub struct EndpointState {
     /// Its load and health.
     pub load: Load,
     /// Its connections.
-    pub pool: Pool,
+    pub pools: PerWorker<Pool>,
     /// Its series, resolved at first use.
-    pub series: std::sync::OnceLock<Arc<RequestSeries>>,
+    pub series: OnceLock<Arc<RequestSeries>>,
+}
+
+impl EndpointState {
+    /// Nothing is known of it yet.
+    pub fn new(now: Duration) -> Self {
+        Self { load: Load::new(now), pools: PerWorker::default(), series: OnceLock::new() }
+    }
 }
 
 /// What the proxy's own side enforces.

@@ -74,7 +74,7 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]: nothing was sent.
     pub async fn h1(target: Target<'_>, fresh: bool) -> Result<Box<H1Conn>, ConnectError> {
-        if !fresh && let Some(conn) = target.endpoint.state.pool.take(target.shared.clock.now()) {
+        if !fresh && let Some(conn) = target.endpoint.state.pools.mine().take(target.shared.clock.now()) {
             return Ok(conn);
         }
         Box::pin(open_h1(target)).await
@@ -85,7 +85,7 @@ impl Pool {
     /// # Errors
     /// [`ConnectError`]: nothing was sent.
     pub async fn h2(target: Target<'_>) -> Result<h2::H2Stream, ConnectError> {
-        let stream = target.endpoint.state.pool.h2.stream(&target).await?;
+        let stream = target.endpoint.state.pools.mine().h2.stream(&target).await?;
         keep_swept(target.shared, target.endpoint);
         Ok(stream)
     }
@@ -106,7 +106,7 @@ impl Pool {
             return;
         }
         conn.idle_since = shared.clock.now();
-        let mut idle = endpoint.state.pool.idle.lock();
+        let mut idle = endpoint.state.pools.mine().idle.lock();
         if idle.conns.len() >= MAX_IDLE {
             drop(idle);
             shared.telemetry.bound_hit("upstream_idle_connections");
@@ -160,7 +160,7 @@ async fn open_h1(target: Target<'_>) -> Result<Box<H1Conn>, ConnectError> {
 
 // One task per endpoint that has idle connections, none for one that has not.
 fn keep_swept(shared: &Shared, endpoint: &Arc<Endpoint>) {
-    let mut idle = endpoint.state.pool.idle.lock();
+    let mut idle = endpoint.state.pools.mine().idle.lock();
     if idle.swept {
         return;
     }
@@ -174,7 +174,7 @@ async fn sweep(state: Weak<EndpointState>, clock: crate::Clock, every: Duration)
     loop {
         tokio::time::sleep(every).await;
         let Some(state) = state.upgrade() else { return };
-        if state.pool.sweep(clock.now()) {
+        if state.pools.mine().sweep(clock.now()) {
             return;
         }
     }

@@ -176,9 +176,9 @@ async fn idle_connections_to_an_application_are_closed_before_it_closes_them() {
     let proxy = World::new().proxy("web", calls(cluster_ip(), destination));
     let mut client = Client::connect(outbound_side(&proxy, cluster_ip()).await).await;
     client.send("GET /a HTTP/1.1\r\nHost: shop\r\n\r\n").await;
-    assert_eq!(target.state.pool.idle(), 1);
+    assert_eq!(target.state.pools.mine().idle(), 1);
     let closing = async {
-        while target.state.pool.idle() > 0 {
+        while target.state.pools.mine().idle() > 0 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -51,7 +51,7 @@ async fn calls_share_one_connection_and_trailers_pass() {
     while let Some(done) = all.join_next().await {
         done.unwrap();
     }
-    assert_eq!(target.state.pool.shared_connections(), 1);
+    assert_eq!(target.state.pools.mine().shared_connections(), 1);
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn more_calls_than_streams_open_another_connection() {
     while let Some(done) = all.join_next().await {
         assert_eq!(done.unwrap().unwrap().status(), 200);
     }
-    assert!(target.state.pool.shared_connections() >= 2, "{}", target.state.pool.shared_connections());
+    assert!(target.state.pools.mine().shared_connections() >= 2, "{}", target.state.pools.mine().shared_connections());
 }
 
 #[tokio::test]

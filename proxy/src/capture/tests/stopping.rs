@@ -17,7 +17,7 @@ use crate::capture::{Listeners, serve};
 #[tokio::test]
 async fn a_connection_that_was_not_redirected_is_refused() {
     let any = "127.0.0.1:0".parse().unwrap();
-    let listeners = Listeners::bind(any, any).unwrap();
+    let listeners = Listeners::bind(any, any, 1).unwrap().remove(0);
     let ends = [listeners.outbound.local_addr().unwrap(), listeners.inbound.local_addr().unwrap()];
     let proxy = World::new().proxy("web", enforces(open_port(false)));
     tokio::spawn(serve(Arc::clone(&proxy), listeners));

@@ -11,7 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use weft_certs::ca::Ca;
 use weft_certs::svid::{KeyPair, Svid};
 use weft_engine::authz::PolicySet;
-use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
 use weft_engine::route::{Route, RouteTable};
 
@@ -64,11 +63,7 @@ pub fn endpoint(addr: SocketAddr, account: Option<&str>) -> Arc<Endpoint> {
         weight: 1,
         draining: false,
         application: false,
-        state: Arc::new(EndpointState {
-            load: Load::new(Duration::ZERO),
-            pool: crate::upstream::Pool::default(),
-            series: std::sync::OnceLock::new(),
-        }),
+        state: Arc::new(EndpointState::new(Duration::ZERO)),
     })
 }
 

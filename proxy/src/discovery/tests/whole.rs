@@ -140,6 +140,7 @@ impl World {
             discovery: Discovery::new(&config, clock.clone()).unwrap(),
             identity: IdentityStore::default(),
             telemetry: Telemetry::quiet(clock.clone()),
+            connections: Arc::new(tokio::sync::Semaphore::new(1)),
             drain: Drain::default(),
             clock,
             config,
