@@ -3,14 +3,13 @@
 //! Invariants
 //! - Never half: while a policy that the workload names is on its way, the rules before it stay in force; before there were any, nothing
 //!   is admitted.
-//! - A policy that had to be refused closes what it covers.
+//! - Which policy holds on which port, and what one that had to be refused closes, is [`Bound`]'s to say.
 //! - A limit keeps its counters whatever else changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use weft_api::convert::{self, Binding, Decoded, RateLimitPolicy, closed_policy};
-use weft_engine::authz::{Policy, PolicySet};
+use weft_api::convert::{self, Bound, Decoded, Held, PortRules, RateLimitPolicy};
 
 use super::build::{Fingerprint, protocol};
 use super::machine::Machine;
@@ -36,80 +35,52 @@ impl InboundBuilder {
     pub fn update(&mut self, machine: &Machine) {
         let Some(node) = machine.table.nodes.get(machine.workload()) else { return };
         let Decoded::Workload(workload) = &node.decoded else { return };
+        // If a policy is on its way, what was made before stays.
+        let Some(bound) = Bound::join(workload, |name| held(machine, name)) else { return };
         let mut print = Fingerprint::default();
         print.add(machine.workload(), &node.version);
         for binding in workload.authorization.iter().chain(&workload.rate_limits) {
-            match machine.table.nodes.get(&binding.policy) {
-                Some(policy) => print.add(&binding.policy, &policy.version),
-                None if machine.refusal(&binding.policy).is_some() => print.add(&binding.policy, "refused"),
-                // On its way.
-                None => return,
-            }
+            print.add(&binding.policy, version(machine, &binding.policy).map_or("refused", |held| held));
         }
         let print = print.finish();
         if self.made.as_ref().is_none_or(|(before, _)| *before != print) {
-            let inbound = Arc::new(self.make(machine, workload));
+            let inbound = Arc::new(self.make(machine, workload, &bound));
             self.made = Some((print, inbound));
         }
     }
 
-    fn make(&mut self, machine: &Machine, workload: &convert::Workload) -> Inbound {
-        let policies: Vec<(&Binding, Policy)> = workload
-            .authorization
-            .iter()
-            .filter_map(|binding| Some((binding, authorization(machine, binding)?)))
-            .collect();
+    fn make(&mut self, machine: &Machine, workload: &convert::Workload, bound: &Bound<'_>) -> Inbound {
         let before = std::mem::take(&mut self.limits);
-        let mut closing = Vec::new();
-        for binding in &workload.rate_limits {
-            match machine.table.decoded(&binding.policy) {
-                Some(Decoded::RateLimitPolicy(policy)) => {
-                    closing.extend(policy.closing().map(|policy| (binding, policy)));
-                    let version = machine.table.nodes.get(&binding.policy).map(|node| Arc::clone(&node.version));
-                    let limits = limits(policy, version.unwrap_or_default(), before.get(&binding.policy));
-                    self.limits.insert(Arc::clone(&binding.policy), limits);
-                }
-                _ => closing.extend(refused(machine, binding).map(|policy| (binding, policy))),
-            }
+        for policy in bound.limits() {
+            let version = version(machine, &policy.name).cloned().unwrap_or_default();
+            self.limits.insert(Arc::clone(&policy.name), limits(policy, version, before.get(&policy.name)));
         }
-        let all = || policies.iter().chain(&closing);
-        let port = |number: Option<u16>, told: Option<&convert::InboundPort>| {
-            // A port that nobody names is covered by what covers all ports.
-            let covers = |binding: &Binding| number.map_or(binding.ports.is_empty(), |port| binding.covers(port));
-            let covering = all().filter(|(binding, _)| covers(binding)).map(|(_, policy)| policy.clone());
-            let limited = workload.rate_limits.iter().filter(|binding| covers(binding));
-            let limits = limited.filter_map(|binding| self.limits.get(&binding.policy)).flat_map(|(_, limits)| limits);
+        let port = |rules: PortRules<'_>, told: Option<&convert::InboundPort>| {
+            let limits = rules.limits.iter().filter_map(|policy| self.limits.get(&policy.name));
             Arc::new(InboundPort {
                 protocol: told.map(|told| protocol(told.protocol)).unwrap_or_default(),
-                strict: workload.strict,
+                strict: rules.strict,
                 service: told.and_then(|told| told.services.first().cloned()).unwrap_or_default(),
-                policies: PolicySet::new(covering.collect(), workload.default_deny),
-                limits: limits.cloned().collect(),
+                policies: rules.policies,
+                limits: limits.flat_map(|(_, limits)| limits).cloned().collect(),
             })
         };
-        let bindings = workload.authorization.iter().chain(&workload.rate_limits);
-        let named: BTreeSet<u16> = bindings
-            .flat_map(|binding| binding.ports.iter().copied())
-            .chain(workload.ports.iter().map(|p| p.port))
-            .collect();
         let told = |number: u16| workload.ports.iter().find(|port| port.port == number);
         Inbound {
             workload: Arc::clone(&workload.name),
-            ports: named.into_iter().map(|number| (number, port(Some(number), told(number)))).collect(),
-            default: port(None, None),
+            ports: bound.ports().into_iter().map(|number| (number, port(bound.on(number), told(number)))).collect(),
+            default: port(bound.elsewhere(), None),
         }
     }
 }
 
-fn authorization(machine: &Machine, binding: &Binding) -> Option<Policy> {
-    match machine.table.decoded(&binding.policy) {
-        Some(Decoded::AuthorizationPolicy(policy)) => Some(policy.clone()),
-        _ => refused(machine, binding),
-    }
+fn held<'m>(machine: &'m Machine, name: &str) -> Option<Held<'m>> {
+    machine.table.decoded(name).map(Ok).or_else(|| machine.refusal(name).map(Err))
 }
 
-fn refused(machine: &Machine, binding: &Binding) -> Option<Policy> {
-    machine.refusal(&binding.policy).map(|error| closed_policy(&binding.policy, error))
+/// The version held; `None` of one that was refused.
+fn version<'m>(machine: &'m Machine, name: &str) -> Option<&'m Arc<str>> {
+    machine.table.nodes.get(name).map(|node| &node.version)
 }
 
 /// The limits of a policy: the very same if it has not changed, else new ones with the counters of their namesakes.

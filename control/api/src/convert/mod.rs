@@ -18,6 +18,7 @@ use weft_engine::{authz, route};
 use crate::names::{ResourceType, short_type};
 use crate::wire::v1;
 
+mod bindings;
 mod endpoint;
 mod error;
 mod field;
@@ -25,6 +26,7 @@ mod policy;
 mod routes;
 mod workload;
 
+pub use bindings::{Bound, Held, PortRules};
 pub use endpoint::{Address, Alpn, Endpoint, EndpointHead};
 pub use error::{ErrorCode, ResourceError};
 pub use policy::{RateLimitPolicy, closed_policy};

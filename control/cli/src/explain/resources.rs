@@ -1,10 +1,11 @@
 //! The resources as a proxy would hold them: decoded from the bytes that control would send.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
-use weft_api::convert::{self, Address, Decoded, Endpoint, ResourceError, Service, Workload, closed_policy};
+use weft_api::convert::{self, Address, Bound, Decoded, Endpoint, ErrorCode, ResourceError, Service};
 use weft_control::compile::Compiled;
-use weft_engine::authz::{Policy, PolicySet};
+use weft_engine::authz::PolicySet;
 use weft_engine::ratelimit::Limiter;
 use weft_engine::route::RouteTable;
 
@@ -87,31 +88,23 @@ impl<'c> Resources<'c> {
         let Some(Ok(Decoded::Workload(workload))) = self.decode(&weft_api::names::workload(namespace, pod)) else {
             return None;
         };
-        let mut policies = self.policies(&workload, port);
+        let bindings = workload.authorization.iter().chain(&workload.rate_limits);
+        let decoded: HashMap<&str, _> =
+            bindings.map(|binding| (&*binding.policy, self.policy(&binding.policy))).collect();
+        let rules = Bound::join(&workload, |name| decoded.get(name).map(Result::as_ref))?.on(port);
         let (mut limits, mut limit_sources) = (Vec::new(), Vec::new());
-        for binding in workload.rate_limits.iter().filter(|binding| binding.covers(port)) {
-            match self.decode(&binding.policy) {
-                Some(Ok(Decoded::RateLimitPolicy(policy))) => {
-                    policies.extend(policy.closing());
-                    let place = format!("{} at {}", policy.name, policy.source);
-                    limit_sources.extend(policy.limiters.iter().map(|_| place.clone()));
-                    limits.extend(policy.limiters);
-                }
-                Some(Err(error)) => policies.push(closed_policy(&binding.policy, &error)),
-                _ => {}
-            }
+        for policy in rules.limits {
+            let place = format!("{} at {}", policy.name, policy.source);
+            limit_sources.extend(policy.limiters.iter().map(|_| place.clone()));
+            limits.extend(policy.limiters.iter().cloned());
         }
-        let policies = PolicySet::new(policies, workload.default_deny);
-        Some(Inbound { strict: workload.strict, policies, limits, limit_sources })
+        Some(Inbound { strict: rules.strict, policies: rules.policies, limits, limit_sources })
     }
 
-    fn policies(&self, workload: &Workload, port: u16) -> Vec<Policy> {
-        let covering = workload.authorization.iter().filter(|binding| binding.covers(port));
-        let policy = |name: &str| match self.decode(name)? {
-            Ok(Decoded::AuthorizationPolicy(policy)) => Some(policy),
-            Ok(_) => None,
-            Err(error) => Some(closed_policy(name, &error)),
-        };
-        covering.filter_map(|binding| policy(&binding.policy)).collect()
+    /// A policy. One that control does not have is told as refused: a proxy that waits for it admits nothing.
+    fn policy(&self, name: &str) -> Result<Decoded, ResourceError> {
+        let absent =
+            || Err(ResourceError::new(ErrorCode::InvalidName, "control names this policy but does not have it"));
+        self.decode(name).unwrap_or_else(absent)
     }
 }
