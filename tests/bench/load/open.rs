@@ -1,0 +1,101 @@
+//! An open loop: each request has a time at which it is meant to be sent, and its latency counts from then, whether a connection was
+//! free at that time or not. So a proxy that stalls is charged with all the requests that it kept waiting ("coordinated omission").
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+
+use super::connection::{Connection, State, is_ok_response, ready};
+use super::{Report, request};
+
+/// How long the last answers may take.
+const LATE: Duration = Duration::from_secs(5);
+
+/// `load open`
+#[derive(clap::Args, Debug)]
+pub struct Args {
+    /// Where to
+    #[arg(long)]
+    to: SocketAddr,
+    /// Requests a second
+    #[arg(long)]
+    rate: u32,
+    /// For so long
+    #[arg(long)]
+    seconds: u32,
+    /// Over so many connections, in turn
+    #[arg(long)]
+    connections: usize,
+}
+
+/// A connection and when its request was meant to be sent.
+struct Slot {
+    connection: Connection,
+    since: Option<Instant>,
+}
+
+/// Sends the load.
+pub fn run(args: &Args) -> io::Result<Report> {
+    let bytes = request(args.to, false);
+    let mut slots: Vec<Slot> = Vec::new();
+    for _ in 0..args.connections {
+        slots.push(Slot { connection: Connection::open(args.to)?, since: None });
+    }
+    let mut free: VecDeque<usize> = (0..slots.len()).collect();
+    let mut waiting: VecDeque<Instant> = VecDeque::new();
+    let total = u64::from(args.rate) * u64::from(args.seconds);
+    let mut report = Report { times: Vec::with_capacity(total as usize), ..Report::default() };
+    let start = Instant::now() + Duration::from_millis(10);
+    let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / u64::from(args.rate.max(1)));
+    let end = due(total) + LATE;
+    let mut next = 0;
+    loop {
+        let now = Instant::now();
+        while next < total && due(next) <= now {
+            waiting.push_back(due(next));
+            next += 1;
+        }
+        while !waiting.is_empty()
+            && let Some(index) = free.pop_front()
+        {
+            let Some(slot) = slots.get_mut(index) else { continue };
+            slot.since = waiting.pop_front();
+            if slot.connection.send(&bytes).is_err() {
+                fail(slot, args.to, &mut report)?;
+                free.push_back(index);
+            }
+        }
+        let done = report.completed + report.failed;
+        if done == total || now > end {
+            report.failed += total - done;
+            report.seconds = start.elapsed().as_secs_f64();
+            return Ok(report);
+        }
+        let pause = if next < total { due(next).saturating_duration_since(Instant::now()) } else { LATE / 50 };
+        let busy = slots.iter().enumerate().filter(|(_, slot)| slot.since.is_some());
+        let busy = busy.map(|(index, slot)| (index, slot.connection.poll_fd(PollFlags::IN)));
+        for index in ready(busy, pause)? {
+            let Some(slot) = slots.get_mut(index) else { continue };
+            match slot.connection.receive(is_ok_response) {
+                Ok(State::Waiting) => continue,
+                Ok(State::Complete) => {
+                    let took = slot.since.take().map(|since| since.elapsed()).unwrap_or_default();
+                    report.times.push(took.as_nanos() as u64);
+                    report.completed += 1;
+                }
+                Ok(State::Ended) | Err(_) => fail(slot, args.to, &mut report)?,
+            }
+            free.push_back(index);
+        }
+    }
+}
+
+/// Counts a failure, and goes on over a new connection.
+fn fail(slot: &mut Slot, to: SocketAddr, report: &mut Report) -> io::Result<()> {
+    report.failed += 1;
+    *slot = Slot { connection: Connection::open(to)?, since: None };
+    Ok(())
+}

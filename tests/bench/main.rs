@@ -1,0 +1,245 @@
+//! `weft-bench`: Weft beside others, on this machine, in one run. Started by `tests/bench/run`; docs/performance.md says what it measures.
+//!
+//! Every peer runs in a lab of its own from the start to the end of the run, so that repetitions can be interleaved: a repetition
+//! goes through the cases, a case through the peers. Who is not measured is idle.
+
+mod account;
+mod arena;
+mod cases;
+mod envoy;
+mod load;
+mod memory;
+mod peers;
+mod programs;
+mod table;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser as _;
+
+use arena::Arena;
+use cases::Case;
+use envoy::Mode;
+use peers::{Kind, Peer};
+use programs::Programs;
+use table::Results;
+
+/// Variables of the environment that name a program as a further peer begin with this.
+const OTHER_PEER: &str = "WEFT_BENCH_PEER_";
+/// A machine that is busier than this before the load is not a quiet one.
+const QUIET: f64 = 0.10;
+
+/// Why the bench could not do something.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The lab.
+    #[error(transparent)]
+    Lab(#[from] weft::lab::Error),
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A program did not do what it should.
+    #[error("{name}: {reason}")]
+    Program {
+        /// Which.
+        name: String,
+        /// What it did.
+        reason: String,
+    },
+    /// What was asked for makes no sense.
+    #[error("{0}")]
+    Usage(String),
+}
+
+impl Error {
+    fn missing(program: &str) -> Self {
+        Self::Usage(format!("{program} is not on this machine; fetch it with tests/tools/get {program}"))
+    }
+
+    fn certs(error: impl std::fmt::Display) -> Self {
+        Self::Program { name: "certificates".to_owned(), reason: error.to_string() }
+    }
+}
+
+/// Weft beside others: CPU per request, latency, throughput, memory
+#[derive(clap::Parser, Debug)]
+#[command(name = "weft-bench", args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    part: Option<Part>,
+    /// How often each case is measured
+    #[arg(long, default_value_t = 5)]
+    reps: usize,
+    /// One repetition
+    #[arg(long)]
+    quick: bool,
+    /// Seconds of load for each figure
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=120))]
+    seconds: u64,
+    /// Only these cases
+    #[arg(long, value_delimiter = ',', value_name = "CASE,...")]
+    only: Vec<String>,
+    /// Only these peers
+    #[arg(long, value_delimiter = ',', value_name = "PEER,...")]
+    peers: Vec<String>,
+    /// A build of weft-proxy, the peer `weft`
+    #[arg(long, value_name = "PATH")]
+    weft_proxy: Option<PathBuf>,
+    /// Further builds of weft-proxy as peers of their own; repeatable
+    #[arg(long, value_name = "NAME=PATH")]
+    weft: Vec<String>,
+    /// weft-control
+    #[arg(long, value_name = "PATH")]
+    weft_control: Option<PathBuf>,
+    /// Writes the list of figures here
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Says the names of cases and peers
+    #[arg(long)]
+    list: bool,
+}
+
+#[derive(clap::Subcommand, Debug)]
+enum Part {
+    /// A client or the echo, in a pod of the bench
+    #[command(subcommand, hide = true)]
+    Load(load::Command),
+}
+
+fn main() -> ExitCode {
+    // The lab starts its pods' processes by this.
+    if std::env::args().nth(1).as_deref() == Some("lab-exec") {
+        return weft::main();
+    }
+    let cli = Cli::parse();
+    let done = match cli.part {
+        Some(Part::Load(command)) => load::run(command).map(|()| true),
+        None => bench(&cli),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            say(&format!("weft-bench: {error}"));
+            match error {
+                Error::Usage(_) => ExitCode::from(2),
+                Error::Lab(error) if error.is_impossible() => ExitCode::from(3),
+                _ => ExitCode::FAILURE,
+            }
+        }
+    }
+}
+
+/// Progress and trouble; the table alone goes to standard output.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
+fn bench(cli: &Cli) -> Result<bool, Error> {
+    let peers = chosen_peers(cli)?;
+    let cases = chosen_cases(&cli.only)?;
+    let names: Vec<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+    if cli.list {
+        let cases: Vec<&str> = cases.iter().map(|case| case.name()).collect();
+        say(&format!("cases: {}\npeers: {}", cases.join(" "), names.join(" ")));
+        return Ok(true);
+    }
+    weft::lab::enter()?;
+    let control = cli.weft_control.clone().ok_or_else(|| Error::Usage("--weft-control is missing".to_owned()))?;
+    let programs = Programs::find(control)?;
+    let mut results = Results::default();
+    let failures = measure(cli, &peers, &cases, &programs, &mut results)?;
+    cases::derive(&mut results, &names);
+    let wefts: Vec<String> =
+        peers.iter().filter(|peer| matches!(peer.kind, Kind::Weft(_))).map(|peer| peer.name.clone()).collect();
+    let _ = write!(std::io::stdout(), "{}", results.markdown(&names, &wefts));
+    if let Some(path) = &cli.json {
+        let text = format!("{:#}\n", results.json());
+        std::fs::write(path, text).map_err(|source| Error::File { path: path.clone(), source })?;
+    }
+    for failure in &failures {
+        say(&format!("failed: {failure}"));
+    }
+    Ok(failures.is_empty())
+}
+
+/// All repetitions; what failed is told at the end and does not stop the rest.
+fn measure(
+    cli: &Cli,
+    peers: &[Peer],
+    cases: &[Case],
+    programs: &Programs,
+    results: &mut Results,
+) -> Result<Vec<String>, Error> {
+    let mut arenas: Vec<(&Peer, Arena)> = Vec::new();
+    for peer in peers {
+        say(&format!("starting {}", peer.name));
+        arenas.push((peer, Arena::start(peer, programs)?));
+    }
+    let (reps, start) = (if cli.quick { 1 } else { cli.reps }, Instant::now());
+    let mut failures = Vec::new();
+    for rep in 1..=reps {
+        let busy = account::busy(Duration::from_secs(1))?;
+        results.add("machine", "all", table::Metric::less("busy before the load", "share"), busy);
+        if busy > QUIET {
+            say(&format!(
+                "this machine is busy with something else ({:.0}%): figures will be worse than they are",
+                busy * 100.0
+            ));
+        }
+        for case in cases {
+            for (peer, arena) in arenas.iter().filter(|(peer, _)| case.includes(peer)) {
+                say(&format!("[{:4.0} s] {rep}/{reps} {} {}", start.elapsed().as_secs_f64(), case.name(), peer.name));
+                if let Err(error) = case.run(peer, arena, programs, Duration::from_secs(cli.seconds), results) {
+                    say(&format!("  {error}"));
+                    failures.push(format!("{} {}: {error}", case.name(), peer.name));
+                }
+            }
+        }
+    }
+    Ok(failures)
+}
+
+fn chosen_peers(cli: &Cli) -> Result<Vec<Peer>, Error> {
+    let peer = |name: &str, kind| Peer { name: name.to_owned(), kind };
+    let mut all = vec![peer("direct", Kind::Direct)];
+    if let Some(proxy) = &cli.weft_proxy {
+        all.push(peer("weft", Kind::Weft(proxy.clone())));
+    }
+    for named in &cli.weft {
+        let (name, path) =
+            named.split_once('=').ok_or_else(|| Error::Usage(format!("--weft {named}: expected NAME=PATH")))?;
+        all.push(peer(name, Kind::Weft(path.into())));
+    }
+    let http = Mode { http: true, resumption: true };
+    let tcp = |resumption| Mode { http: false, resumption };
+    all.push(peer("envoy-1", Kind::Envoy(http, 1)));
+    all.push(peer("envoy-2", Kind::Envoy(http, 2)));
+    all.push(peer("envoy-tcp", Kind::Envoy(tcp(false), 2)));
+    all.push(peer("envoy-tcp-resumed", Kind::Envoy(tcp(true), 2)));
+    for (variable, program) in std::env::vars_os() {
+        if let Some(name) = variable.to_str().and_then(|name| name.strip_prefix(OTHER_PEER)) {
+            all.push(peer(&name.to_lowercase(), Kind::Other(program.into())));
+        }
+    }
+    if let Some(unknown) = cli.peers.iter().find(|name| all.iter().all(|peer| peer.name != **name)) {
+        return Err(Error::Usage(format!("there is no peer {unknown}; see --list")));
+    }
+    all.retain(|peer| cli.peers.is_empty() || cli.peers.contains(&peer.name));
+    Ok(all)
+}
+
+fn chosen_cases(only: &[String]) -> Result<Vec<Case>, Error> {
+    if let Some(unknown) = only.iter().find(|name| Case::ALL.iter().all(|case| case.name() != **name)) {
+        return Err(Error::Usage(format!("there is no case {unknown}; see --list")));
+    }
+    Ok(Case::ALL.into_iter().filter(|case| only.is_empty() || only.iter().any(|name| name == case.name())).collect())
+}
