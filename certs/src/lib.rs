@@ -13,9 +13,10 @@
 //! - [`token`]: join tokens, by which a new workload proves itself.
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers.
+//! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
 
 pub mod ca;
-mod files;
+pub mod files;
 #[cfg(test)]
 mod hostile;
 pub mod svid;

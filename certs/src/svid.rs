@@ -6,7 +6,6 @@
 //! - A saved one is used whole or not at all: a checksum covers the file.
 
 use std::fmt;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,13 +17,13 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use weft_engine::identity::Identity;
 
 use crate::ca::BACKDATE;
-use crate::files;
+use crate::files::{self, FileError, Form};
 use crate::x509::{self, LeafError};
 
 /// File name in the state directory.
 const FILE: &str = "svid.pem";
-/// First word of the file's first line; a later form gets another number.
-const FORM: &str = "weft-svid-1";
+/// A key and a few certificates take a few KiB.
+const FORM: Form = Form { name: "weft-svid-1", max_bytes: 1 << 20 };
 
 /// Why a key or a chain could not be made, read or kept.
 #[derive(Debug, thiserror::Error)]
@@ -178,36 +177,29 @@ impl Svid {
     pub fn save(&self, dir: &Path) -> Result<(), SvidError> {
         let body =
             self.key.0.serialize_pem() + &self.chain_pem.iter().map(|pem| ensure_newline(pem)).collect::<String>();
-        let text = format!("{FORM} sha256={}\n{body}", files::checksum(body.as_bytes()));
         let path = dir.join(FILE);
-        let failed = |source| SvidError::File { action: "write", path: path.clone(), source };
-        files::make_private_dir(dir).map_err(failed)?;
-        files::write_atomic(&path, text.as_bytes(), files::PRIVATE_FILE).map_err(failed)
+        FORM.write(&path, body.as_bytes()).map_err(|source| SvidError::File { action: "write", path, source })
     }
 
     /// What [`Svid::save`] kept; `None` if nothing was. Whether it is still valid is for the caller to ask.
     pub fn load(dir: &Path) -> Result<Option<Self>, SvidError> {
         let path = dir.join(FILE);
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(e) if e.kind() == io::ErrorKind::InvalidData => return Err(SvidError::Damaged(path)),
-            Err(source) => return Err(SvidError::File { action: "read", path, source }),
+        let body = match FORM.read(&path) {
+            Ok(Some(found)) => found.body,
+            Ok(None) => return Ok(None),
+            Err(FileError::Damaged { path, .. }) => return Err(SvidError::Damaged(path)),
+            Err(FileError::Read { path, source }) => return Err(SvidError::File { action: "read", path, source }),
         };
         files::tighten(&path, files::PRIVATE_FILE).map_err(|source| SvidError::File {
             action: "restrict",
             path: path.clone(),
             source,
         })?;
-        Self::parse(&text).map(Some).ok_or(SvidError::Damaged(path))
+        Self::parse(&body).map(Some).ok_or(SvidError::Damaged(path))
     }
 
-    fn parse(text: &str) -> Option<Self> {
-        let (head, body) = text.split_once('\n')?;
-        let sum = head.strip_prefix(FORM)?.strip_prefix(" sha256=")?;
-        if sum != files::checksum(body.as_bytes()) {
-            return None;
-        }
+    fn parse(body: &[u8]) -> Option<Self> {
+        let body = std::str::from_utf8(body).ok()?;
         // The key is the first block, the chain all that follows.
         let key = rcgen::KeyPair::from_pem(body).ok()?;
         let chain = body.find("-----BEGIN CERTIFICATE-----").map(|at| body[at..].to_owned())?;
@@ -221,6 +213,7 @@ fn ensure_newline(pem: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;

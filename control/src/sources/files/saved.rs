@@ -2,8 +2,7 @@
 //!
 //! A control that starts with a broken file serves the version that was good before (see `store`). What is kept is text, read again by the
 //! very code that reads the files: there is no second format of objects that could come to mean something else.
-//! Format: 8 bytes that say what it is, the xxh3-128 of the rest, then [`Saved`] in protobuf's encoding. The checksum finds damage by
-//! accident; who may write here is the directory's business (0700). Only documents with an object in force are in it.
+//! Format: [`Saved`] in protobuf's encoding, with a checksum ([`Form`]). Only documents with an object in force are in it.
 //!
 //! Invariants
 //! - At every moment, a crash included, the name holds either the old objects or the new ones.
@@ -11,9 +10,7 @@
 //! - What cannot be brought up to date is removed: a policy from before the last good one could let in whom that one shut out.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -23,15 +20,14 @@ use parking_lot::{Condvar, Mutex};
 use prometheus::IntCounter;
 use prost::Message;
 use weft_api::kinds::Document;
+use weft_certs::files::{self, FileError, Form};
 
 use super::object::{Content, Key, Written, read_document};
 use super::scan::MAX_TOTAL_BYTES;
 use super::store::Origin;
 
-/// Says what the file is, and its version.
-const MAGIC: &[u8; 8] = b"WEFTOBJ1";
-/// A larger file is neither written nor read, in bytes: all manifests that are read, and as much again for versions that only live here.
-const MAX_FILE: u64 = 2 * MAX_TOTAL_BYTES;
+/// All manifests that are read, and as much again for versions that only live here.
+const FORM: Form = Form { name: "weft-objects-2", max_bytes: 2 * MAX_TOTAL_BYTES };
 /// Its name in the state directory.
 const FILE: &str = "objects";
 /// Least time between two writes; changes meanwhile become one.
@@ -76,13 +72,10 @@ struct Entry {
 /// Why saved objects are not used, or could not be saved.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Error {
-    #[error("{path} cannot be read: {error}; control starts without the last good versions that it may hold")]
-    Read { path: PathBuf, error: io::Error },
     #[error(
-        "{path} is damaged or of another format ({what}); it is ignored and will be written anew: objects that are broken now have no \
-         good version to fall back on"
+        "{0}; it is ignored and will be written anew: objects that are broken now have no good version to fall back on"
     )]
-    Damaged { path: PathBuf, what: &'static str },
+    Load(#[from] FileError),
     #[error(
         "{path} cannot be written: {error}; mend the state directory, or last good versions do not survive a restart"
     )]
@@ -144,68 +137,22 @@ impl Saved {
 /// Reads what was saved; nothing if there is nothing.
 pub(super) fn load(dir: &Path) -> Result<Saved, Error> {
     let path = dir.join(FILE);
-    let mut bytes = Vec::new();
-    match File::open(&path).and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes)) {
-        Ok(_) => decode(&bytes).map_err(|what| Error::Damaged { path, what }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Saved::default()),
-        Err(error) => Err(Error::Read { path, error }),
-    }
+    let Some(found) = FORM.read(&path)? else { return Ok(Saved::default()) };
+    Saved::decode(&found.body[..]).map_err(|_| FileError::Damaged { path, what: "it does not decode" }.into())
 }
 
-fn decode(bytes: &[u8]) -> Result<Saved, &'static str> {
-    if bytes.len() as u64 > MAX_FILE {
-        return Err("it is too large");
-    }
-    let (magic, rest) = bytes.split_first_chunk::<8>().ok_or("it is too short")?;
-    if magic != MAGIC {
-        return Err("it does not begin as it should");
-    }
-    let (sum, rest) = rest.split_first_chunk::<16>().ok_or("it is too short")?;
-    if xxhash_rust::xxh3::xxh3_128(rest).to_be_bytes() != *sum {
-        return Err("its checksum does not match");
-    }
-    Saved::decode(rest).map_err(|_| "it does not decode")
-}
-
-/// With its checksum, which tells whether it is another than before.
-fn encode(saved: &Saved) -> (Vec<u8>, u128) {
-    let body = saved.encode_to_vec();
-    let sum = xxhash_rust::xxh3::xxh3_128(&body);
-    let mut bytes = Vec::with_capacity(body.len() + 24);
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&sum.to_be_bytes());
-    bytes.extend_from_slice(&body);
-    (bytes, sum)
-}
-
-fn save(dir: &Path, bytes: &[u8]) -> Result<(), Error> {
+fn save(dir: &Path, body: &[u8]) -> Result<(), Error> {
     let path = dir.join(FILE);
-    // One writer at a time: the name is ours.
-    let temporary = dir.join(format!(".{FILE}.new"));
-    let write = || -> io::Result<()> {
-        if bytes.len() as u64 > MAX_FILE {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it would be over {MAX_FILE} bytes")));
-        }
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        remove(&temporary)?;
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, &path)?;
-        File::open(dir)?.sync_all()
-    };
-    write().map_err(|error| {
+    FORM.write(&path, body).map_err(|error| {
         // Best effort: the first error is the one worth telling.
-        let _ = (remove(&temporary), remove(&path));
+        let _ = files::remove(&path);
         Error::Write { path, error }
     })
 }
 
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// Tells whether something else is to be written than before.
+fn print(body: &[u8]) -> u128 {
+    xxhash_rust::xxh3::xxh3_128(body)
 }
 
 /// Writes what it is given on a thread of its own, the newest only: a slow disk holds nobody up. Dropped, it writes what is left
@@ -234,7 +181,7 @@ impl Saver {
     /// If no thread can be started.
     pub fn start(keep: Keep, before: Option<&Saved>) -> io::Result<Self> {
         let inbox = Arc::new(Inbox::default());
-        let (theirs, written) = (Arc::clone(&inbox), before.map(|before| encode(before).1));
+        let (theirs, written) = (Arc::clone(&inbox), before.map(|before| print(&before.encode_to_vec())));
         let thread = std::thread::Builder::new().name("files-state".to_owned());
         let thread = Some(thread.spawn(move || theirs.work(&keep, written))?);
         Ok(Self { inbox, thread })
@@ -259,13 +206,14 @@ impl Inbox {
     fn work(&self, keep: &Keep, mut held: Option<u128>) {
         while let Some(snapshot) = self.next() {
             let start = Instant::now();
-            let (bytes, sum) = encode(&Saved::of(&snapshot));
-            if held == Some(sum) {
+            let body = Saved::of(&snapshot).encode_to_vec();
+            let print = print(&body);
+            if held == Some(print) {
                 continue;
             }
-            match save(&keep.dir, &bytes) {
+            match save(&keep.dir, &body) {
                 Ok(()) => {
-                    held = Some(sum);
+                    held = Some(print);
                     self.rest((start.elapsed() * 9).clamp(REST, MAX_REST));
                 }
                 Err(error) => {

@@ -184,8 +184,8 @@ fn as_long_as_a_path_was_never_read_nothing_is_overwritten() {
 fn state_that_cannot_be_written_is_counted_and_not_left_behind_outdated() {
     let kept = Kept::new(&[("a.yaml", &policy("web", "Allow"))]);
     kept.once();
-    // A directory in the way of the temporary file.
-    fs::create_dir(kept.dir().join(".objects.new")).unwrap();
+    // What an earlier write left cannot be removed: it is a directory.
+    fs::create_dir(kept.dir().join(".objects.0123456789abcdef.new")).unwrap();
     kept.files.write("a.yaml", &policy("web", "Deny"));
     kept.once();
     assert_eq!((kept.errors.get(), kept.dir().join("objects").exists()), (1, false));
