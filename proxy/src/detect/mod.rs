@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustls::server::Acceptor;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 pub use weft_engine::detect::Detected;
 use weft_engine::head::{HeadCheck, check_head};
 use weft_engine::reason::Reason;
@@ -41,15 +41,20 @@ const MESH_ALPN: &[u8] = b"weft1-";
 ///
 /// # Errors
 /// The connection broke. Its mere end is no error: it may be a client that only listens.
-pub async fn first_bytes(mut stream: TcpStream, silence: Duration) -> io::Result<(Detected, Prefixed<TcpStream>)> {
+pub async fn first_bytes<IO: AsyncRead + Unpin>(
+    mut stream: IO,
+    silence: Duration,
+) -> io::Result<(Detected, Prefixed<IO>)> {
     let mut prefix = BytesMut::with_capacity(READ);
     let Ok(mut read) = timeout(silence, stream.read_buf(&mut prefix)).await else {
         return Ok((Detected::NeedMore, Prefixed::new(stream)));
     };
+    // One time for all of it: bytes that trickle do not buy more.
+    let settled_at = Instant::now() + UNFINISHED;
     loop {
         let found = match weft_engine::detect::detect(&prefix) {
             Detected::NeedMore if read? > 0 && prefix.len() < MAX_HEAD => {
-                read = timeout(UNFINISHED, stream.read_buf(&mut prefix)).await.unwrap_or(Ok(0));
+                read = timeout_at(settled_at, stream.read_buf(&mut prefix)).await.unwrap_or(Ok(0));
                 continue;
             }
             Detected::NeedMore => Detected::Opaque,
@@ -62,7 +67,8 @@ pub async fn first_bytes(mut stream: TcpStream, silence: Duration) -> io::Result
 /// Reads the whole of the first HTTP/1 head and has the engine look for shapes of request smuggling, before hyper sees a byte of it.
 ///
 /// # Errors
-/// The reason to refuse with; [`Reason::RequestTimeout`] if the head did not come in [`HEAD_TIMEOUT`] or the connection broke.
+/// The reason to refuse with; [`Reason::RequestTimeout`] if the head did not come in [`HEAD_TIMEOUT`], [`Reason::MalformedRequest`] if the
+/// connection ended within it.
 pub async fn whole_head(stream: Prefixed<TcpStream>, bound: usize) -> Result<Prefixed<TcpStream>, Reject> {
     let (mut prefix, mut stream) = stream.into_parts();
     let reading = async {
@@ -73,7 +79,7 @@ pub async fn whole_head(stream: Prefixed<TcpStream>, bound: usize) -> Result<Pre
             prefix.reserve(READ);
             match stream.read_buf(&mut prefix).await {
                 Ok(read) if read > 0 => {}
-                _ => return Err(Reason::RequestTimeout),
+                _ => return Err(Reason::MalformedRequest),
             }
         }
     };
@@ -142,4 +148,32 @@ pub async fn client_hello(stream: Prefixed<TcpStream>) -> io::Result<(Hello, Pre
     };
     let hello = timeout(HEAD_TIMEOUT, reading).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
     Ok((hello, Prefixed::with(prefix, stream)))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_beginning_that_trickles_is_not_waited_for_any_longer() {
+        let (near, mut far) = tokio::io::duplex(64);
+        far.write_all(b"PROPFIND /").await.unwrap();
+        let begun = Instant::now();
+        let trickle = async {
+            loop {
+                sleep(UNFINISHED * 9 / 10).await;
+                far.write_all(b"a").await.unwrap();
+            }
+        };
+        let (found, stream) = tokio::select! {
+            found = first_bytes(near, SILENCE) => found.unwrap(),
+            () = trickle => unreachable!(),
+        };
+        assert_eq!(found, Detected::Opaque);
+        assert_eq!(stream.prefix(), b"PROPFIND /a");
+        assert_eq!(begun.elapsed().as_secs(), UNFINISHED.as_secs());
+    }
 }
