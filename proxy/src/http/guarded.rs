@@ -1,9 +1,9 @@
 //! Time bounds of an HTTP/1 client's connection: a head that has begun must end within [`HEAD_TIMEOUT`], an idle connection lives
-//! [`IDLE_TIMEOUT`].
+//! [`IDLE_TIMEOUT`] or longer, and not twice that.
 //!
 //! hyper's own timer counts idle time as a slow head, which would close clients' pooled connections after 30 s, and makes a timer for
-//! every request. Here a timer is made only when a head comes in pieces; the idle one is made once a connection and looks at the
-//! clock when it fires.
+//! every request. Here a timer is made only when a head comes in pieces; the idle one is made once a connection and, when it fires,
+//! starts anew if there was a request meanwhile: no request costs a timer or a look at the clock.
 //!
 //! What is read goes through [`Heads`], which lets no head pass that could be read differently by the application.
 
@@ -15,13 +15,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep};
 
 use super::heads::Heads;
 use crate::detect::HEAD_TIMEOUT;
 use crate::stream::forward_write;
 
-/// How long a client's connection may be idle between requests: longer than any client's own pool keeps it.
+/// How long a client's connection may at least be idle between requests: longer than any client's own pool keeps it. After twice that
+/// it has ended.
 pub const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 
 const IDLE: u8 = 0;
@@ -60,13 +61,14 @@ pub struct Guarded<IO> {
     heads: Heads,
     head: Option<Pin<Box<Sleep>>>,
     idle: Option<Pin<Box<Sleep>>>,
-    last_byte: Instant,
+    // Whether there was a request since the idle timer was set.
+    active: bool,
 }
 
 impl<IO> Guarded<IO> {
     /// Watches `io`, whose heads are at most `head_bytes` long.
     pub fn new(io: IO, phase: Arc<Phase>, head_bytes: usize) -> Self {
-        Self { io, phase, heads: Heads::new(head_bytes), head: None, idle: None, last_byte: Instant::now() }
+        Self { io, phase, heads: Heads::new(head_bytes), head: None, idle: None, active: false }
     }
 
     // Nothing can be read now: says whether that has lasted too long.
@@ -76,11 +78,14 @@ impl<IO> Guarded<IO> {
             self.begun();
         }
         match self.phase.0.load(Ordering::Relaxed) {
-            BUSY | TUNNEL => Poll::Pending,
-            HEAD => {
-                let deadline = self.last_byte + HEAD_TIMEOUT;
-                self.head.get_or_insert_with(|| Box::pin(sleep_until(deadline))).as_mut().poll(cx)
+            BUSY | TUNNEL => {
+                self.active = true;
+                Poll::Pending
             }
+            HEAD if self.heads.unfinished() => {
+                self.head.get_or_insert_with(|| Box::pin(sleep(HEAD_TIMEOUT))).as_mut().poll(cx)
+            }
+            // Also when a whole head was given to hyper, which looks for more before the handler has begun.
             _ => self.poll_idle(cx),
         }
     }
@@ -88,23 +93,21 @@ impl<IO> Guarded<IO> {
     // Bytes of a head are there: its time counts from the first.
     fn begun(&mut self) {
         if self.phase.0.compare_exchange(IDLE, HEAD, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            self.last_byte = Instant::now();
+            self.active = true;
             self.head = None;
         }
     }
 
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            let deadline = self.last_byte + IDLE_TIMEOUT;
-            let timer = self.idle.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            let timer = self.idle.get_or_insert_with(|| Box::pin(sleep(IDLE_TIMEOUT)));
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }
-            if Instant::now() >= deadline {
+            if !std::mem::take(&mut self.active) {
                 return Poll::Ready(());
             }
-            // There was a request meanwhile: look again later.
-            timer.as_mut().reset(deadline);
+            timer.as_mut().reset(Instant::now() + IDLE_TIMEOUT);
         }
     }
 }
@@ -208,6 +211,35 @@ mod tests {
         let error = stream.read(&mut byte).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         assert_eq!(begun.elapsed().as_secs(), HEAD_TIMEOUT.as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_long_response_a_connection_may_be_idle_as_ever() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let phase = Arc::new(Phase::default());
+        let mut stream = Guarded::new(near, Arc::clone(&phase), 1 << 10);
+        let mut byte = [0; 1];
+        assert!(timeout(IDLE_TIMEOUT / 2, stream.read(&mut byte)).await.is_err());
+        far.write_all(REQUEST).await.unwrap();
+        stream.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
+        // As hyper does: it looks for the client's end while the response is under way.
+        phase.busy();
+        assert!(timeout(IDLE_TIMEOUT * 3, stream.read(&mut byte)).await.is_err());
+        phase.idle();
+        let begun = Instant::now();
+        assert_eq!(stream.read(&mut byte).await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert!((IDLE_TIMEOUT..IDLE_TIMEOUT * 2).contains(&begun.elapsed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_comes_whole_makes_no_timer() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut stream = Guarded::new(near, Arc::default(), 1 << 10);
+        far.write_all(REQUEST).await.unwrap();
+        stream.read_exact(&mut [0; REQUEST.len()]).await.unwrap();
+        // As hyper does, before the handler has begun.
+        assert!(timeout(HEAD_TIMEOUT * 2, stream.read(&mut [0; 1])).await.is_err());
+        assert!(stream.head.is_none());
     }
 
     #[tokio::test(start_paused = true)]
