@@ -4,6 +4,8 @@
 //! waits is its own affair. What is not certainly HTTP is opaque: policies that name methods or paths never allow such a
 //! connection, so a disguise gains nothing.
 
+use crate::head::MAX_METHOD;
+
 /// What the bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Detected {
@@ -23,8 +25,6 @@ pub enum Detected {
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Bytes after which an unfinished request line of an unknown method is taken for opaque.
 pub const MAX_PREFIX: usize = 16 << 10;
-/// Longest method that is recognised.
-const MAX_METHOD: usize = 24;
 /// Recognised as soon as their target begins.
 const METHODS: [&[u8]; 9] = [b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"OPTIONS", b"PATCH", b"TRACE", b"CONNECT"];
 
@@ -42,7 +42,13 @@ pub fn detect(prefix: &[u8]) -> Detected {
     if HTTP2_PREFACE.starts_with(prefix) {
         return Detected::NeedMore;
     }
-    detect_http1(prefix)
+    detect_http1(after_empty_lines(prefix))
+}
+
+/// Servers skip empty lines before a request (RFC 9112 section 2.2), so they make nothing opaque; how many pass is for the head's check.
+fn after_empty_lines(prefix: &[u8]) -> &[u8] {
+    let text = prefix.iter().position(|b| !b"\r\n".contains(b)).unwrap_or(prefix.len());
+    &prefix[text..]
 }
 
 /// A handshake record (RFC 8446 section 5.1): type 22, version 3.0 to 3.4, a length, and in it a message of type 1.
@@ -66,8 +72,10 @@ fn detect_tls(prefix: &[u8]) -> Detected {
 /// are told from HTTP by their first byte.
 fn detect_http1(prefix: &[u8]) -> Detected {
     let is_method = |b: &u8| b.is_ascii_uppercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_');
-    if !prefix[0].is_ascii_uppercase() {
-        return Detected::Opaque;
+    match prefix.first() {
+        None => return Detected::NeedMore,
+        Some(first) if !first.is_ascii_uppercase() => return Detected::Opaque,
+        Some(_) => {}
     }
     let Some(end) = prefix.iter().take(MAX_METHOD + 1).position(|b| !is_method(b)) else {
         return if prefix.len() > MAX_METHOD { Detected::Opaque } else { Detected::NeedMore };
@@ -131,7 +139,9 @@ mod tests {
             (b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n", Detected::Opaque),
             (b"hello", Detected::Opaque),
             (b"\0\0\0\x08\x04\xd2\x16\x2f", Detected::Opaque),
-            (b"\r\nGET / HTTP/1.1\r\n", Detected::Opaque),
+            (b"\r\nGET / HTTP/1.1\r\n", Detected::Http1),
+            (b"\n\r\n\nGET / HTTP/1.1\r\n", Detected::Http1),
+            (b"\r\nPING\r\n", Detected::Opaque),
             (b"VERYLONGMETHODTHATNOBODYHAS / HTTP/1.1\r\n", Detected::Opaque),
         ] {
             assert_eq!(detect(bytes), expected, "{}", bytes.escape_ascii());
@@ -149,6 +159,8 @@ mod tests {
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n", Detected::NeedMore),
             (b"PROPFIND /dav HTTP/1", Detected::NeedMore),
             (b"\x16", Detected::NeedMore),
+            (b"\r\n", Detected::NeedMore),
+            (b"\r\n\r\nGE", Detected::NeedMore),
             (b"\x16\x03\x01\x02\x00", Detected::NeedMore),
             (b"g", Detected::Opaque),
             (b"PROPFIND /\0", Detected::Opaque),

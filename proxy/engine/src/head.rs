@@ -30,10 +30,18 @@ pub struct Head {
     pub body: BodyLength,
 }
 
-/// What the fields seen so far say about framing.
+/// Longest method that passes: IANA's registry knows none longer than 17 letters.
+pub const MAX_METHOD: usize = 24;
+
+/// What was seen so far of what decides where the request goes and where it ends.
 #[derive(Default)]
-struct Framing {
+struct Framing<'a> {
     http11: bool,
+    connect: bool,
+    // Of a target in absolute form; without the port that its scheme implies.
+    authority: Option<&'a [u8]>,
+    host: &'a [u8],
+    default_port: &'a [u8],
     length: u64,
     fields: usize,
     hosts: usize,
@@ -43,9 +51,12 @@ struct Framing {
 
 /// Checks the first request head in `bytes`. `limit` is the largest head in bytes.
 ///
-/// Refuses with [`Reason::HeaderTooLarge`] what does not end within the limit or has too many fields, and with [`Reason::MalformedRequest`]: bare LF or
-/// CR, folded lines, space before a colon, control characters, `Transfer-Encoding` beside `Content-Length` or of any other value
-/// than `chunked`, more than one of either, a length that is no number, and an HTTP/1.1 request without exactly one `Host`.
+/// Refuses with [`Reason::HeaderTooLarge`] what does not end within the limit or has too many fields, and with [`Reason::MalformedRequest`]:
+/// - bare LF or CR, folded lines, space before a colon, control characters;
+/// - `Transfer-Encoding` beside `Content-Length` or of any other value than `chunked`, more than one of either, a length that is no number,
+///   either with `_` in its name (a CGI-like program takes it for the real one), and a body of CONNECT;
+/// - an HTTP/1.1 request without exactly one `Host`, and one whose target names another authority;
+/// - a target that is of none of the forms of RFC 9112 section 3.2, or of the wrong one for its method.
 pub fn check_head(bytes: &[u8], limit: usize) -> Result<HeadCheck, Reason> {
     Ok(read_head(bytes, limit)?.map_or(HeadCheck::NeedMore, |head| HeadCheck::Ok { len: head.len }))
 }
@@ -89,21 +100,17 @@ fn next_line(bytes: &[u8]) -> Result<Option<&[u8]>, Reason> {
     }
 }
 
-impl Framing {
-    fn request_line(&mut self, line: &[u8]) -> Result<(), Reason> {
+impl<'a> Framing<'a> {
+    fn request_line(&mut self, line: &'a [u8]) -> Result<(), Reason> {
         let mut parts = line.split(|b| *b == b' ');
         let (method, target, version) = (parts.next(), parts.next(), parts.next());
         let (Some(method), Some(target), Some(version), None) = (method, target, version, parts.next()) else {
             return Err(Reason::MalformedRequest);
         };
+        require(!method.is_empty() && method.len() <= MAX_METHOD && method.iter().copied().all(is_token))?;
         // Bytes above ASCII are against RFC 3986, but curl and others send them and every server takes them; hyper insists on UTF-8.
-        if method.is_empty()
-            || !method.iter().copied().all(is_token)
-            || target.is_empty()
-            || !target.iter().all(|b| *b > 0x20 && *b != 0x7f)
-        {
-            return Err(Reason::MalformedRequest);
-        }
+        require(target.iter().copied().all(is_target_byte) && std::str::from_utf8(target).is_ok())?;
+        self.target(method, target)?;
         self.http11 = match version {
             b"HTTP/1.1" => true,
             b"HTTP/1.0" => false,
@@ -112,20 +119,50 @@ impl Framing {
         Ok(())
     }
 
-    fn field(&mut self, line: &[u8]) -> Result<(), Reason> {
+    // RFC 9112 section 3.2.
+    fn target(&mut self, method: &[u8], target: &'a [u8]) -> Result<(), Reason> {
+        match method {
+            b"CONNECT" => {
+                self.connect = true;
+                return require(is_host(target) && port_at(target).is_some_and(|colon| colon + 1 < target.len()));
+            }
+            // What HTTP/2 begins with (RFC 9113 section 3.4) is never a request.
+            b"PRI" => return Err(Reason::MalformedRequest),
+            b"OPTIONS" if target == b"*" => return Ok(()),
+            _ if target.starts_with(b"/") => return Ok(()),
+            _ => {}
+        }
+        let scheme = target.iter().position(|b| *b == b':').ok_or(Reason::MalformedRequest)?;
+        let (scheme, rest) = target.split_at(scheme);
+        let is_scheme = |b: &u8| b.is_ascii_alphanumeric() || b"+-.".contains(b);
+        require(scheme.first().is_some_and(u8::is_ascii_alphabetic) && scheme.iter().all(is_scheme))?;
+        let rest = rest.strip_prefix(b"://").ok_or(Reason::MalformedRequest)?;
+        let authority = &rest[..rest.iter().position(|b| b"/?".contains(b)).unwrap_or(rest.len())];
+        require(!authority.is_empty() && is_host(authority))?;
+        self.authority = Some(authority);
+        if scheme.eq_ignore_ascii_case(b"http") {
+            self.default_port = b":80";
+        } else if scheme.eq_ignore_ascii_case(b"https") {
+            self.default_port = b":443";
+        }
+        Ok(())
+    }
+
+    fn field(&mut self, line: &'a [u8]) -> Result<(), Reason> {
         self.fields += 1;
         if self.fields > MAX_FIELDS {
             return Err(Reason::HeaderTooLarge);
         }
         // A folded line starts with a space, which is no token: refused here too.
         let colon = line.iter().position(|b| *b == b':').ok_or(Reason::MalformedRequest)?;
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
         if name.is_empty() || !name.iter().copied().all(is_token) || !value.iter().copied().all(is_field_byte) {
             return Err(Reason::MalformedRequest);
         }
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
-            require(value.iter().copied().all(is_host_byte))
+            self.host = value;
+            require(is_host(value))
         } else if name.eq_ignore_ascii_case(b"content-length") {
             self.lengths += 1;
             // 18 digits fit every integer type in use.
@@ -136,7 +173,7 @@ impl Framing {
             self.codings += 1;
             require(value.eq_ignore_ascii_case(b"chunked"))
         } else {
-            Ok(())
+            require(!looks_like(name, b"content-length") && !looks_like(name, b"transfer-encoding"))
         }
     }
 
@@ -147,12 +184,26 @@ impl Framing {
     fn whole(&self) -> Result<(), Reason> {
         require(self.lengths + self.codings <= 1)?;
         require(self.http11 || self.codings == 0)?;
+        require(!self.connect || self.codings == 0 && self.length == 0)?;
+        if let Some(authority) = self.authority
+            && self.hosts == 1
+        {
+            let bare = |host: &'a [u8]| host.strip_suffix(self.default_port).unwrap_or(host);
+            require(bare(authority).eq_ignore_ascii_case(bare(self.host)))?;
+        }
         require(if self.http11 { self.hosts == 1 } else { self.hosts <= 1 })
     }
 }
 
 fn require(holds: bool) -> Result<(), Reason> {
     if holds { Ok(()) } else { Err(Reason::MalformedRequest) }
+}
+
+/// Without the spaces and tabs around it: nothing else is optional (RFC 9110 section 5.6.3).
+fn trimmed(value: &[u8]) -> &[u8] {
+    let Some(start) = value.iter().position(|b| !b" \t".contains(b)) else { return &[] };
+    let end = value.iter().rposition(|b| !b" \t".contains(b)).unwrap_or(start);
+    &value[start..=end]
 }
 
 /// RFC 9110 section 5.6.2.
@@ -165,9 +216,31 @@ fn is_field_byte(b: u8) -> bool {
     b == b'\t' || b >= 0x20 && b != 0x7f
 }
 
-/// `uri-host [":" port]`: nothing that ends an authority or separates two.
-fn is_host_byte(b: u8) -> bool {
-    b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}".contains(&b)
+/// Whether a program that takes `_` for `-` would take it for that field.
+fn looks_like(name: &[u8], field: &[u8]) -> bool {
+    let same = |(a, b): (&u8, &u8)| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    name.len() == field.len() && name.iter().zip(field).all(same)
+}
+
+/// Not what ends a line or a target, nor `#`, which some servers cut at and others do not, nor what hyper refuses without a reason.
+fn is_target_byte(b: u8) -> bool {
+    b > 0x20 && b != 0x7f && !b"#<>`".contains(&b)
+}
+
+/// `uri-host [":" port]`, or nothing: no byte that ends an authority or separates two.
+fn is_host(value: &[u8]) -> bool {
+    let (name, port) = value.split_at(port_at(value).unwrap_or(value.len()));
+    let named = match name {
+        [b'[', inner @ .., b']'] => inner.iter().all(|b| b.is_ascii_alphanumeric() || b":.%-_~".contains(b)),
+        _ => name.iter().all(|b| b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}[]:".contains(b)),
+    };
+    named && port.iter().skip(1).all(u8::is_ascii_digit) && (!name.is_empty() || port.is_empty())
+}
+
+/// Where the colon before a port is.
+fn port_at(authority: &[u8]) -> Option<usize> {
+    let after = authority.iter().rposition(|b| *b == b']').map_or(0, |at| at + 1);
+    authority[after..].iter().position(|b| *b == b':').map(|at| after + at)
 }
 
 #[cfg(test)]
@@ -192,6 +265,12 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: Chunked\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nX: caf\u{e9}\r\n\r\n",
             "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a/b HTTP/1.1\r\nHost: A\r\n\r\n",
+            "GET HTTP://a:80?b HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET https://[::1] HTTP/1.1\r\nHost: [::1]:443\r\n\r\n",
+            "GET http://a/ HTTP/1.0\r\n\r\n",
+            "CONNECT a:443 HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n",
+            "GET /{\"a\":[1|2]}?b=c^d HTTP/1.1\r\nHost: a\r\nX_Y: z\r\n\r\n",
             "GET /caf\u{e9} HTTP/1.1\r\nHost: a\r\n\r\n",
         ] {
             assert_eq!(check(head), Ok(HeadCheck::Ok { len: head.len() }), "{head:?}");
@@ -212,6 +291,8 @@ mod tests {
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked, identity\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: x\r\n\r\n",
             "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: \x0bchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\x0c\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: \x0c1\r\n\r\n",
             "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n",
             "GET / HTTP/1.1\nHost: a\n\n",
             "GET / HTTP/1.1\r\nHost: a\n\r\n",
@@ -236,6 +317,29 @@ mod tests {
             "GET /\r\nHost: a\r\n\r\n",
             "G(T / HTTP/1.1\r\nHost: a\r\n\r\n",
             "\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nContent_Length: 1\r\n\r\n",
+            "POST / HTTP/1.1\r\nHost: a\r\nTRANSFER_ENCODING: chunked\r\n\r\n",
+            "GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://a:443/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http://u@a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http:/a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET http:// HTTP/1.1\r\nHost:\r\n\r\n",
+            "GET a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET /#a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "PRI * HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a: HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT /a:80 HTTP/1.1\r\nHost: a\r\n\r\n",
+            "CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n",
+            "CONNECT a:80 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "ABCDEFGHIJKLMNOPQRSTUVWXY / HTTP/1.1\r\nHost: a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:b\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: a:80:81\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: [::1]a\r\n\r\n",
+            "GET / HTTP/1.1\r\nHost: :80\r\n\r\n",
         ] {
             assert_eq!(check(head), Err(Reason::MalformedRequest), "{head:?}");
         }

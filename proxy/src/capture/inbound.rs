@@ -21,6 +21,7 @@ use super::outbound::{refuse, speaking};
 use crate::Shared;
 use crate::detect::{Detected, Downstream, Hello, Prefixed, SILENCE, client_hello, first_bytes};
 use crate::discovery::snapshot::{Alpn, Endpoint, EndpointState, InboundPort, Protocol};
+use crate::http::guarded::IDLE_TIMEOUT;
 use crate::http::inbound::{Peer, port_of};
 use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
@@ -82,6 +83,8 @@ pub async fn serve(
         Err(refused) => return refuse(&shared, Direction::Inbound, refused, false).await,
     };
     let Classified { speak, identity, io } = classified;
+    // Where HTTP is declared nothing goes past its rules by being no HTTP at first sight: what cannot be read as a head is refused.
+    let speak = declared(&port).filter(|_| speak == Speak::Tcp).unwrap_or(speak);
     let peer = visit.peer(identity);
     if speak == Speak::Tcp {
         Box::pin(tcp::inbound::serve(&shared, io, (client, destination), &peer, false)).await;
@@ -90,6 +93,15 @@ pub async fn serve(
     drop((port, application));
     let session = Session { shared, speak, client, destination, phase: Arc::default(), inbound: Some(Box::new(peer)) };
     serve_http(Arc::new(session), io).await;
+}
+
+// What a port is said to speak, if that is HTTP.
+fn declared(port: &InboundPort) -> Option<Speak> {
+    match port.protocol {
+        Protocol::Http1 => Some(Speak::H1),
+        Protocol::Http2 => Some(Speak::H2),
+        Protocol::Detect | Protocol::Tcp => None,
+    }
 }
 
 struct Classified {
@@ -112,7 +124,12 @@ struct Visit<'a> {
 impl Visit<'_> {
     // `None`: it was served or refused, or it broke.
     async fn classify(&self, stream: TcpStream) -> Result<Option<Classified>, Refused> {
-        let silence = if self.port.strict { STRICT_SILENCE } else { SILENCE };
+        let silence = match declared(self.port) {
+            _ if self.port.strict => STRICT_SILENCE,
+            // A client that has connected beforehand; no server speaks first.
+            Some(_) => IDLE_TIMEOUT,
+            None => SILENCE,
+        };
         let (mut found, mut stream) = first_bytes(stream, silence).await.map_err(|_| None)?;
         if found == Detected::NeedMore {
             let Some(spoken) = self.wait_for_word(stream).await? else { return Ok(None) };

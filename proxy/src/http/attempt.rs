@@ -8,8 +8,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::{HOST, HeaderValue, TRANSFER_ENCODING};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, Version};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::timeout;
 use weft_engine::outcome::{Failed, may_retry};
@@ -18,7 +20,7 @@ use weft_engine::reason::Reason;
 use super::body::{Replay, ReqBody};
 use super::headers::REASON;
 use super::relay::Carrier;
-use super::session::Exchange;
+use super::session::{Exchange, Session};
 use crate::Shared;
 use crate::discovery::snapshot::{Backend, Endpoint};
 use crate::upstream::pick::{Picked, pick};
@@ -76,14 +78,14 @@ pub async fn send(
     let session = Arc::clone(&exchange.session);
     let shared = &*session.shared;
     let (parts, body) = request.into_parts();
-    let replay = if http_body::Body::is_end_stream(&body) { None } else { Some(Replay::new(body)) };
+    let replay = if body.is_end_stream() { None } else { Some(Replay::new(body)) };
     let mut tried: Vec<Picked> = Vec::new();
     let mut last = Reason::NoEndpoints;
     for attempt in 1.. {
         let Some((picked, fresh)) = next(shared, goal, &tried, last).await? else { return Err(last) };
         let Some(body) = attempt_body(replay.as_ref()) else { return Err(last) };
         exchange.assign(&picked.endpoint, goal.label());
-        let request = Request::from_parts(head(&parts, session.speak), body);
+        let request = Request::from_parts(head(&parts, &session, &body), body);
         let target = Target { shared, endpoint: &picked.endpoint, sni: picked.sni.as_deref() };
         let sent = bounded(once(target, session.speak, request, fresh), attempt_timeout).await;
         if let Ok(answer) = &sent {
@@ -124,10 +126,24 @@ fn attempt_body(replay: Option<&Replay>) -> Option<ReqBody> {
     }
 }
 
-// A head for one attempt. HTTP/1.0 ends here: the next hop is spoken to in HTTP/1.1, and hyper answers the client in its own version.
-fn head(parts: &Parts, speak: Speak) -> Parts {
+// A head for one attempt. HTTP/1.0 ends here: the next hop is spoken to in HTTP/1.1, which wants a `Host`, and hyper answers the client in
+// its own version.
+fn head(parts: &Parts, session: &Session, body: &ReqBody) -> Parts {
     let mut parts = parts.clone();
-    parts.version = if speak == Speak::H2 { http::Version::HTTP_2 } else { http::Version::HTTP_11 };
+    if session.speak == Speak::H2 {
+        parts.version = Version::HTTP_2;
+        return parts;
+    }
+    if parts.version == Version::HTTP_10 && !parts.headers.contains_key(HOST) {
+        let named = parts.uri.authority().map_or_else(|| session.destination.to_string(), ToString::to_string);
+        // An authority and an address are values.
+        parts.headers.extend(HeaderValue::try_from(named).ok().map(|named| (HOST, named)));
+    }
+    parts.version = Version::HTTP_11;
+    // Without it hyper takes a GET for one without a body, and drops it.
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        parts.headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
     parts
 }
 

@@ -102,15 +102,26 @@ fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
     value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
-/// Removes what a client says of its own identity, and every `x-weft-` field.
+/// Removes what a client says of its own identity, and every `x-weft-` field; also with `_` for `-`, which CGI-like programs take for
+/// the same.
 pub fn strip_identity(headers: &mut HeaderMap) {
     headers.remove(CLIENT_CERT);
-    if headers.keys().any(|name| name.as_str().starts_with(OURS)) {
-        let ours: Vec<HeaderName> = headers.keys().filter(|name| name.as_str().starts_with(OURS)).cloned().collect();
+    if headers.keys().any(is_ours) {
+        let ours: Vec<HeaderName> = headers.keys().filter(|name| is_ours(name)).cloned().collect();
         for name in ours {
             headers.remove(name);
         }
     }
+}
+
+fn is_ours(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    let same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+    let begins = |with: &str| name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same);
+    begins(OURS)
+        || [CLIENT_CERT, FORWARDED_FOR]
+            .iter()
+            .any(|ours| name != ours.as_str() && name.len() == ours.as_str().len() && begins(ours.as_str()))
 }
 
 /// Appends the peer's address to `X-Forwarded-For`.
@@ -182,10 +193,14 @@ mod tests {
             ("x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/a/sa/admin"),
             ("x-weft-reason", "not_processed"),
             ("x-weft-anything", "1"),
+            ("x_forwarded_client_cert", "URI=spiffe://cluster.local/ns/a/sa/admin"),
+            ("x-forwarded_for", "10.0.0.1"),
+            ("x_weft_reason", "not_processed"),
+            ("x-forwarded-for", "10.0.0.2"),
             ("x-wefted", "1"),
         ]);
         strip_identity(&mut map);
-        assert_eq!(map, headers(&[("x-wefted", "1")]));
+        assert_eq!(map, headers(&[("x-forwarded-for", "10.0.0.2"), ("x-wefted", "1")]));
     }
 
     #[test]

@@ -2,9 +2,12 @@
 
 mod app;
 mod bodies;
+mod corpus;
 mod http1;
 mod http2;
 mod inbound;
 mod opaque;
+mod recorder;
+mod smuggling;
 mod stopping;
 mod world;
