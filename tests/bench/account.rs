@@ -45,20 +45,50 @@ impl Memory {
     }
 }
 
-/// The share of the machine's CPUs that was busy during `span`, 0 to 1.
-pub fn busy(span: std::time::Duration) -> Result<f64, Error> {
-    let look = || -> Result<(f64, f64), Error> {
+/// The machine's CPU time so far, in ticks.
+#[derive(Debug, Clone, Copy)]
+pub struct Machine {
+    /// Of all CPUs, idle or not.
+    total: f64,
+    /// What processes used.
+    busy: f64,
+    /// What this process and its children used, and the children's own that have ended.
+    own: f64,
+}
+
+impl Machine {
+    /// Now.
+    pub fn now() -> Result<Self, Error> {
         let path = PathBuf::from("/proc/stat");
         let text = std::fs::read_to_string(&path).map_err(|source| Error::File { path, source })?;
         let fields = text.lines().next().unwrap_or_default().split_whitespace().skip(1);
         let ticks: Vec<f64> = fields.filter_map(|field| field.parse().ok()).collect();
-        let idle = ticks.iter().skip(3).take(2).sum::<f64>();
-        Ok((ticks.iter().take(8).sum::<f64>() - idle, ticks.iter().take(8).sum()))
-    };
-    let before = look()?;
-    std::thread::sleep(span);
-    let after = look()?;
-    Ok((after.0 - before.0) / (after.1 - before.1).max(1.0))
+        // User, nice, system; then idle, and what interrupts take, which is nobody's.
+        let sum = |count: usize| ticks.iter().take(count).sum::<f64>();
+        Ok(Self { total: sum(8), busy: sum(3), own: own_ticks() })
+    }
+
+    /// The share of all CPUs that other processes took since an earlier look, 0 to 1: a build beside the bench makes every figure worse.
+    pub fn others_since(self, before: Self) -> f64 {
+        let others = (self.busy - before.busy) - (self.own - before.own);
+        (others / (self.total - before.total).max(1.0)).clamp(0.0, 1.0)
+    }
+}
+
+fn own_ticks() -> f64 {
+    let own = std::process::id();
+    let Ok(processes) = std::fs::read_dir("/proc") else { return 0.0 };
+    let stats = processes.flatten().filter_map(|process| std::fs::read_to_string(process.path().join("stat")).ok());
+    stats.filter_map(|stat| family_ticks(&stat, own)).sum()
+}
+
+/// All that a process and its children that have ended used, if it is this one or a child of its.
+fn family_ticks(stat: &str, family: u32) -> Option<f64> {
+    let id: u32 = stat.split(' ').next()?.parse().ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let parent: u32 = fields.get(1)?.parse().ok()?;
+    let ticks = fields.get(11..15)?.iter().filter_map(|field| field.parse::<f64>().ok());
+    (id == family || parent == family).then(|| ticks.sum())
 }
 
 fn read(pid: u32, file: &str) -> Result<String, Error> {
@@ -103,6 +133,15 @@ mod tests {
         let stat = "12 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 70 7 0 0 20 0";
         assert_eq!(cpu_ticks(stat), Some(77.0));
         assert_eq!(cpu_ticks("12 no name"), None);
+    }
+
+    #[test]
+    fn a_family_is_a_process_and_its_children() {
+        let stat = "12 (a) S 7 2 3 4 5 6 7 8 9 10 70 7 3 1 20 0";
+        assert_eq!(
+            (family_ticks(stat, 7), family_ticks(stat, 12), family_ticks(stat, 1)),
+            (Some(81.0), Some(81.0), None)
+        );
     }
 
     #[test]

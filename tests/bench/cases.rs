@@ -85,7 +85,7 @@ impl Case {
     /// Whether a peer takes part: two Envoys that read HTTP are the same as its TCP proxy where there is none, and how TLS sessions are
     /// resumed matters to new connections only.
     pub fn includes(self, peer: &Peer) -> bool {
-        let resumes = matches!(&peer.kind, Kind::Envoy(mode, _) if !mode.http && mode.resumption);
+        let resumes = matches!(&peer.kind, Kind::Envoy(mode, _) if !mode.http && mode.sessions > 0);
         let reads_http = matches!(&peer.kind, Kind::Envoy(mode, _) if mode.http);
         match self {
             Self::Http1 | Self::H2 | Self::Paced => !resumes,

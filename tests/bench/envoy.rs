@@ -34,8 +34,9 @@ pub enum Side {
 pub struct Mode {
     /// Reads HTTP where the port speaks it; otherwise everything is bytes.
     pub http: bool,
-    /// Resumes TLS sessions, as Envoy does unless told otherwise.
-    pub resumption: bool,
+    /// How many TLS sessions the client's side keeps to resume. A session of TLS 1.3 is resumed once, so Envoy's default of one helps
+    /// the first of several connections at a time only.
+    pub sessions: u32,
 }
 
 /// The configuration of one side; `certs` holds key.pem, chain.pem and root.pem.
@@ -49,11 +50,11 @@ pub fn config(side: Side, mode: Mode, server: Ipv4Addr, certs: &Path, peer: &str
             let mut cluster = cluster(name, http.then_some(port == H2C));
             let (listens, calls) = match side {
                 Side::Outbound => {
-                    cluster["transport_socket"] = upstream_tls(certs, peer, mode.resumption);
+                    cluster["transport_socket"] = upstream_tls(certs, peer, mode.sessions);
                     ((Ipv4Addr::LOCALHOST, port + OUTBOUND_OFFSET), (server, port + INBOUND_OFFSET))
                 }
                 Side::Inbound => {
-                    listener["filter_chains"][0]["transport_socket"] = downstream_tls(certs, peer, mode.resumption);
+                    listener["filter_chains"][0]["transport_socket"] = downstream_tls(certs, peer, mode.sessions);
                     ((server, port + INBOUND_OFFSET), (Ipv4Addr::LOCALHOST, port))
                 }
             };
@@ -125,25 +126,23 @@ fn common_tls(certs: &Path, peer: &str) -> Value {
     })
 }
 
-fn upstream_tls(certs: &Path, peer: &str, resumption: bool) -> Value {
-    let mut tls = json!({
+fn upstream_tls(certs: &Path, peer: &str, sessions: u32) -> Value {
+    let tls = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
         "common_tls_context": common_tls(certs, peer),
         "sni": "server.bench",
+        "max_session_keys": sessions,
     });
-    if !resumption {
-        tls["max_session_keys"] = json!(0);
-    }
     json!({"name": "envoy.transport_sockets.tls", "typed_config": tls})
 }
 
-fn downstream_tls(certs: &Path, peer: &str, resumption: bool) -> Value {
+fn downstream_tls(certs: &Path, peer: &str, sessions: u32) -> Value {
     let mut tls = json!({
         "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext",
         "common_tls_context": common_tls(certs, peer),
         "require_client_certificate": true,
     });
-    if !resumption {
+    if sessions == 0 {
         tls["disable_stateless_session_resumption"] = json!(true);
         tls["disable_stateful_session_resumption"] = json!(true);
     }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser as _;
 
+use account::Machine;
 use arena::Arena;
 use cases::Case;
 use envoy::Mode;
@@ -29,8 +30,12 @@ use table::Results;
 
 /// Variables of the environment that name a program as a further peer begin with this.
 const OTHER_PEER: &str = "WEFT_BENCH_PEER_";
-/// A machine that is busier than this before the load is not a quiet one.
-const QUIET: f64 = 0.10;
+/// A machine of which others take more than this share is not a quiet one.
+const QUIET: f64 = 0.05;
+/// Envoy's default of TLS sessions that it keeps.
+const ENVOY_SESSIONS: u32 = 1;
+/// Enough for every new connection to resume one.
+const MANY_SESSIONS: u32 = 1_024;
 
 /// Why the bench could not do something.
 #[derive(Debug, thiserror::Error)]
@@ -187,20 +192,18 @@ fn measure(
     let (reps, start) = (if cli.quick { 1 } else { cli.reps }, Instant::now());
     let mut failures = Vec::new();
     for rep in 1..=reps {
-        let busy = account::busy(Duration::from_secs(1))?;
-        results.add("machine", "all", table::Metric::less("busy before the load", "share"), busy);
-        if busy > QUIET {
-            say(&format!(
-                "this machine is busy with something else ({:.0}%): figures will be worse than they are",
-                busy * 100.0
-            ));
-        }
         for case in cases {
             for (peer, arena) in arenas.iter().filter(|(peer, _)| case.includes(peer)) {
                 say(&format!("[{:4.0} s] {rep}/{reps} {} {}", start.elapsed().as_secs_f64(), case.name(), peer.name));
+                let before = Machine::now()?;
                 if let Err(error) = case.run(peer, arena, programs, Duration::from_secs(cli.seconds), results) {
                     say(&format!("  {error}"));
                     failures.push(format!("{} {}: {error}", case.name(), peer.name));
+                }
+                let others = Machine::now()?.others_since(before);
+                results.add(case.name(), &peer.name, table::OTHERS, others);
+                if others > QUIET {
+                    say(&format!("  other processes took {:.0}% of the machine", others * 100.0));
                 }
             }
         }
@@ -219,12 +222,12 @@ fn chosen_peers(cli: &Cli) -> Result<Vec<Peer>, Error> {
             named.split_once('=').ok_or_else(|| Error::Usage(format!("--weft {named}: expected NAME=PATH")))?;
         all.push(peer(name, Kind::Weft(path.into())));
     }
-    let http = Mode { http: true, resumption: true };
-    let tcp = |resumption| Mode { http: false, resumption };
+    let http = Mode { http: true, sessions: ENVOY_SESSIONS };
+    let tcp = |sessions| Mode { http: false, sessions };
     all.push(peer("envoy-1", Kind::Envoy(http, 1)));
     all.push(peer("envoy-2", Kind::Envoy(http, 2)));
-    all.push(peer("envoy-tcp", Kind::Envoy(tcp(false), 2)));
-    all.push(peer("envoy-tcp-resumed", Kind::Envoy(tcp(true), 2)));
+    all.push(peer("envoy-tcp", Kind::Envoy(tcp(0), 2)));
+    all.push(peer("envoy-tcp-resumed", Kind::Envoy(tcp(MANY_SESSIONS), 2)));
     for (variable, program) in std::env::vars_os() {
         if let Some(name) = variable.to_str().and_then(|name| name.strip_prefix(OTHER_PEER)) {
             all.push(peer(&name.to_lowercase(), Kind::Other(program.into())));

@@ -1,7 +1,7 @@
 //! Load programs of others: how they are called, and how their reports read.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -64,7 +64,7 @@ pub struct Load {
 }
 
 /// Runs a load program in a pod, at most for its own time and some more; gives what it wrote.
-pub fn run(pod: &Pod, program: &PathBuf, args: &[String], span: Duration) -> Result<String, Error> {
+pub fn run(pod: &Pod, program: &Path, args: &[String], span: Duration) -> Result<String, Error> {
     // timeout(1) bounds what a program's own option does not.
     let limit = (span.as_secs() + GRACE).to_string();
     let mut all = vec!["--kill-after=2".to_owned(), limit, program.display().to_string()];

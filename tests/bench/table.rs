@@ -35,6 +35,9 @@ struct Row {
     values: Vec<f64>,
 }
 
+/// How much of the machine others took while a figure was measured: of the run as a whole in the table, of each in the list.
+pub const OTHERS: Metric = Metric::less("taken by other processes", "share");
+
 /// All figures of a run, in the order in which they first came.
 #[derive(Debug, Default)]
 pub struct Results(Vec<Row>);
@@ -80,7 +83,7 @@ impl Results {
         let columns = 2 + peers.len() + 2 * wefts.len();
         let _ = writeln!(out, "\n|{}", "---|".repeat(columns));
         let mut seen: Vec<(&str, Metric)> = Vec::new();
-        for row in &self.0 {
+        for row in self.0.iter().filter(|row| row.metric != OTHERS) {
             if seen.contains(&(row.case, row.metric)) {
                 continue;
             }
@@ -95,6 +98,12 @@ impl Results {
                 }
             }
             out.push('\n');
+        }
+        let disturbed = self.0.iter().filter(|row| row.metric == OTHERS).flat_map(|row| row.values.iter().copied());
+        let disturbed: Vec<f64> = disturbed.map(|share| share * 100.0).collect();
+        if !disturbed.is_empty() {
+            let (median, (min, max)) = (median(&disturbed), extremes(&disturbed));
+            let _ = writeln!(out, "\nOther processes took {median:.0}% ({min:.0}-{max:.0}%) of the machine meanwhile.");
         }
         out
     }
@@ -143,7 +152,8 @@ fn median(values: &[f64]) -> f64 {
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.len() / 2;
     let lower = sorted.len().saturating_sub(1) / 2;
-    (sorted.get(lower).copied().unwrap_or(f64::NAN) + sorted.get(upper).copied().unwrap_or(f64::NAN)) / 2.0
+    let at = |index: usize| sorted.get(index).copied().unwrap_or(f64::NAN);
+    f64::midpoint(at(lower), at(upper))
 }
 
 #[cfg(test)]

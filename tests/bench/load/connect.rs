@@ -107,3 +107,26 @@ pub fn run(args: &Args) -> io::Result<Report> {
     report.seconds = start.elapsed().as_secs_f64();
     Ok(report)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn every_exchange_has_a_connection_of_its_own() {
+        let port = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        std::thread::spawn(move || super::super::echo::serve(port));
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        while std::net::TcpStream::connect(to).is_err() {
+            std::thread::yield_now();
+        }
+        let report = run(&Args { to, seconds: 1, connections: 4, opaque: true }).unwrap();
+        assert!(report.completed > 10 && report.failed == 0, "{report:?}");
+        assert_eq!(report.times.len() as u64, report.completed);
+        // What is no echo has failed.
+        let report = run(&Args { to, seconds: 1, connections: 1, opaque: false }).unwrap();
+        assert!(report.completed == 0 && report.failed > 0, "{report:?}");
+    }
+}

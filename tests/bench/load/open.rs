@@ -99,3 +99,58 @@ fn fail(slot: &mut Slot, to: SocketAddr, report: &mut Report) -> io::Result<()> 
     *slot = Slot { connection: Connection::open(to)?, since: None };
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, TcpListener};
+
+    use super::*;
+
+    /// Answers each request, but stands still once for `stall`.
+    fn server(stall: Duration) -> SocketAddr {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut buffer = [0; 4096];
+            for number in 0.. {
+                match stream.read(&mut buffer) {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+                if number == 20 {
+                    std::thread::sleep(stall);
+                }
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").unwrap();
+            }
+        });
+        address
+    }
+
+    #[test]
+    fn a_stall_is_charged_with_all_that_it_kept_waiting() {
+        let stall = Duration::from_millis(500);
+        let args = Args { to: server(stall), rate: 200, seconds: 1, connections: 1 };
+        let mut report = run(&args).unwrap();
+        assert_eq!((report.completed, report.failed), (200, 0));
+        report.times.sort_unstable();
+        // The 100 requests that were due meanwhile waited from 500 ms down to none, so at least 40 of them over 200 ms. Measured from
+        // when each was really sent, one would have.
+        let late = report.times.iter().filter(|nanos| **nanos > 200_000_000).count();
+        assert!((40..200).contains(&late), "{late} were late");
+    }
+
+    #[test]
+    fn what_is_not_answered_has_failed() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let to = listener.local_addr().unwrap();
+        std::thread::spawn(move || {
+            while let Ok((mut stream, _)) = listener.accept() {
+                let _ = stream.write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n");
+            }
+        });
+        let report = run(&Args { to, rate: 50, seconds: 1, connections: 2 }).unwrap();
+        assert_eq!((report.completed, report.failed), (0, 50));
+    }
+}
