@@ -89,7 +89,7 @@ pub async fn run(shared: Arc<Shared>, target: Target) {
         dirty_at: None,
         saving: false,
         written: tell_written,
-        saved_once: false,
+        saved: false,
         confirmed_at: Instant::now(),
         flushing: Vec::new(),
         ticks: 0,
@@ -161,7 +161,8 @@ struct Driver<'s> {
     /// A write is under way; its outcome comes by `written`.
     saving: bool,
     written: mpsc::Sender<std::io::Result<()>>,
-    saved_once: bool,
+    /// The file holds what we wrote last; else it is an earlier process's, or older than what could not be written.
+    saved: bool,
     confirmed_at: Instant,
     flushing: Vec<oneshot::Sender<()>>,
     ticks: u64,
@@ -415,11 +416,12 @@ impl Driver<'_> {
         match written {
             Ok(()) => {
                 bump(&counters.saves);
-                self.saved_once = true;
+                self.saved = true;
                 self.confirmed_at = Instant::now();
             }
             Err(error) => {
                 bump(&counters.save_failures);
+                self.saved = false;
                 tracing::warn!(%error, "the tables could not be saved; a restart will need control");
             }
         }
@@ -442,14 +444,13 @@ impl Driver<'_> {
         let due = self.confirmed_at.elapsed() >= CONFIRM_EVERY && !self.saving && self.dirty_at.is_none();
         let Some(dir) = self.state_dir.clone().filter(|_| due) else { return };
         self.confirmed_at = Instant::now();
-        if self.saved_once {
+        if self.saved {
             tokio::task::spawn_blocking(move || {
                 if let Err(error) = store::confirm(&dir) {
                     tracing::debug!(%error, "the saved tables could not be marked as confirmed");
                 }
             });
         } else {
-            // They came from an earlier process, or were never written.
             self.dirty();
         }
     }

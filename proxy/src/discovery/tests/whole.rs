@@ -307,3 +307,27 @@ async fn what_is_called_no_more_makes_room() {
         .await;
     assert!(answered > limit / 2, "{answered} of {} were answered in their time", limit + 100);
 }
+
+#[tokio::test(start_paused = true)]
+async fn tables_that_could_not_be_written_are_not_confirmed_but_written_anew() {
+    let world = World::new().await;
+    let proxy = world.proxy();
+    let counters = proxy.discovery().counters();
+    let [saves, failures] = [&counters.saves, &counters.save_failures].map(|count| || count.load(Ordering::Relaxed));
+    // Without a certificate nothing is answered; what was asked is saved all the same.
+    let ask = async |host: &str| assert!(proxy.discovery().resolve_host(host, 80).await.is_err());
+    ask("one.shop").await;
+    proxy.until("saved tables", |_| saves() == 1).await;
+    // What an earlier write left cannot be removed: it is a directory.
+    let obstacle = world.path().join("state/.tables.0123456789abcdef.new");
+    std::fs::create_dir(&obstacle).unwrap();
+    ask("two.shop").await;
+    proxy.until("failure", |_| failures() == 1).await;
+    std::fs::remove_dir(&obstacle).unwrap();
+    let end = Instant::now() + Duration::from_mins(2);
+    while saves() == 1 {
+        assert!(Instant::now() < end, "the outdated tables pass for new ones");
+        proxy.discovery().set_connected(true);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
