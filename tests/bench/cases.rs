@@ -29,8 +29,9 @@ const FAILED: Metric = Metric::less("failed", "requests");
 const CONNECTIONS: u32 = 32;
 /// Connections and streams on each over HTTP/2.
 const STREAMS: (u32, u32) = (8, 32);
-/// Requests a second at a fixed rate, and connections that carry them.
-const PACE: (u32, u32) = (1_000, 16);
+/// Requests a second at a fixed rate, and the connections of HTTP/1.1 that carry them.
+const PACE: u32 = 1_000;
+const CONNECTIONS_PACED: u32 = 16;
 /// What is sent before each measurement, to fill pools and tables.
 const WARM_UP: Duration = Duration::from_secs(1);
 /// Failures that end a case: more than this share.
@@ -45,6 +46,8 @@ pub enum Case {
     H2,
     /// 1,000 requests a second, evenly spaced, whatever happens to the earlier ones.
     Paced,
+    /// The same over HTTP/2.
+    PacedH2,
     /// A new connection for each request.
     ConnectHttp,
     /// A new connection for each exchange of bytes that are no HTTP.
@@ -57,10 +60,11 @@ pub enum Case {
 
 impl Case {
     /// All, in the order in which they run.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Http1,
         Self::H2,
         Self::Paced,
+        Self::PacedH2,
         Self::ConnectHttp,
         Self::ConnectOpaque,
         Self::Bulk(1),
@@ -74,6 +78,7 @@ impl Case {
             Self::Http1 => "http1-saturated",
             Self::H2 => "h2-grpc-saturated",
             Self::Paced => "http1-1000qps",
+            Self::PacedH2 => "h2-grpc-1000qps",
             Self::ConnectHttp => "new-connection-http",
             Self::ConnectOpaque => "new-connection-opaque",
             Self::Bulk(1) => "tcp-bulk-1",
@@ -88,7 +93,7 @@ impl Case {
         let resumes = matches!(&peer.kind, Kind::Envoy(mode, _) if !mode.http && mode.sessions > 0);
         let reads_http = matches!(&peer.kind, Kind::Envoy(mode, _) if mode.http);
         match self {
-            Self::Http1 | Self::H2 | Self::Paced => !resumes,
+            Self::Http1 | Self::H2 | Self::Paced | Self::PacedH2 => !resumes,
             Self::ConnectHttp => true,
             Self::ConnectOpaque => !reads_http,
             Self::Bulk(_) => !resumes && !reads_http,
@@ -113,15 +118,8 @@ impl Case {
             Self::H2 => round.requests(span, |round, span| {
                 programs::h2load(&round.arena.client, round.programs, round.arena.target(H2C), STREAMS, span)
             }),
-            Self::Paced => round.requests(span, |round, span| {
-                let (rate, connections) = PACE;
-                round.own_load(
-                    "open",
-                    HTTP,
-                    &["--rate", &rate.to_string(), "--connections", &connections.to_string()],
-                    span,
-                )
-            }),
+            Self::Paced => round.requests(span, |round, span| round.paced(HTTP, CONNECTIONS_PACED, &[], span)),
+            Self::PacedH2 => round.requests(span, |round, span| round.paced(H2C, STREAMS.0, &["--h2"], span)),
             Self::ConnectHttp => round.requests(span, |round, span| {
                 round.own_load("connect", HTTP, &["--connections", &CONNECTIONS.to_string()], span)
             }),
@@ -136,8 +134,9 @@ impl Case {
 
 /// What the figures of a run give only together: latency that is not the server's own.
 pub fn derive(results: &mut Results, peers: &[String]) {
-    let case = Case::Paced.name();
-    for (measured, added) in [(P50, ADDED_P50), (P99, ADDED_P99)] {
+    let cases = [Case::Paced.name(), Case::PacedH2.name()];
+    let pairs = cases.iter().flat_map(|case| [(*case, P50, ADDED_P50), (*case, P99, ADDED_P99)]);
+    for (case, measured, added) in pairs {
         let Some(direct) = results.median(case, "direct", measured.name) else { continue };
         for peer in peers.iter().filter(|peer| *peer != "direct") {
             if let Some(value) = results.median(case, peer, measured.name) {
@@ -187,6 +186,13 @@ impl Round<'_> {
             self.add(FAILED, load.failed);
         }
         Ok(())
+    }
+
+    /// The load at a fixed rate.
+    fn paced(&self, port: u16, connections: u32, flags: &[&str], span: Duration) -> Result<Load, Error> {
+        let (rate, connections) = (PACE.to_string(), connections.to_string());
+        let flags = [&["--rate", &rate, "--connections", &connections], flags].concat();
+        self.own_load("open", port, &flags, span)
     }
 
     /// A load of this program's own, which reports in JSON.

@@ -12,6 +12,7 @@ mod connection;
 mod echo;
 mod hold;
 mod open;
+mod open_h2;
 
 /// `weft-bench load ...`
 #[derive(clap::Subcommand, Debug)]

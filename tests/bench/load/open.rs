@@ -9,26 +9,41 @@ use std::time::{Duration, Instant};
 use rustix::event::PollFlags;
 
 use super::connection::{Connection, State, is_ok_response, ready};
-use super::{Report, request};
+use super::{Report, open_h2, request};
 
 /// How long the last answers may take.
-const LATE: Duration = Duration::from_secs(5);
+pub const LATE: Duration = Duration::from_secs(5);
 
 /// `load open`
 #[derive(clap::Args, Debug)]
 pub struct Args {
     /// Where to
     #[arg(long)]
-    to: SocketAddr,
+    pub to: SocketAddr,
     /// Requests a second
     #[arg(long)]
-    rate: u32,
+    pub rate: u32,
     /// For so long
     #[arg(long)]
-    seconds: u32,
+    pub seconds: u32,
     /// Over so many connections, in turn
     #[arg(long)]
-    connections: usize,
+    pub connections: usize,
+    /// HTTP/2 by prior knowledge
+    #[arg(long)]
+    pub h2: bool,
+}
+
+impl Args {
+    /// How many requests that is.
+    pub fn total(&self) -> u64 {
+        u64::from(self.rate) * u64::from(self.seconds)
+    }
+
+    /// When request number `number` is meant to be sent, from 0.
+    pub fn due(&self, start: Instant, number: u64) -> Instant {
+        start + Duration::from_nanos(number * 1_000_000_000 / u64::from(self.rate.max(1)))
+    }
 }
 
 /// A connection and when its request was meant to be sent.
@@ -39,6 +54,9 @@ struct Slot {
 
 /// Sends the load.
 pub fn run(args: &Args) -> io::Result<Report> {
+    if args.h2 {
+        return open_h2::run(args);
+    }
     let bytes = request(args.to, false);
     let mut slots: Vec<Slot> = Vec::new();
     for _ in 0..args.connections {
@@ -46,10 +64,10 @@ pub fn run(args: &Args) -> io::Result<Report> {
     }
     let mut free: VecDeque<usize> = (0..slots.len()).collect();
     let mut waiting: VecDeque<Instant> = VecDeque::new();
-    let total = u64::from(args.rate) * u64::from(args.seconds);
+    let total = args.total();
     let mut report = Report { times: Vec::with_capacity(total as usize), ..Report::default() };
     let start = Instant::now() + Duration::from_millis(10);
-    let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / u64::from(args.rate.max(1)));
+    let due = |number| args.due(start, number);
     let end = due(total) + LATE;
     let mut next = 0;
     loop {
@@ -131,7 +149,7 @@ mod tests {
     #[test]
     fn a_stall_is_charged_with_all_that_it_kept_waiting() {
         let stall = Duration::from_millis(500);
-        let args = Args { to: server(stall), rate: 200, seconds: 1, connections: 1 };
+        let args = Args { to: server(stall), rate: 200, seconds: 1, connections: 1, h2: false };
         let mut report = run(&args).unwrap();
         assert_eq!((report.completed, report.failed), (200, 0));
         report.times.sort_unstable();
@@ -150,7 +168,7 @@ mod tests {
                 let _ = stream.write_all(b"HTTP/1.1 503 No\r\ncontent-length: 0\r\n\r\n");
             }
         });
-        let report = run(&Args { to, rate: 50, seconds: 1, connections: 2 }).unwrap();
+        let report = run(&Args { to, rate: 50, seconds: 1, connections: 2, h2: false }).unwrap();
         assert_eq!((report.completed, report.failed), (0, 50));
     }
 }
