@@ -1,7 +1,7 @@
 //! How the proxy is told what to do: flags, or the same names in one JSON file; a flag wins over the file.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,16 +38,16 @@ pub struct Args {
     /// Keeps the last good tables, the key and the certificate here, to start from while control is away. Use a memory-backed directory.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the pod's outbound connections are redirected to [default: 0.0.0.0:15001].
+    /// Where the pod's outbound connections are redirected to [default: [::]:15001, which is IPv4 too].
     #[arg(long, value_name = "ADDR")]
     pub outbound: Option<SocketAddr>,
-    /// Where the pod's inbound connections are redirected to [default: 0.0.0.0:15006].
+    /// Where the pod's inbound connections are redirected to [default: [::]:15006].
     #[arg(long, value_name = "ADDR")]
     pub inbound: Option<SocketAddr>,
-    /// Metrics [default: 0.0.0.0:15020].
+    /// Metrics [default: [::]:15020].
     #[arg(long, value_name = "ADDR")]
     pub metrics: Option<SocketAddr>,
-    /// Health and drain [default: 0.0.0.0:15021].
+    /// Health and drain [default: [::]:15021].
     #[arg(long, value_name = "ADDR")]
     pub health: Option<SocketAddr>,
     /// Administration: tables, configuration, drain. Loopback only [default: 127.0.0.1:15000].
@@ -198,7 +198,7 @@ impl Args {
         if !(0.0..=1.0).contains(&sample) {
             return Err(bad("access-log-sample", sample, "give a share from 0 to 1"));
         }
-        let any = |port| SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Ok(Config {
             workload: workload(&all.workload.ok_or(ConfigError::Missing("workload"))?)?,
             identity: identity.parse().map_err(|error| bad("identity", &identity, error))?,

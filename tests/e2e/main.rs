@@ -6,6 +6,7 @@ mod docs;
 mod drain;
 mod explain;
 mod grpc;
+mod ipv6;
 mod lab;
 mod life;
 mod policy;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     trials.extend(lab::tests());
     trials.extend(wire::tests());
     trials.extend(smuggling::tests());
+    trials.extend(ipv6::tests());
     trials.extend(routing::tests());
     trials.extend(policy::tests());
     trials.extend(discovery::tests());

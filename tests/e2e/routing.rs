@@ -206,7 +206,7 @@ fn a_slow_endpoint_gets_little() {
     mesh.deploy(Service::http("web").pods(2).arg("--slow=5")).client("client");
     // A third endpoint of the same service, ten times slower.
     mesh.deploy(Service::http("slow").arg("--slow=50"));
-    let slow = ("slow-0".to_owned(), mesh.pod("slow-0").ip());
+    let slow = ("slow-0".to_owned(), mesh.pod("slow-0").ip().into());
     mesh.write("slice.yaml", &mesh.services["web"].0.slice_of("2", &[slow]));
     let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
     mesh.until("the slow endpoint to be known", || {

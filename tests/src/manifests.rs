@@ -1,7 +1,7 @@
 //! Manifests of the services that a test deploys, written as an operator would have them: Service, EndpointSlice, Pod.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 /// What runs in a service's pods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +14,17 @@ pub enum App {
     Tcp,
     /// Nothing: the test itself plays the application.
     Own,
+}
+
+/// The families of its addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// IPv4 alone.
+    V4,
+    /// IPv6 alone.
+    V6,
+    /// Both, IPv6 first.
+    Dual,
 }
 
 /// A service to be deployed, in words.
@@ -35,6 +46,8 @@ pub struct Service {
     pub version: String,
     /// `appProtocol` of the port.
     pub app_protocol: Option<String>,
+    /// The families of its addresses and its pods'.
+    pub family: Family,
     /// Whether its pods are in the mesh.
     pub meshed: bool,
     /// Further arguments of the application.
@@ -54,6 +67,7 @@ impl Service {
             app,
             version: "v1".to_owned(),
             app_protocol: None,
+            family: Family::V4,
             meshed: true,
             args: Vec::new(),
             sidecar: Vec::new(),
@@ -98,6 +112,12 @@ impl Service {
         Self { version: version.to_owned(), ..self }
     }
 
+    /// With addresses of these families.
+    #[must_use]
+    pub fn family(self, family: Family) -> Self {
+        Self { family, ..self }
+    }
+
     /// Outside the mesh.
     #[must_use]
     pub fn unmeshed(self) -> Self {
@@ -123,8 +143,8 @@ impl Service {
         format!("{}-{index}", self.name)
     }
 
-    /// Its Service, Pods and EndpointSlice, for these addresses.
-    pub fn manifest(&self, cluster_ip: Ipv4Addr, pods: &[Ipv4Addr]) -> String {
+    /// Its Service, Pods and EndpointSlices, for these addresses: the service's, and each pod's, all of the same families.
+    pub fn manifest(&self, cluster_ips: &[IpAddr], pods: &[Vec<IpAddr>]) -> String {
         let Self { name, namespace, port, target_port, version, meshed, .. } = self;
         let protocol =
             self.app_protocol.as_ref().map(|name| format!("\n      appProtocol: {name}")).unwrap_or_default();
@@ -135,7 +155,8 @@ metadata:
   name: {name}
   namespace: {namespace}
 spec:
-  clusterIP: {cluster_ip}
+  clusterIP: {}
+  clusterIPs: {}
   selector:
     app: {name}
   ports:
@@ -143,9 +164,11 @@ spec:
       port: {port}
       targetPort: {target_port}
       protocol: TCP{protocol}
-"
+",
+            quoted(&cluster_ips[..1]),
+            list(cluster_ips),
         );
-        for (index, ip) in pods.iter().enumerate() {
+        for (index, ips) in pods.iter().enumerate() {
             let pod = self.pod_name(index);
             let _ = write!(
                 out,
@@ -165,23 +188,29 @@ spec:
   serviceAccountName: {name}
 status:
   phase: Running
-  podIP: {ip}
-  podIPs:
-    - ip: {ip}
-"
+  podIP: {}
+  podIPs: [{}]
+",
+                quoted(&ips[..1]),
+                ips.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", "),
             );
         }
-        out + "---\n" + &self.slice(pods)
+        for family in 0..cluster_ips.len() {
+            let ips: Vec<_> = pods.iter().map(|ips| ips[family]).collect();
+            out = out + "---\n" + &self.slice(&ips);
+        }
+        out
     }
 
-    /// Its EndpointSlice with these addresses, the first of which is its first pod's.
-    pub fn slice(&self, pods: &[Ipv4Addr]) -> String {
+    /// Its EndpointSlice with these addresses of one family, the first of which is its first pod's.
+    pub fn slice(&self, pods: &[IpAddr]) -> String {
         let named: Vec<_> = pods.iter().enumerate().map(|(index, ip)| (self.pod_name(index), *ip)).collect();
-        self.slice_of("1", &named)
+        let suffix = if pods.first().is_some_and(IpAddr::is_ipv6) { "6" } else { "1" };
+        self.slice_of(suffix, &named)
     }
 
     /// An EndpointSlice of its with any pods of its namespace; `suffix` tells its slices apart.
-    pub fn slice_of(&self, suffix: &str, pods: &[(String, Ipv4Addr)]) -> String {
+    pub fn slice_of(&self, suffix: &str, pods: &[(String, IpAddr)]) -> String {
         let Self { name, namespace, target_port, .. } = self;
         let protocol = self.app_protocol.as_ref().map(|name| format!("\n    appProtocol: {name}")).unwrap_or_default();
         let mut out = format!(
@@ -192,19 +221,20 @@ metadata:
   namespace: {namespace}
   labels:
     kubernetes.io/service-name: {name}
-addressType: IPv4
+addressType: {}
 ports:
   - name: main
     port: {target_port}
     protocol: TCP{protocol}
 endpoints:{}
 ",
+            if pods.first().is_some_and(|(_, ip)| ip.is_ipv6()) { "IPv6" } else { "IPv4" },
             if pods.is_empty() { " []" } else { "" }
         );
         for (pod, ip) in pods {
             let _ = write!(
                 out,
-                "  - addresses: [{ip}]
+                "  - addresses: [\"{ip}\"]
     conditions:
       ready: true
       serving: true
@@ -218,4 +248,13 @@ endpoints:{}
         }
         out
     }
+}
+
+// IPv6 addresses are no plain scalars of YAML.
+fn quoted(ips: &[IpAddr]) -> String {
+    ips.iter().map(|ip| format!("\"{ip}\"")).collect::<Vec<_>>().join(", ")
+}
+
+fn list(ips: &[IpAddr]) -> String {
+    format!("[{}]", quoted(ips))
 }

@@ -1,14 +1,14 @@
 //! A mesh to test: a lab with control, services with their applications and sidecars, and the files that control reads.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
 use weft::lab::{Control, Lab, Pod, Process, Sidecar, until};
 
-use crate::manifests::{App, Service};
+use crate::manifests::{App, Family, Service};
 use crate::tools;
 
 /// How long a condition may take that holds within a second on an idle machine.
@@ -39,7 +39,7 @@ pub struct Mesh {
     /// Flags of control.
     pub control_flags: Vec<String>,
     /// Services by name, with their cluster addresses.
-    pub services: BTreeMap<String, (Service, Ipv4Addr)>,
+    pub services: BTreeMap<String, (Service, Vec<IpAddr>)>,
     /// The directory that control reads.
     pub files: PathBuf,
     /// The lab; last, because it goes last.
@@ -118,6 +118,9 @@ impl Mesh {
     /// [`Mesh::deploy`] without waiting for the sidecars; gives the pods' names.
     pub fn deploy_unready(&mut self, service: Service) -> Vec<String> {
         let cluster_ip = self.free_cluster_ip();
+        let [.., high, low] = cluster_ip.octets();
+        let beside = Ipv6Addr::new(0xfd00, 0x10, 0x96, 0, 0, 0, 0, u16::from_be_bytes([high, low]));
+        let cluster_ips = of_family(service.family, cluster_ip, Some(beside));
         let mut pods = Vec::new();
         for index in 0..service.pods {
             let name = service.pod_name(index);
@@ -128,11 +131,11 @@ impl Mesh {
             };
             pods.push(pod.unwrap_or_else(|error| panic!("{error}")));
         }
-        let addresses: Vec<Ipv4Addr> = pods.iter().map(Pod::ip).collect();
+        let addresses: Vec<_> = pods.iter().map(|pod| of_family(service.family, pod.ip(), pod.ip6())).collect();
         for name in [service.name.clone(), format!("{}.{}", service.name, service.namespace)] {
-            self.lab.name(&name, IpAddr::V4(cluster_ip)).unwrap();
+            self.lab.name(&name, cluster_ips[0]).unwrap();
         }
-        self.write(&format!("{}.yaml", service.name), &service.manifest(cluster_ip, &addresses));
+        self.write(&format!("{}.yaml", service.name), &service.manifest(&cluster_ips, &addresses));
         let names = pods.iter().map(|pod| pod.name().to_owned()).collect();
         for pod in pods {
             let app = start_app(&service, &pod);
@@ -143,7 +146,7 @@ impl Mesh {
             }
             self.members.insert(member.pod.name().to_owned(), member);
         }
-        self.services.insert(service.name.clone(), (service, cluster_ip));
+        self.services.insert(service.name.clone(), (service, cluster_ips));
         names
     }
 
@@ -186,13 +189,21 @@ impl Mesh {
         self.sidecar(pod).metric(name, labels).unwrap_or_else(|error| panic!("metrics of {pod}: {error}"))
     }
 
-    /// The cluster address and port of a service.
+    /// The cluster address and port of a service, the first if it has several.
     ///
     /// # Panics
     /// If it was not deployed.
     pub fn address(&self, service: &str) -> SocketAddr {
-        let (service, ip) = self.services.get(service).unwrap_or_else(|| panic!("no service {service}"));
-        SocketAddr::from((*ip, service.port))
+        self.addresses(service)[0]
+    }
+
+    /// All cluster addresses of a service, with its port.
+    ///
+    /// # Panics
+    /// If it was not deployed.
+    pub fn addresses(&self, service: &str) -> Vec<SocketAddr> {
+        let (service, ips) = self.services.get(service).unwrap_or_else(|| panic!("no service {service}"));
+        ips.iter().map(|ip| SocketAddr::from((*ip, service.port))).collect()
     }
 
     /// Runs the real curl in a pod; its output is the answer's head and body.
@@ -205,9 +216,11 @@ impl Mesh {
 
     /// Moves a service's EndpointSlice into a file of its own, so that a test can edit it alone; gives its text.
     pub fn slice_apart(&self, service: &str) -> String {
-        let (service, cluster_ip) = &self.services[service];
-        let ips: Vec<Ipv4Addr> = (0..service.pods).map(|index| self.pod(&service.pod_name(index)).ip()).collect();
-        let (whole, slice) = (service.manifest(*cluster_ip, &ips), service.slice(&ips));
+        let (service, cluster_ips) = &self.services[service];
+        let pod = |index| self.pod(&service.pod_name(index));
+        let ips: Vec<IpAddr> = (0..service.pods).map(|index| pod(index).ip().into()).collect();
+        let each: Vec<_> = ips.iter().map(|ip| vec![*ip]).collect();
+        let (whole, slice) = (service.manifest(cluster_ips, &each), service.slice(&ips));
         let rest = whole.strip_suffix(&format!("---\n{slice}")).expect("the slice stands last");
         self.write(&format!("{}-slice.yaml", service.name), &slice);
         self.write(&format!("{}.yaml", service.name), rest);
@@ -238,6 +251,15 @@ impl Member {
     }
 }
 
+fn of_family(family: Family, four: Ipv4Addr, six: Option<Ipv6Addr>) -> Vec<IpAddr> {
+    let six = || IpAddr::V6(six.expect("this machine has no IPv6"));
+    match family {
+        Family::V4 => vec![four.into()],
+        Family::V6 => vec![six()],
+        Family::Dual => vec![six(), four.into()],
+    }
+}
+
 fn start_app(service: &Service, pod: &Pod) -> Option<Process> {
     let kind = match service.app {
         App::Http => "http",
@@ -246,7 +268,7 @@ fn start_app(service: &Service, pod: &Pod) -> Option<Process> {
         App::Own => return None,
     };
     let mut args: Vec<String> = ["app", kind].iter().map(ToString::to_string).collect();
-    args.push(format!("--listen=0.0.0.0:{}", service.target_port));
+    args.push(format!("--listen={}", pod.any(service.target_port)));
     args.push(format!("--name={}", pod.name()));
     args.push(format!("--version-label={}", service.version));
     args.extend(service.args.iter().cloned());

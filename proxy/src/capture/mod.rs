@@ -10,7 +10,7 @@ mod inbound;
 mod outbound;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +20,7 @@ use weft_engine::reason::Reason;
 
 use self::inbound::Applications;
 use crate::Shared;
+use crate::discovery::address::canonical;
 use crate::tcp::reset_on_close;
 use crate::telemetry::Direction;
 use crate::upstream::connect::set_options;
@@ -60,8 +61,18 @@ pub fn listen(addr: SocketAddr) -> io::Result<std::net::TcpListener> {
     open(addr, false)
 }
 
+// `[::]` is every address of both families, and of IPv4 alone where the kernel has no other.
 fn open(addr: SocketAddr, shared: bool) -> io::Result<std::net::TcpListener> {
-    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    let (addr, socket) = match Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP)) {
+        Err(_) if addr.ip() == Ipv6Addr::UNSPECIFIED => {
+            let addr = SocketAddr::from((Ipv4Addr::UNSPECIFIED, addr.port()));
+            (addr, Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?)
+        }
+        socket => (addr, socket?),
+    };
+    if addr.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
@@ -147,7 +158,7 @@ impl Accept {
             return;
         };
         set_options(&stream);
-        let serving = serve(Arc::clone(&self.shared), stream, client, destination);
+        let serving = serve(Arc::clone(&self.shared), stream, canonical(client), destination);
         tokio::spawn(async move {
             serving.await;
             drop(permit);
@@ -167,13 +178,14 @@ impl Accept {
 
 /// Where a redirected connection wanted to go; `None` if it was not redirected: then it was made to us.
 fn original_destination(stream: &TcpStream) -> Option<SocketAddr> {
-    let local = stream.local_addr().ok()?;
+    // A listener of both families sees IPv4 inside IPv6; the kernel's record of the connection is IPv4's.
+    let local = canonical(stream.local_addr().ok()?);
     let socket = SockRef::from(stream);
     let original = match local {
         SocketAddr::V4(_) => socket.original_dst_v4(),
         SocketAddr::V6(_) => socket.original_dst_v6(),
     };
-    let original = original.ok()?.as_socket()?;
+    let original = canonical(original.ok()?.as_socket()?);
     (original != local).then_some(original)
 }
 

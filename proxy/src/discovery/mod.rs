@@ -12,7 +12,7 @@
 //! - Addresses are bounded ([`machine::Limits`]), and forgotten [`IDLE`] after their last use.
 //! - Control's absence changes nothing that is in force.
 
-mod address;
+pub mod address;
 mod build;
 pub mod counters;
 mod describe;

@@ -1,12 +1,13 @@
 //! The wires: one bridge on the node, one veth pair a pod. Spoken over rtnetlink, in a thread inside the namespace meant.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use rtnetlink::packet_route::address::AddressHeaderFlags;
 use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use rustix::fd::{AsFd as _, AsRawFd as _};
 use weft_capture::netns::NetNs;
 
-use super::{BRIDGE, Error, NODE, POD_PREFIX};
+use super::{BRIDGE, Error, NODE, NODE6, POD_PREFIX, POD_PREFIX6};
 
 /// The name of a pod's interface, as in any cluster.
 const POD_LINK: &str = "eth0";
@@ -15,18 +16,20 @@ const POD_LINK: &str = "eth0";
 /// looked it up before then talk to nobody until they look again.
 const BRIDGE_MAC: [u8; 6] = [0x02, 0, 0, 0xf4, 0, 0x01];
 
-/// Brings up the node's bridge and its address.
-pub fn bridge(node: &NetNs) -> Result<(), Error> {
+/// Brings up the node's bridge and its addresses; says whether it has one of IPv6.
+pub fn bridge(node: &NetNs) -> Result<bool, Error> {
     inside(node, "make the node's bridge", async |links| {
         up(&links, "lo").await?;
         said(links.link().add(LinkBridge::new(BRIDGE).address(BRIDGE_MAC.to_vec()).build()).execute().await)?;
         said(links.address().add(index(BRIDGE)?, NODE.into(), POD_PREFIX).execute().await)?;
         up(&links, BRIDGE).await
-    })
+    })?;
+    // A machine without IPv6 has a lab without.
+    Ok(inside(node, "give the node an IPv6 address", async |links| add6(&links, BRIDGE, NODE6).await).is_ok())
 }
 
-/// Wires a pod's namespace to the node: address, default route, loopback.
-pub fn pod(node: &NetNs, pod: &NetNs, number: u16, address: Ipv4Addr) -> Result<(), Error> {
+/// Wires a pod's namespace to the node: addresses, default routes, loopback.
+pub fn pod(node: &NetNs, pod: &NetNs, number: u16, (address, six): (Ipv4Addr, Option<Ipv6Addr>)) -> Result<(), Error> {
     let (outer, inner) = (format!("weft{number}a"), format!("weft{number}b"));
     let target = pod.as_fd().as_raw_fd();
     inside(node, &format!("wire the pod at {address} to the node"), async |links| {
@@ -42,8 +45,19 @@ pub fn pod(node: &NetNs, pod: &NetNs, number: u16, address: Ipv4Addr) -> Result<
         said(links.address().add(link, address.into(), POD_PREFIX).execute().await)?;
         up(&links, POD_LINK).await?;
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(NODE).output_interface(link).build();
+        said(links.route().add(route).execute().await)?;
+        let Some(six) = six else { return Ok(()) };
+        add6(&links, POD_LINK, six).await?;
+        let route = RouteMessageBuilder::<Ipv6Addr>::new().gateway(NODE6).output_interface(link).build();
         said(links.route().add(route).execute().await)
     })
+}
+
+/// Usable at once: nobody else here can have the address, so the kernel need not ask around for a second.
+async fn add6(links: &Handle, name: &str, address: Ipv6Addr) -> Result<(), String> {
+    let mut add = links.address().add(index(name)?, address.into(), POD_PREFIX6);
+    add.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+    said(add.execute().await)
 }
 
 /// Runs a conversation with the kernel about the links of a namespace.

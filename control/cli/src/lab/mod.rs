@@ -3,6 +3,7 @@
 //! ```text
 //!   node namespace                      pod namespace
 //!   bridge weft0 10.244.0.1/16 -------- eth0 10.244.x.y/16, default route to the bridge,
+//!     and fd00:10:244::1/64             and fd00:10:244::/64, if this machine has IPv6
 //!   control, DNS                        capture rules, sidecar (marked), application
 //! ```
 //!
@@ -13,7 +14,7 @@
 //! - Nothing outside is changed: mounts are private, `/etc/hosts` is bound per process, no file outside the lab's directory is written.
 //! - Processes are started by one thread that lives as long as the lab, because the parent-death signal follows the thread.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -41,6 +42,10 @@ pub const MARK: u32 = 0x539;
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 1);
 /// The range of all pods, as a prefix length of [`NODE`].
 pub const POD_PREFIX: u8 = 16;
+/// The node's IPv6 address on the bridge.
+pub const NODE6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x10, 0x244, 0, 0, 0, 0, 1);
+/// The range of all pods' IPv6 addresses, as a prefix length of [`NODE6`].
+pub const POD_PREFIX6: u8 = 64;
 /// The name of the bridge; an interface to sniff all pods' traffic on.
 pub const BRIDGE: &str = "weft0";
 
@@ -142,6 +147,8 @@ pub(crate) struct Inner {
     /// Removed with the lab, unless the caller gave a directory.
     temporary: Mutex<Option<tempfile::TempDir>>,
     pub node: NetNs,
+    /// Whether this machine has IPv6, so that pods have it too.
+    pub ipv6: bool,
     pub hosts: hosts::Hosts,
     pub spawner: process::Spawner,
     links: AtomicU16,
@@ -170,13 +177,14 @@ impl Lab {
         // Processes find it from whatever directory.
         let dir = std::fs::canonicalize(&dir).map_err(Error::file(&dir))?;
         let node = NetNs::create()?;
-        links::bridge(&node)?;
+        let ipv6 = links::bridge(&node)?;
         let hosts = hosts::Hosts::create(&dir)?;
         let inner = Inner {
             program: program.to_owned(),
             dir,
             temporary: Mutex::new(temporary),
             node,
+            ipv6,
             hosts,
             spawner: process::Spawner::start()?,
             links: AtomicU16::new(0),
@@ -247,7 +255,21 @@ impl Lab {
         }
         let net = NetNs::create()?;
         let number = self.inner.links.fetch_add(1, Ordering::Relaxed);
-        links::pod(&self.inner.node, &net, number, address)?;
-        Ok(Pod::new(self.inner.clone(), namespace, name, address, net))
+        let addresses = (address, self.inner.ipv6.then(|| beside(address)));
+        links::pod(&self.inner.node, &net, number, addresses)?;
+        Ok(Pod::new(self.inner.clone(), namespace, name, addresses, net))
     }
+
+    /// Whether this machine has IPv6, so that pods have addresses of both families.
+    pub fn has_ipv6(&self) -> bool {
+        self.inner.ipv6
+    }
+}
+
+/// The IPv6 address of the pod at `address`: the same last two bytes.
+fn beside(address: Ipv4Addr) -> Ipv6Addr {
+    let [.., high, low] = address.octets();
+    let mut segments = NODE6.segments();
+    segments[7] = u16::from_be_bytes([high, low]);
+    Ipv6Addr::from(segments)
 }

@@ -1,7 +1,7 @@
 //! A pod: a network namespace with an address, and what runs in it.
 
 use std::ffi::OsStr;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -23,12 +23,19 @@ pub struct Pod {
     namespace: String,
     name: String,
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     net: NetNs,
 }
 
 impl Pod {
-    pub(super) fn new(lab: Arc<Inner>, namespace: &str, name: &str, ip: Ipv4Addr, net: NetNs) -> Self {
-        Self { lab, namespace: namespace.to_owned(), name: name.to_owned(), ip, net }
+    pub(super) fn new(
+        lab: Arc<Inner>,
+        namespace: &str,
+        name: &str,
+        (ip, ip6): (Ipv4Addr, Option<Ipv6Addr>),
+        net: NetNs,
+    ) -> Self {
+        Self { lab, namespace: namespace.to_owned(), name: name.to_owned(), ip, ip6, net }
     }
 
     /// Its namespace in the sense of Kubernetes.
@@ -49,6 +56,17 @@ impl Pod {
     /// Its address.
     pub fn ip(&self) -> Ipv4Addr {
         self.ip
+    }
+
+    /// Its IPv6 address, if this machine has IPv6.
+    pub fn ip6(&self) -> Option<Ipv6Addr> {
+        self.ip6
+    }
+
+    /// Where a server listens that is to be reached at all of its addresses.
+    pub fn any(&self, port: u16) -> SocketAddr {
+        let any: IpAddr = if self.ip6.is_some() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+        SocketAddr::from((any, port))
     }
 
     /// Its network namespace.
@@ -158,7 +176,7 @@ impl Pod {
     /// # Errors
     /// As from `bind`.
     pub fn listen(&self, port: u16) -> std::io::Result<TcpListener> {
-        self.net.run(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))).map_err(std::io::Error::other)?
+        self.net.run(|| TcpListener::bind(self.any(port))).map_err(std::io::Error::other)?
     }
 }
 
