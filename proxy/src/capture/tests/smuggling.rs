@@ -1,6 +1,8 @@
 //! The corpus of requests that could be read in two ways, tried on each way through the proxy. The application is a recorder with a
 //! reader of its own, stricter than any server: what it cannot read in one way alone fails the test.
 
+use std::net::SocketAddr;
+use std::slice::Chunks;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,10 +58,18 @@ async fn on_a_port_that_is_said_to_speak_http_nothing_is_opaque() {
     }
 }
 
+#[tokio::test]
+async fn no_request_becomes_two_in_pieces() {
+    for way in [Way::Outbound, Way::Plain, Way::Mesh] {
+        let small = cases().into_iter().filter(|case| case.bytes.len() < 4 << 10);
+        try_these(small, way, Protocol::Detect, Some(5)).await;
+    }
+}
+
 #[test]
 fn the_corpus_is_what_it_says() {
     let cases = cases();
-    assert!(cases.len() >= 60, "{}", cases.len());
+    assert!(cases.len() >= 200, "{}", cases.len());
     for (at, case) in cases.iter().enumerate() {
         assert!(!case.rfc.is_empty(), "{}", case.name);
         assert!(cases[..at].iter().all(|other| other.name != case.name), "two cases are called {}", case.name);
@@ -67,12 +77,17 @@ fn the_corpus_is_what_it_says() {
 }
 
 async fn try_all(way: Way, protocol: Protocol) {
+    try_these(cases(), way, protocol, None).await;
+}
+
+// `step`: sent so many bytes at a time.
+async fn try_these(cases: impl IntoIterator<Item = Case>, way: Way, protocol: Protocol, step: Option<usize>) {
     let world = World::new();
     let client = world.proxy("web", Snapshot::default());
     let server = world.proxy("cart", enforces(InboundPort { protocol, ..open_port(false) }));
     let mut faults = Vec::new();
-    for case in cases() {
-        if let Err(fault) = try_case((&client, &server), way, &case, protocol).await {
+    for case in cases {
+        if let Err(fault) = try_case((&client, &server), way, &case, protocol, step).await {
             faults.push(format!("{} (RFC {}): {fault}", case.name, case.rfc));
         }
     }
@@ -85,6 +100,7 @@ async fn try_case(
     way: Way,
     case: &Case,
     protocol: Protocol,
+    step: Option<usize>,
 ) -> Result<(), String> {
     let recorder = Recorder::start().await;
     let inbound = inbound_side(server, recorder.addr).await;
@@ -95,13 +111,14 @@ async fn try_case(
     let outbound = outbound_side(client, cluster_ip()).await;
 
     let sent = if case.last { case.bytes.to_vec() } else { [&case.bytes, CANARY.as_bytes()].concat() };
+    let pieces = sent.chunks(step.unwrap_or(sent.len()));
     let answer = match way {
-        Way::Outbound => say(TcpStream::connect(outbound).await.unwrap(), &sent, case.last).await?,
-        Way::Plain => say(TcpStream::connect(inbound).await.unwrap(), &sent, case.last).await?,
-        Way::Mesh => say(connect(client, &cart, None, Speak::H1).await.unwrap(), &sent, case.last).await?,
+        Way::Outbound => say(open(outbound).await, pieces, case.last).await?,
+        Way::Plain => say(open(inbound).await, pieces, case.last).await?,
+        Way::Mesh => say(connect(client, &cart, None, Speak::H1).await.unwrap(), pieces, case.last).await?,
     };
     // Whoever comes next, perhaps on the same connection to the application, gets the answer to its own request.
-    let next = say(TcpStream::connect(outbound).await.unwrap(), NEXT.as_bytes(), false).await?;
+    let next = say(open(outbound).await, NEXT.as_bytes().chunks(NEXT.len()), false).await?;
     let Some(mut seen) = recorder.settled().await else { return Err("a request stays half given".to_owned()) };
     let last = seen.pop().map(|event| event.what);
     let opaque = case.opaque && way != Way::Mesh && protocol == Protocol::Detect;
@@ -161,13 +178,29 @@ fn judge(case: &Case, statuses: &[u16], seen: &[Event]) -> Result<(), String> {
     }
 }
 
+async fn open(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
 // Everything that comes back until the end, which a reset is too.
-async fn say<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: &[u8], last: bool) -> Result<Vec<u8>, String> {
+async fn say<S: AsyncRead + AsyncWrite + Unpin>(
+    mut stream: S,
+    pieces: Chunks<'_, u8>,
+    last: bool,
+) -> Result<Vec<u8>, String> {
     let mut answer = Vec::new();
     let talk = async {
-        // The other end may have refused before all was said.
-        let _ = stream.write_all(bytes).await;
-        let _ = stream.flush().await;
+        for piece in pieces {
+            // The other end may have refused before all was said.
+            let _ = stream.write_all(piece).await;
+            let _ = stream.flush().await;
+            // The proxy is on this thread, too: it looks at each piece by itself.
+            for _ in 0..5 {
+                tokio::task::yield_now().await;
+            }
+        }
         if last {
             let _ = stream.shutdown().await;
         }
