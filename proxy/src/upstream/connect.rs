@@ -26,6 +26,8 @@ use crate::discovery::snapshot::Endpoint;
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a TLS handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often in a row our first words may come too late (see [`spoke_first`]).
+const MAX_LATE: u32 = 3;
 /// First keep-alive probe after this much silence, and the time between probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -180,13 +182,27 @@ async fn try_connect(
         return Err(ConnectError::Protocol { addr, speak });
     }
     let own = shared.identity.current().map_err(ConnectError::Own)?;
-    let stream = dial(addr, shared.config.exclude, false).await.map_err(|error| ConnectError::Tcp { addr, error })?;
     let config = match speak {
         Speak::H1 => &own.client_h1,
         Speak::H2 => &own.client_h2,
         Speak::Tcp => &own.client_tcp,
     };
-    handshake(stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await
+    let mut late = 0;
+    loop {
+        let dialled = dial(addr, shared.config.exclude, false).await;
+        let stream = dialled.map_err(|error| ConnectError::Tcp { addr, error })?;
+        match handshake(stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await {
+            Err(ConnectError::Tls { error, .. }) if late < MAX_LATE && spoke_first(&error) => late += 1,
+            done => return done,
+        }
+    }
+}
+
+/// Whether the other end has sent what is no TLS. A permissive sidecar does when our first words were late, as on a busy machine: it took us
+/// for a plain client that waits, and its application spoke. Nothing was sent, and the next connection's words may come in time.
+fn spoke_first(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }
 
 /// The whole of the client's side of mesh TLS over a fresh connection.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -11,6 +12,7 @@ use weft_engine::ratelimit::{Key, Limiter, Rate};
 use super::app::App;
 use super::world::*;
 use crate::Shared;
+use crate::capture::inbound::{Applications, serve as serve_inbound};
 use crate::discovery::snapshot::{Destination, InboundPort, Limit};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: shop\r\n\r\n";
@@ -140,6 +142,35 @@ async fn a_server_that_is_somebody_else_gets_no_byte() {
     let (head, _) = Client::connect(outbound_side(&proxy, cluster_ip()).await).await.send(GET).await;
     assert!(head.starts_with("HTTP/1.1 503"), "{head}");
     assert_eq!(app.requests(), 0);
+}
+
+#[tokio::test]
+async fn a_sidecar_that_took_us_for_a_silent_client_is_called_again() {
+    let app = App::start("cart").await;
+    let world = World::new();
+    let server = world.proxy("cart", enforces(open_port(false)));
+    let calls_so_far = Arc::new(AtomicUsize::new(0));
+    let (count, applications) = (Arc::clone(&calls_so_far), Arc::new(Applications::default()));
+    // Our first words come late to it, once, and its application speaks first, as every HTTP/2 server does.
+    let far = listen(move |mut stream, client| {
+        let late = count.fetch_add(1, Ordering::SeqCst) == 0;
+        let (server, applications) = (Arc::clone(&server), Arc::clone(&applications));
+        async move {
+            if late {
+                let _ = stream.write_all(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0").await;
+                let _ = stream.read(&mut [0; 1]).await;
+            } else {
+                serve_inbound(server, applications, stream, client, app.addr).await;
+            }
+        }
+    })
+    .await;
+    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
+    let proxy = world.proxy("web", calls(cluster_ip(), destination));
+    let mut client = Client::connect(outbound_side(&proxy, cluster_ip()).await).await;
+    let (head, _) = client.send("POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 0\r\n\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(calls_so_far.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test]
