@@ -228,7 +228,7 @@ mod tests {
     fn ask(identity: &str) -> Explanation {
         let peer: Identity = identity.parse().unwrap();
         let headers = HeaderMap::new();
-        let request = RequestView { method: &Method::GET, path: "/", query: None, headers: &headers };
+        let request = RequestView { method: &Method::GET, path: "/", query: None, headers: (&headers).into() };
         let question = Question { peer: Some(&peer), http: Some((&Method::GET, "/")) };
         let rate = Rate { requests: 5, per: Duration::from_secs(1), burst: 5 };
         let limit = Limiter::new("per-client", rate, Key::ClientIdentity, Vec::new());
@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn routes_tell_shares() {
         let headers = HeaderMap::new();
-        let request = RequestView { method: &Method::GET, path: "/", query: None, headers: &headers };
+        let request = RequestView { method: &Method::GET, path: "/", query: None, headers: (&headers).into() };
         assert!(route(None, &request).is_allowed());
         let backend = |weight, invalid: Option<&str>| Backend {
             service: "service/shop/web:80".into(),

@@ -1,6 +1,6 @@
-//! Where an HTTP/1 request's body ends, so that the next head on the connection can be found and checked.
+//! Where an HTTP/1 body ends, so that the next head on the connection can be found and checked.
 //!
-//! Keeps no byte: it is fed what comes and says how much of it is body. As strict as RFC 9112 section 7.1 lets it be; whatever the
+//! Keeps no byte: it is fed what comes and says how much of it is body, and what of that is content. As strict as RFC 9112 section 7.1 lets it be; whatever the
 //! proxy and its parser could frame differently is an error.
 
 use crate::reason::Reason;
@@ -27,15 +27,22 @@ enum At {
         size: u64,
         digits: u8,
     },
-    /// In what follows a size on its line.
-    Extension(u64),
+    /// In the space behind a size: hidden digits behind it are read by some parsers and not by others.
+    Space(u64),
+    /// In what follows a size on its line, of which so many bytes may come.
+    Extension {
+        size: u64,
+        left: u16,
+    },
     /// Before the LF of a size's line.
     SizeLf(u64),
     /// So many bytes of a chunk are to come.
     Data(u64),
     DataCr,
     DataLf,
-    /// At the beginning of a line behind the last chunk.
+    /// Behind the line of the last chunk.
+    Trailers,
+    /// At the beginning of a line behind a trailer field.
     Trailer,
     InTrailer,
     TrailerLf,
@@ -45,6 +52,8 @@ enum At {
 
 /// Digits of a chunk's size at most: no chunk is 2^60 bytes long.
 const SIZE_DIGITS: u8 = 15;
+/// Bytes behind a chunk's size at most: signatures of uploads take about 90.
+const MAX_EXTENSION: u16 = 1024;
 
 impl Body {
     /// No body, or one that has ended.
@@ -63,6 +72,19 @@ impl Body {
         *self == Self::ENDED
     }
 
+    /// Whether the line of the last chunk has ended and the trailer section comes next, be it only its empty line.
+    pub fn at_trailers(&self) -> bool {
+        self.0 == At::Trailers
+    }
+
+    /// The caller has read the trailer section itself ([`crate::head::read_trailers`]): the body has ended. Nothing happens anywhere
+    /// else than [`Self::at_trailers`].
+    pub fn end_trailers(&mut self) {
+        if self.at_trailers() {
+            *self = Self::ENDED;
+        }
+    }
+
     /// Moves on by as many of `bytes` as belong to the body, and says how many.
     ///
     /// # Errors
@@ -70,22 +92,53 @@ impl Body {
     pub fn skip(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
         let mut at = 0;
         while at < bytes.len() && !self.ended() {
-            at += match &mut self.0 {
-                At::Known(left) | At::Data(left) => {
-                    let run = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len() - at);
-                    *left -= run as u64;
-                    run
-                }
-                _ => {
-                    self.0 = self.0.after(bytes[at])?;
-                    1
-                }
-            };
-            if self.0 == At::Data(0) {
-                self.0 = At::DataCr;
-            }
+            at += self.step(&bytes[at..])?.0;
         }
         Ok(at)
+    }
+
+    /// As [`Self::skip`], but stops before the trailer section: [`Self::at_trailers`].
+    ///
+    /// # Errors
+    /// As [`Self::skip`].
+    pub fn skip_to_trailers(&mut self, bytes: &[u8]) -> Result<usize, Reason> {
+        self.content(bytes, |_| ())
+    }
+
+    /// As [`Self::skip_to_trailers`], and appends the content, without the framing of chunks, to `out`: no more than `bytes` are.
+    ///
+    /// # Errors
+    /// As [`Self::skip`]; what came before the fault has been appended.
+    pub fn decode(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Reason> {
+        self.content(bytes, |run| out.extend_from_slice(run))
+    }
+
+    #[inline]
+    fn content(&mut self, bytes: &[u8], mut found: impl FnMut(&[u8])) -> Result<usize, Reason> {
+        let mut at = 0;
+        while at < bytes.len() && !self.ended() && !self.at_trailers() {
+            let (taken, content) = self.step(&bytes[at..])?;
+            if content {
+                found(&bytes[at..at + taken]);
+            }
+            at += taken;
+        }
+        Ok(at)
+    }
+
+    // Moves on by a run of content or by one byte of framing: how many bytes, and whether they are content. `bytes` are some.
+    #[inline]
+    fn step(&mut self, bytes: &[u8]) -> Result<(usize, bool), Reason> {
+        let (At::Known(left) | At::Data(left)) = &mut self.0 else {
+            self.0 = self.0.after(bytes[0])?;
+            return Ok((1, false));
+        };
+        let run = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+        *left -= run as u64;
+        if self.0 == At::Data(0) {
+            self.0 = At::DataCr;
+        }
+        Ok((run, true))
     }
 }
 
@@ -99,16 +152,20 @@ impl At {
                 Self::Size { size: size << 4 | digit, digits: digits + 1 }
             }
             (Self::Size { digits: 0, .. }, _) => return malformed,
-            (Self::Size { size, .. } | Self::Extension(size), b'\r') => Self::SizeLf(size),
-            (Self::Size { size, .. }, b';' | b' ' | b'\t') => Self::Extension(size),
-            (Self::Extension(size), byte) if byte != b'\n' => Self::Extension(size),
-            (Self::SizeLf(0) | Self::TrailerLf, b'\n') => Self::Trailer,
+            (Self::Size { size, .. } | Self::Space(size) | Self::Extension { size, .. }, b'\r') => Self::SizeLf(size),
+            (Self::Size { size, .. } | Self::Space(size), b' ' | b'\t') => Self::Space(size),
+            (Self::Size { size, .. } | Self::Space(size), b';') => Self::Extension { size, left: MAX_EXTENSION },
+            (Self::Extension { size, left: left @ 1.. }, byte) if byte == b'\t' || byte >= b' ' && byte != 0x7f => {
+                Self::Extension { size, left: left - 1 }
+            }
+            (Self::SizeLf(0), b'\n') => Self::Trailers,
+            (Self::TrailerLf, b'\n') => Self::Trailer,
             (Self::SizeLf(size), b'\n') => Self::Data(size),
             (Self::DataCr, b'\r') => Self::DataLf,
             (Self::DataLf, b'\n') => Self::Size { size: 0, digits: 0 },
-            (Self::Trailer, b'\r') => Self::LastLf,
+            (Self::Trailers | Self::Trailer, b'\r') => Self::LastLf,
             (Self::InTrailer, b'\r') => Self::TrailerLf,
-            (Self::Trailer | Self::InTrailer, byte) if byte != b'\n' => Self::InTrailer,
+            (Self::Trailers | Self::Trailer | Self::InTrailer, byte) if byte != b'\n' => Self::InTrailer,
             (Self::LastLf, b'\n') => Self::Known(0),
             _ => return malformed,
         })

@@ -6,8 +6,8 @@
 //! - [`reason`]: the codes that every refusal carries.
 //! - [`identity`]: SPIFFE IDs.
 //! - [`detect`]: which protocol the first bytes speak.
-//! - [`head`]: whether an HTTP/1 request head is safe to parse.
-//! - [`framing`]: where its body ends and the next head begins.
+//! - [`head`]: HTTP/1 heads, read strictly and as the bytes they are.
+//! - [`framing`]: where an HTTP/1 body ends and the next head begins.
 //! - [`request`]: what a decision may look at.
 //! - [`route`]: route tables and their precedence.
 //! - [`authz`]: who may.

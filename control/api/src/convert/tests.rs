@@ -205,7 +205,7 @@ fn routes_are_compiled() {
     assert!(matches!(&rule.matches[0].path, Some(PathMatch::Prefix(path)) if path == "/api"));
     let mut headers = HeaderMap::new();
     headers.insert("x-env", "one".parse().unwrap());
-    let request = RequestView { method: &Method::GET, path: "/api/x", query: Some("q=1"), headers: &headers };
+    let request = RequestView { method: &Method::GET, path: "/api/x", query: Some("q=1"), headers: (&headers).into() };
     assert!(RouteTable::new(vec![found]).select(&request).is_some());
 }
 

@@ -57,7 +57,7 @@ pub fn ask(compiled: &Compiled, from: &Identity, request: &http::request::Parts)
 impl Asked<'_> {
     fn view<'v>(&'v self, headers: &'v HeaderMap) -> RequestView<'v> {
         let uri = &self.request.uri;
-        RequestView { method: &self.request.method, path: uri.path(), query: uri.query(), headers }
+        RequestView { method: &self.request.method, path: uri.path(), query: uri.query(), headers: headers.into() }
     }
 
     fn service(&self, name: &str, service: &Service) -> Explanation {

@@ -225,7 +225,7 @@ fn no_spelling_of_a_path_escapes() {
         ("/apis", false),
         ("/", false),
     ] {
-        let request = RequestView { method: &Method::GET, path, query: None, headers: &headers };
+        let request = RequestView { method: &Method::GET, path, query: None, headers: (&headers).into() };
         assert_eq!(limit.applies(&request), yes, "{path}");
     }
 }

@@ -141,7 +141,7 @@ fn with_view<T>(asked: &Asked, run: impl FnOnce(&RequestView<'_>) -> T) -> T {
         method: &method,
         path: asked.path,
         query: (!query.is_empty()).then_some(query.as_str()),
-        headers: &headers,
+        headers: (&headers).into(),
     })
 }
 
