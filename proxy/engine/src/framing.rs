@@ -175,6 +175,7 @@ impl At {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const CHUNKS: &str = "4;x=\"y\"\r\n\r\n\r\n\r\n0A \r\n0123456789\r\n0\r\nT: u\r\nV: w\r\n\r\n";
 
@@ -218,9 +219,102 @@ mod tests {
             "0\r\nT: u\rV",
             "0\r\n\rX",
             "1000000000000000\r\n",
+            "1 1\r\n",
+            "1 x\r\n",
+            "1;\0",
+            "1;\x7f",
+            "1 \n",
         ] {
             let mut place = Body::new(BodyLength::Chunked);
             assert_eq!(place.skip(body.as_bytes()), Err(Reason::MalformedRequest), "{body:?}");
+        }
+    }
+
+    // In two pieces: how much is body before the trailers, and its content.
+    fn decoded(length: BodyLength, bytes: &[u8], split: usize) -> (usize, Vec<u8>, Body) {
+        let (some, more) = bytes.split_at(split);
+        let (mut place, mut out) = (Body::new(length), b"kept".to_vec());
+        let mut skipped = place;
+        let first = place.decode(some, &mut out).unwrap();
+        assert_eq!((skipped.skip_to_trailers(some), skipped), (Ok(first), place));
+        assert!(first == split || place.ended() || place.at_trailers());
+        let second = place.decode(&bytes[first..split.max(first)], &mut out).unwrap();
+        assert_eq!(second, 0, "nothing more to be had there");
+        let second = if first == split { place.decode(more, &mut out).unwrap() } else { 0 };
+        assert_eq!(out[..4], *b"kept");
+        (first + second, out.split_off(4), place)
+    }
+
+    #[test]
+    fn content_is_taken_out_of_its_chunks_up_to_the_trailers() {
+        let before = CHUNKS.find("T: u").unwrap();
+        let bytes = format!("{CHUNKS}GET");
+        for split in 0..bytes.len() {
+            let (taken, content, mut place) = decoded(BodyLength::Chunked, bytes.as_bytes(), split);
+            assert_eq!((taken, &*content), (before, &b"\r\n\r\n0123456789"[..]), "in two pieces, {split}");
+            assert!(place.at_trailers() && !place.ended());
+            let mut read = place;
+            assert_eq!(read.skip(&bytes.as_bytes()[before..]), Ok(CHUNKS.len() - before));
+            place.end_trailers();
+            assert!(place.ended() && read.ended() && !place.at_trailers());
+        }
+        for split in 0..7 {
+            let (taken, content, place) = decoded(BodyLength::Known(5), b"a\r\n\r\nGE", split);
+            assert_eq!((taken, &*content, place), (5, &b"a\r\n\r\n"[..], Body::ENDED));
+        }
+    }
+
+    #[test]
+    fn trailers_are_ended_where_they_are_only() {
+        for part in ["", "4", "4\r\n", "4\r\nab", "0\r", "0\r\nT", "0\r\nT: u\r\n"] {
+            let mut place = Body::new(BodyLength::Chunked);
+            place.skip(part.as_bytes()).unwrap();
+            let before = place;
+            place.end_trailers();
+            assert!(!place.at_trailers() && place == before, "{part:?}");
+        }
+    }
+
+    #[test]
+    fn extensions_are_bounded() {
+        let mut place = Body::new(BodyLength::Chunked);
+        let longest = format!("1;{}", "x".repeat(usize::from(MAX_EXTENSION)));
+        assert_eq!(place.skip(longest.as_bytes()), Ok(longest.len()));
+        let mut longer = place;
+        assert_eq!(longer.skip(b"x"), Err(Reason::MalformedRequest));
+        assert_eq!(place.skip(b"\r\na\r\n0\r\n\r\nG"), Ok(10));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_all_ways_agree(
+            bytes in prop_oneof![
+                prop::collection::vec(any::<u8>(), 0..60),
+                "([0-9a-f]{0,2}[ ;]?\r?\n[a-z\r\n]{0,4}\r?\n?){0,4}(0\r\n)?(T: u\r\n)?(\r\n)?".prop_map(String::into_bytes),
+            ],
+            known in prop_oneof![Just(None), (0u64..80).prop_map(Some)],
+        ) {
+            let length = known.map_or(BodyLength::Chunked, BodyLength::Known);
+            let (mut whole, mut parts, mut out, mut pieces) = (Body::new(length), Body::new(length), Vec::new(), Vec::new());
+            let at_once = whole.decode(&bytes, &mut out);
+            let mut taken = Ok(0);
+            for byte in &bytes {
+                match (parts.decode(&[*byte], &mut pieces), &mut taken) {
+                    (Ok(more), Ok(sum)) => *sum += more,
+                    (more, _) => taken = more,
+                }
+                if taken.is_err() {
+                    break;
+                }
+            }
+            prop_assert_eq!(at_once, taken);
+            prop_assert_eq!(&out, &pieces);
+            let (mut skipped, mut through) = (Body::new(length), Body::new(length));
+            prop_assert_eq!(skipped.skip_to_trailers(&bytes), at_once);
+            let through = through.skip(&bytes);
+            if let Ok(taken) = at_once {
+                prop_assert!(out.len() <= taken && taken <= bytes.len() && through.is_err() || through >= Ok(taken));
+            }
         }
     }
 }

@@ -15,6 +15,10 @@ mod response;
 mod scan;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_properties;
+#[cfg(test)]
+mod tests_response;
 
 pub use fields::{Field, Kind, Span, forbidden_in_trailers, read_trailers, tokens};
 pub use request::{RequestHead, read_request};

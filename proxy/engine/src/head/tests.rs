@@ -112,6 +112,124 @@ fn size_is_bounded() {
     assert_eq!(check_head(exact.as_bytes(), exact.len() - 1), Err(Reason::HeaderTooLarge));
 }
 
+#[test]
+fn a_request_is_told_apart_into_places() {
+    let head =
+        b"\r\nPOST /a?b=c HTTP/1.1\r\nHost: [::1]:80\r\ncontent-LENGTH:3\r\nX: \t v\t w \t\r\nEmpty:  \r\n\r\nabc";
+    let mut fields = vec![Field { name: Span::default(), value: Span::default(), kind: Kind::Other }];
+    let read = read_request(head, LIMIT, &mut fields).unwrap().unwrap();
+    assert_eq!((read.len, read.body, read.http11), (head.len() - 3, BodyLength::Known(3), true));
+    assert_eq!((read.method.of(head), read.target.of(head)), (&b"POST"[..], &b"/a?b=c"[..]));
+    let found: Vec<_> = fields.iter().map(|field| (field.name.of(head), field.value.of(head), field.kind)).collect();
+    assert_eq!(
+        found,
+        [
+            (&b"Host"[..], &b"[::1]:80"[..], Kind::Host),
+            (b"content-LENGTH", b"3", Kind::ContentLength),
+            (b"X", b"v\t w", Kind::Other),
+            (b"Empty", b"", Kind::Other),
+        ]
+    );
+    assert_eq!(Span { start: 3, end: 900 }.of(head), b"");
+    assert_eq!(Span { start: 3, end: 2 }.of(head), b"");
+    assert_eq!(Span { start: 3, end: 2 }.len(), 0);
+}
+
+#[test]
+fn targets_have_their_path_and_query() {
+    for (method, target, path, query, origin, slash) in [
+        ("GET", "/", "/", None, "/", false),
+        ("GET", "/a?", "/a", Some(""), "/a?", false),
+        ("GET", "/a?b?c", "/a", Some("b?c"), "/a?b?c", false),
+        ("GET", "//a//b", "//a//b", None, "//a//b", false),
+        ("GET", "/caf\u{e9}?\u{e9}", "/caf\u{e9}", Some("\u{e9}"), "/caf\u{e9}?\u{e9}", false),
+        ("GET", "/http://b/c", "/http://b/c", None, "/http://b/c", false),
+        ("OPTIONS", "*", "*", None, "*", false),
+        ("OPTIONS", "http://a", "/", None, "", true),
+        ("GET", "http://a/", "/", None, "/", false),
+        ("GET", "http://a/b?c", "/b", Some("c"), "/b?c", false),
+        ("GET", "http://a?b/c", "/", Some("b/c"), "?b/c", true),
+        ("GET", "HTTPS://a:443/b://c/d", "/b://c/d", None, "/b://c/d", false),
+        ("CONNECT", "a:80", "", None, "", false),
+    ] {
+        let head = format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        let bytes = head.as_bytes();
+        let read = read_request(bytes, LIMIT, &mut Vec::new()).unwrap().unwrap();
+        assert_eq!((read.path(bytes), read.query(bytes)), (path, query), "{target}");
+        assert_eq!(read.origin_form(bytes).of(bytes), origin.as_bytes(), "{target}");
+        assert_eq!(read.needs_slash(bytes), slash, "{target}");
+        assert_eq!(read.target.of(bytes), target.as_bytes());
+        // Other bytes than it was read from: nothing to be had, and no panic.
+        assert!(read.path(b"G").len() <= 1 && read.query(b"G").is_none());
+    }
+}
+
+#[test]
+fn what_no_further_byte_can_mend_is_refused_at_once() {
+    for part in [
+        "GET\r",
+        " ",
+        "G(",
+        "GET  ",
+        "GET /\n",
+        "GET / HTTP/2",
+        "GET / HTTP/1.1\n",
+        "GET a HTTP/1.1\r\n",
+        "GET / HTTP/1.1\r\nHost ",
+    ] {
+        assert_eq!(check(part), Err(Reason::MalformedRequest), "{part:?}");
+    }
+    assert_eq!(check(&"A".repeat(MAX_METHOD)), Ok(HeadCheck::NeedMore));
+    assert_eq!(check(&"A".repeat(MAX_METHOD + 1)), Err(Reason::MalformedRequest));
+}
+
+#[test]
+fn kinds_are_known_whatever_their_case() {
+    for (name, kind) in [
+        ("host", Kind::Host),
+        ("Content-Length", Kind::ContentLength),
+        ("transfer-encoding", Kind::TransferEncoding),
+        ("Connection", Kind::Connection),
+        ("keep-alive", Kind::KeepAlive),
+        ("Proxy-Connection", Kind::ProxyConnection),
+        ("te", Kind::Te),
+        ("trailer", Kind::Trailer),
+        ("upgrade", Kind::Upgrade),
+        ("http2-settings", Kind::Http2Settings),
+        ("expect", Kind::Expect),
+        ("content-type", Kind::ContentType),
+        ("x-forwarded-for", Kind::ForwardedFor),
+        ("x-forwarded-client-cert", Kind::ClientCert),
+        ("x-weft-reason", Kind::Ours),
+        ("x-weft-", Kind::Ours),
+        // As long as one that is looked for.
+        ("x-weft-abcdefgh", Kind::Ours),
+        ("x-weft-abcdefghijklmnop", Kind::Ours),
+        ("x-weft-abc", Kind::Ours),
+        ("x_weft-reason", Kind::Ours),
+        ("x-forwarded_for", Kind::Ours),
+        ("x_forwarded_client_cert", Kind::Ours),
+        ("grpc-status", Kind::GrpcStatus),
+        ("x-weft", Kind::Other),
+        ("x-forwarded-fox", Kind::Other),
+        ("content_length", Kind::Other),
+        ("grpc_status", Kind::Other),
+        ("a", Kind::Other),
+        ("", Kind::Other),
+    ] {
+        for name in [name.to_ascii_lowercase(), name.to_ascii_uppercase(), name.to_owned()] {
+            assert_eq!(Kind::of(name.as_bytes()), kind, "{name}");
+        }
+    }
+}
+
+#[test]
+fn lists_are_told_apart() {
+    let tokens = |value: &'static str| tokens(value.as_bytes()).map(|t| str::from_utf8(t).unwrap()).collect::<Vec<_>>();
+    assert_eq!(tokens(" a ,,b,\t, c d\t"), ["a", "b", "c d"]);
+    assert!(tokens(" , ").is_empty());
+}
+
 proptest! {
     #[test]
     fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), limit in 0usize..200) {

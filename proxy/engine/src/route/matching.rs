@@ -146,7 +146,10 @@ fn decode_parameter(text: &str) -> Cow<'_, str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::head::read_request;
+    use crate::request::Headers;
     use http::{HeaderMap, HeaderValue, Method};
+    use proptest::prelude::*;
 
     fn prefix(text: &str) -> PathMatch {
         PathMatch::Prefix(text.to_owned())
@@ -223,6 +226,37 @@ mod tests {
                 RequestView { method: &Method::GET, path: "/", query: Some(query), headers: (&headers).into() };
             let wanted = Match { query: vec![(name.into(), ValueMatch::Exact(value.into()))], ..Match::default() };
             assert_eq!(wanted.matches(&request), yes, "{query} {name}={value}");
+        }
+    }
+
+    // A name in any case, and a value with space around it.
+    fn sent() -> impl Strategy<Value = (String, String)> {
+        ("[xX]-([aA]|[eE][nN][vV])", "[ \t]?(one|two|\u{e9}?|o[ \t,]e)[ \t]?")
+    }
+
+    proptest! {
+        #[test]
+        fn fields_match_alike_parsed_and_as_they_came(sent in prop::collection::vec(sent(), 0..5), wanted in "one|two|o e|\u{e9}|") {
+            let mut head = "GET / HTTP/1.1\r\nHost: a\r\n".to_owned();
+            let mut map = HeaderMap::new();
+            map.insert("host", HeaderValue::from_static("a"));
+            for (name, value) in &sent {
+                head.extend([name, ":", value, "\r\n"]);
+                let value = value.trim_matches([' ', '\t']);
+                map.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+            }
+            head.push_str("\r\n");
+            let mut fields = Vec::new();
+            read_request(head.as_bytes(), 4096, &mut fields).unwrap().unwrap();
+            let raw = Headers::Raw { bytes: head.as_bytes(), fields: &fields };
+            for name in ["host", "x-a", "x-env", "x-none"].map(HeaderName::from_static) {
+                prop_assert!(raw.values(&name).eq(Headers::Map(&map).values(&name)), "{name}");
+                for wanted in [ValueMatch::Exact(wanted.clone()), ValueMatch::Regex(whole_regex(&wanted).unwrap())] {
+                    let wanted = Match { headers: vec![(name.clone(), wanted)], ..Match::default() };
+                    let on = |headers| wanted.matches(&RequestView { method: &Method::GET, path: "/", query: None, headers });
+                    prop_assert_eq!(on(raw), on((&map).into()));
+                }
+            }
         }
     }
 }
