@@ -1,7 +1,7 @@
 //! Request heads: the shapes of request smuggling are refused before anybody routes or forwards them.
 
 use super::fields::{Field, Kind, Span, looks_like};
-use super::scan::{Line, Lines, TARGET, TOKEN, run, window};
+use super::scan::{HOST, LITERAL, Line, Lines, TARGET, TOKEN, run, window};
 use super::{MAX_FIELDS, MAX_METHOD};
 use crate::framing::BodyLength;
 use crate::reason::Reason;
@@ -233,15 +233,17 @@ fn require(holds: bool) -> Result<(), Reason> {
 /// `uri-host [":" port]`, or nothing: no byte that ends an authority or separates two.
 fn is_host(value: &[u8]) -> bool {
     let (name, port) = value.split_at(port_at(value).unwrap_or(value.len()));
-    let named = match name {
-        [b'[', inner @ .., b']'] => inner.iter().all(|b| b.is_ascii_alphanumeric() || b":.%-_~".contains(b)),
-        _ => name.iter().all(|b| b.is_ascii_graphic() && !b"/\\?#@,\"<>^`{|}[]:".contains(b)),
+    let (inner, class) = match name {
+        [b'[', inner @ .., b']'] => (inner, LITERAL),
+        _ => (name, HOST),
     };
-    named && port.iter().skip(1).all(u8::is_ascii_digit) && (!name.is_empty() || port.is_empty())
+    run(inner, 0, class) == inner.len()
+        && port.iter().skip(1).all(u8::is_ascii_digit)
+        && (!name.is_empty() || port.is_empty())
 }
 
-/// Where the colon before a port is.
+/// Where the colon before a port is, which is behind an address in brackets.
 fn port_at(authority: &[u8]) -> Option<usize> {
-    let after = authority.iter().rposition(|b| *b == b']').map_or(0, |at| at + 1);
+    let after = if authority.first() == Some(&b'[') { run(authority, 1, LITERAL) } else { 0 };
     authority[after..].iter().position(|b| *b == b':').map(|at| after + at)
 }

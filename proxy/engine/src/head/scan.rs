@@ -11,6 +11,10 @@ pub(super) const TOKEN: u8 = 1;
 pub(super) const FIELD: u8 = 2;
 /// Not what ends a line or a target, nor `#`, which some servers cut at and others do not, nor what [`http::Uri`] does not take.
 pub(super) const TARGET: u8 = 4;
+/// What may be in the name of a host, unless it is an address in brackets.
+pub(super) const HOST: u8 = 8;
+/// What may be in the brackets of a host.
+pub(super) const LITERAL: u8 = 16;
 
 static CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
@@ -31,6 +35,15 @@ static CLASSES: [u8; 256] = {
             )
         {
             classes[byte] |= TOKEN;
+        }
+        if b.is_ascii_graphic()
+            && !matches!(b, b'/' | b'\\' | b'?' | b'#' | b'@' | b',' | b'"' | b'<' | b'>' | b'^' | b'`')
+            && !matches!(b, b'{' | b'|' | b'}' | b'[' | b']' | b':')
+        {
+            classes[byte] |= HOST;
+        }
+        if b.is_ascii_alphanumeric() || matches!(b, b':' | b'.' | b'%' | b'-' | b'_' | b'~') {
+            classes[byte] |= LITERAL;
         }
         byte += 1;
     }

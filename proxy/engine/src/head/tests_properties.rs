@@ -1,5 +1,6 @@
 //! Properties of all readers: heads in parts, and bytes that are none.
 
+use super::scan::{FIELD, field_run, run};
 use super::*;
 use proptest::prelude::*;
 
@@ -117,6 +118,14 @@ proptest! {
             prop_assert_eq!(field.name.of(trailers.as_bytes()), name.as_bytes());
             prop_assert_eq!(field.value.of(trailers.as_bytes()), value.trim_matches([' ', '\t']).as_bytes());
         }
+    }
+
+    #[test]
+    fn eight_bytes_at_a_time_end_where_one_at_a_time_do(
+        bytes in prop::collection::vec(prop_oneof![6 => Just(b'a'), 1 => Just(b'\t'), 1 => any::<u8>()], 0..60),
+        at in 0usize..70,
+    ) {
+        prop_assert_eq!(field_run(&bytes, at), run(&bytes, at, FIELD));
     }
 
     #[test]
