@@ -18,6 +18,7 @@ pub mod http;
 pub mod identity;
 pub mod resolver;
 mod run;
+mod scratch;
 mod stream;
 pub mod tcp;
 pub mod telemetry;

@@ -75,14 +75,12 @@ pub(crate) use {forward_read, forward_write};
 mod tests {
     use std::io::{self, IoSlice};
     use std::pin::Pin;
-    use std::sync::Arc;
     use std::task::{Context, Poll, Waker};
 
     use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
     use tokio::net::{TcpListener, TcpStream};
 
     use crate::detect::{Downstream, Prefixed};
-    use crate::http::guarded::Guarded;
     use crate::upstream::Stream;
 
     /// Answers each call of the write half differently, and not as the default implementations would.
@@ -131,7 +129,6 @@ mod tests {
     #[test]
     fn the_write_half_is_passed_on_whole() {
         tells(Prefixed::new(Told));
-        tells(Guarded::new(Prefixed::new(Told), Arc::default(), 1));
     }
 
     // Both parts are given in one call, which the default implementation would not do, and arrive; then the end does.

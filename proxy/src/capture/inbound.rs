@@ -17,11 +17,11 @@ use tokio_rustls::TlsAcceptor;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
-use super::outbound::{refuse, speaking};
+use super::outbound::speaking;
 use crate::Shared;
 use crate::detect::{Detected, Downstream, Hello, Prefixed, SILENCE, client_hello, first_bytes};
 use crate::discovery::snapshot::{Alpn, Endpoint, EndpointState, InboundPort, Protocol};
-use crate::http::guarded::IDLE_TIMEOUT;
+use crate::http::h1::serve::IDLE_TIMEOUT;
 use crate::http::inbound::{Peer, port_of};
 use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
@@ -77,12 +77,7 @@ pub async fn serve(
     let port = Arc::clone(port_of(&shared.discovery.snapshot().inbound, destination.port()));
     let application = applications.at(&shared, destination);
     let visit = Visit { shared: &shared, port: &port, application: &application, client, destination };
-    let classified = match Box::pin(visit.classify(stream)).await {
-        Ok(Some(classified)) => classified,
-        Ok(None) => return,
-        Err(refused) => return refuse(&shared, Direction::Inbound, refused, false).await,
-    };
-    let Classified { speak, identity, io } = classified;
+    let Some(Classified { speak, identity, io }) = Box::pin(visit.classify(stream)).await else { return };
     // Where HTTP is declared nothing goes past its rules by being no HTTP at first sight: what cannot be read as a head is refused.
     let speak = declared(&port).filter(|_| speak == Speak::Tcp).unwrap_or(speak);
     let peer = visit.peer(identity);
@@ -91,7 +86,7 @@ pub async fn serve(
         return;
     }
     drop((port, application));
-    let session = Session { shared, speak, client, destination, phase: Arc::default(), inbound: Some(Box::new(peer)) };
+    let session = Session { shared, speak, client, destination, inbound: Some(Box::new(peer)) };
     serve_http(Arc::new(session), io).await;
 }
 
@@ -110,8 +105,6 @@ struct Classified {
     io: Downstream,
 }
 
-type Refused = Option<crate::detect::Reject>;
-
 // A connection that is being looked at.
 struct Visit<'a> {
     shared: &'a Arc<Shared>,
@@ -123,21 +116,20 @@ struct Visit<'a> {
 
 impl Visit<'_> {
     // `None`: it was served or refused, or it broke.
-    async fn classify(&self, stream: TcpStream) -> Result<Option<Classified>, Refused> {
+    async fn classify(&self, stream: TcpStream) -> Option<Classified> {
         let silence = match declared(self.port) {
             _ if self.port.strict => STRICT_SILENCE,
             // A client that has connected beforehand; no server speaks first.
             Some(_) => IDLE_TIMEOUT,
             None => SILENCE,
         };
-        let (mut found, mut stream) = first_bytes(stream, silence).await.map_err(|_| None)?;
+        let (mut found, mut stream) = first_bytes(stream, silence).await.ok()?;
         if found == Detected::NeedMore {
-            let Some(spoken) = self.wait_for_word(stream).await? else { return Ok(None) };
-            (found, stream) = spoken;
+            (found, stream) = self.wait_for_word(stream).await?;
         }
         if found == Detected::Tls {
-            match client_hello(stream).await.map_err(|_| None)? {
-                (Hello::Mesh, stream) => return Ok(mesh(self.shared, stream).await),
+            match client_hello(stream).await.ok()? {
+                (Hello::Mesh, stream) => return mesh(self.shared, stream).await,
                 (Hello::Foreign, plain) => stream = plain,
             }
         }
@@ -146,25 +138,21 @@ impl Visit<'_> {
         }
         // A strict port refuses what comes in the clear: a request with a response that says why, opaque bytes with a reset, both in
         // the room where they would be authorized.
-        let (speak, stream) = speaking(found, stream, self.shared).await?;
-        Ok(Some(Classified { speak, identity: None, io: Downstream::Plain(stream) }))
+        Some(Classified { speak: speaking(found), identity: None, io: Downstream::Plain(stream) })
     }
 
     // A peer that has said nothing: to a strict port no plain peer may say anything; elsewhere the application may speak first.
-    async fn wait_for_word(
-        &self,
-        stream: Prefixed<TcpStream>,
-    ) -> Result<Option<(Detected, Prefixed<TcpStream>)>, Refused> {
+    async fn wait_for_word(&self, stream: Prefixed<TcpStream>) -> Option<(Detected, Prefixed<TcpStream>)> {
         if self.port.strict {
             self.shared.telemetry.refused(Direction::Inbound, Reason::PlaintextRefused);
             reset_on_close(stream.get_ref());
-            return Ok(None);
+            return None;
         }
         let ends = (self.client, self.destination);
         let served = tcp::inbound::serve(self.shared, Downstream::Plain(stream), ends, &self.peer(None), true).await;
-        let Some(Downstream::Plain(stream)) = served else { return Ok(None) };
+        let Some(Downstream::Plain(stream)) = served else { return None };
         let (_, stream) = stream.into_parts();
-        first_bytes(stream, SILENCE).await.map(Some).map_err(|_| None)
+        first_bytes(stream, SILENCE).await.ok()
     }
 
     fn peer(&self, identity: Option<Identity>) -> Peer {

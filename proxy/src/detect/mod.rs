@@ -18,8 +18,6 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 pub use weft_engine::detect::Detected;
-use weft_engine::head::{HeadCheck, check_head};
-use weft_engine::reason::Reason;
 
 pub use self::downstream::Downstream;
 pub use self::prefixed::Prefixed;
@@ -62,41 +60,6 @@ pub async fn first_bytes<IO: AsyncRead + Unpin>(
         };
         return Ok((found, Prefixed::with(prefix, stream)));
     }
-}
-
-/// Reads the whole of the first HTTP/1 head and has the engine look for shapes of request smuggling, before hyper sees a byte of it.
-///
-/// # Errors
-/// The reason to refuse with; [`Reason::RequestTimeout`] if the head did not come in [`HEAD_TIMEOUT`], [`Reason::MalformedRequest`] if the
-/// connection ended within it.
-pub async fn whole_head(stream: Prefixed<TcpStream>, bound: usize) -> Result<Prefixed<TcpStream>, Reject> {
-    let (mut prefix, mut stream) = stream.into_parts();
-    let reading = async {
-        loop {
-            if let HeadCheck::Ok { .. } = check_head(&prefix, bound)? {
-                return Ok(());
-            }
-            prefix.reserve(READ);
-            match stream.read_buf(&mut prefix).await {
-                Ok(read) if read > 0 => {}
-                _ => return Err(Reason::MalformedRequest),
-            }
-        }
-    };
-    match timeout(HEAD_TIMEOUT, reading).await {
-        Ok(Ok(())) => Ok(Prefixed::with(prefix, stream)),
-        Ok(Err(reason)) => Err(Reject { reason, stream }),
-        Err(_) => Err(Reject { reason: Reason::RequestTimeout, stream }),
-    }
-}
-
-/// A head that is refused, and where to say so.
-#[derive(Debug)]
-pub struct Reject {
-    /// Why.
-    pub reason: Reason,
-    /// The client.
-    pub stream: TcpStream,
 }
 
 /// Whose TLS a ClientHello begins.

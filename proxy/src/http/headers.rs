@@ -8,7 +8,6 @@ use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
     UPGRADE,
 };
-use http::{Method, Request, StatusCode, Version};
 
 /// The reason code of a refusal.
 pub const REASON: HeaderName = HeaderName::from_static("x-weft-reason");
@@ -21,43 +20,18 @@ const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection")
 const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const OURS: &str = "x-weft-";
 
-/// Whether the client asks to leave HTTP: an HTTP/1.1 upgrade (`h2c` does not count: RFC 9113 dropped it), or CONNECT.
-pub fn wants_upgrade<B>(request: &Request<B>) -> bool {
-    if request.method() == Method::CONNECT {
-        return request.version() < Version::HTTP_2;
-    }
-    let headers = request.headers();
-    let Some(protocol) = headers.get(UPGRADE) else { return false };
-    request.version() == Version::HTTP_11
-        && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c")
-        && headers
-            .get_all(CONNECTION)
-            .iter()
-            .any(|value| tokens(value).any(|name| name.eq_ignore_ascii_case("upgrade")))
-}
-
-/// Whether a response to a request that [`wants_upgrade`] grants it.
-pub fn grants_upgrade(method: &Method, status: StatusCode) -> bool {
-    status == StatusCode::SWITCHING_PROTOCOLS || (*method == Method::CONNECT && status.is_success())
-}
-
 /// Whether it is a gRPC call, whose refusals are gRPC's.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// Removes what concerns one connection only. With `upgrading`, `Connection` and `Upgrade` stay, naming the upgrade alone.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap, upgrading: bool) {
+/// Removes what concerns one connection only.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
         strip_nominated(headers);
-        if upgrading {
-            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-        } else {
-            headers.remove(CONNECTION);
-        }
+        headers.remove(CONNECTION);
     }
-    if !upgrading && headers.contains_key(UPGRADE) {
-        headers.remove(UPGRADE);
+    if headers.remove(UPGRADE).is_some() {
         headers.remove(HTTP2_SETTINGS);
     }
     headers.remove(KEEP_ALIVE);
@@ -165,26 +139,8 @@ mod tests {
             ("expect", "100-continue"),
             ("accept", "*/*"),
         ]);
-        strip_hop_by_hop(&mut map, false);
+        strip_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "shop"), ("te", "trailers"), ("accept", "*/*")]));
-    }
-
-    #[test]
-    fn an_upgrade_passes_and_nothing_beside_it() {
-        let mut map = headers(&[("connection", "Upgrade, x-a"), ("x-a", "1"), ("upgrade", "websocket")]);
-        strip_hop_by_hop(&mut map, true);
-        assert_eq!(map, headers(&[("connection", "upgrade"), ("upgrade", "websocket")]));
-    }
-
-    #[test]
-    fn h2c_is_no_upgrade() {
-        let request = |upgrade: &str| {
-            let request = Request::builder().header("connection", "HTTP2-Settings, upgrade").header("upgrade", upgrade);
-            request.body(()).unwrap()
-        };
-        assert!(wants_upgrade(&request("websocket")));
-        assert!(!wants_upgrade(&request("h2c")));
-        assert!(!wants_upgrade(&Request::builder().header("upgrade", "websocket").body(()).unwrap()));
     }
 
     #[test]

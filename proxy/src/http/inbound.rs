@@ -20,10 +20,10 @@ use weft_engine::request::RequestView;
 
 use super::attempt::{Goal, send};
 use super::body::ResBody;
-use super::headers::{CLIENT_CERT, append_forwarded_for, is_grpc, strip_hop_by_hop, strip_identity, wants_upgrade};
+use super::h2::Sending;
+use super::headers::{CLIENT_CERT, append_forwarded_for, is_grpc, strip_hop_by_hop, strip_identity};
 use super::respond::{finish, head_refused, refused};
 use super::session::{Exchange, Session};
-use super::upgrade::Upgrade;
 use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
 use crate::telemetry::RequestSeries;
 
@@ -51,29 +51,34 @@ pub fn port_of(inbound: &Inbound, port: u16) -> &Arc<InboundPort> {
     inbound.ports.get(&port).unwrap_or(&inbound.default)
 }
 
-/// Answers one request.
+/// Where requests to our application go.
+pub fn goal(peer: &Peer) -> Goal<'_> {
+    Goal::Endpoint(&peer.application)
+}
+
+/// Answers one request of an HTTP/2 client.
 pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
-    session.phase.busy();
-    let mut exchange = Exchange::begin(&session, request.method(), request.uri());
+    let mut exchange = Exchange::begin(&session, request.method().clone(), request.uri().path());
     let grpc = is_grpc(request.headers());
     let Some(peer) = session.inbound.as_deref() else { return refused(exchange, Reason::LoopRefused, grpc) };
     exchange.series = Some(Arc::clone(&peer.series));
     if let Some(reason) = head_refused(&request) {
         return refused(exchange, reason, grpc);
     }
-    if let Err(refusal) = admit(&session, peer, &request, exchange.started) {
+    if let Err(refusal) = admit(&session, peer, &RequestView::of(&request), exchange.started) {
         let mut response = refused(exchange, refusal.reason, grpc);
         response.headers_mut().extend(refusal.headers);
         return response;
     }
-    let upgrade = wants_upgrade(&request).then(|| Upgrade::of(&mut request));
-    strip_hop_by_hop(request.headers_mut(), upgrade.is_some());
+    strip_hop_by_hop(request.headers_mut());
     introduce(peer, request.headers_mut());
-    match send(&mut exchange, Goal::Endpoint(&peer.application), request, None).await {
+    let method = request.method().clone();
+    let mut sending = Sending::new(request);
+    match send(&mut exchange, goal(peer), &method, &mut sending, None).await {
         Ok(mut answer) => {
             // An application does not speak for the mesh.
             strip_identity(answer.response.headers_mut());
-            finish(exchange, answer, upgrade, None)
+            finish(exchange, answer, None)
         }
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => refused(exchange, Reason::NotProcessed, grpc),
@@ -81,9 +86,13 @@ pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Re
     }
 }
 
-struct Refusal {
-    reason: Reason,
-    headers: HeaderMap,
+/// Why a request is refused.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The code.
+    pub reason: Reason,
+    /// What else the client is told.
+    pub headers: HeaderMap,
 }
 
 impl From<Reason> for Refusal {
@@ -92,11 +101,14 @@ impl From<Reason> for Refusal {
     }
 }
 
-// Whether it may, and may now.
-fn admit(session: &Session, peer: &Peer, request: &Request<Incoming>, now: Duration) -> Result<(), Box<Refusal>> {
+/// Whether it may, and may now.
+///
+/// # Errors
+/// The refusal.
+pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Refusal>> {
     let snapshot = session.shared.discovery.snapshot();
     let port = port_of(&snapshot.inbound, session.destination.port());
-    authorize(port, peer.identity.as_ref(), Some((request.method(), request.uri().path())))
+    authorize(port, peer.identity.as_ref(), Some((request.method, request.path)))
         .map_err(|reason| Box::new(reason.into()))?;
     for limit in &port.limits {
         check_limit(limit, peer, request, now)?;
@@ -126,14 +138,9 @@ pub fn authorize(
     }
 }
 
-fn check_limit(
-    limit: &Arc<Limit>,
-    peer: &Peer,
-    request: &Request<Incoming>,
-    now: Duration,
-) -> Result<(), Box<Refusal>> {
+fn check_limit(limit: &Arc<Limit>, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Refusal>> {
     let limiter = &limit.limiter;
-    if !limiter.applies(&RequestView::of(request)) {
+    if !limiter.applies(request) {
         return Ok(());
     }
     let decision = limiter.check(&peer.cell(limit, now), now);

@@ -1,20 +1,18 @@
 //! HTTP on its way through: a session (a client's connection), its requests, their routes, retries and bodies.
 //!
-//! - [`serve`]: a connection, by hyper. [`session`]: what its requests share, and what is counted of each.
-//! - [`outbound`]: our own application's requests. [`inbound`]: requests to it.
-//! - [`attempt`]: endpoints, connections, retries. [`relay`]: the response's body. [`body`]: what is kept for another attempt.
-//! - [`heads`], [`guarded`]: HTTP/1 as it comes: heads are checked, and nobody takes for ever.
-//! - [`headers`], [`refuse`], [`respond`]: what a proxy does to heads. [`upgrade`]: connections that leave HTTP.
+//! - [`serve`]: a connection. [`session`]: what its requests share, and what is counted of each.
+//! - [`outbound`]: our own application's requests. [`inbound`]: requests to it. [`attempt`]: endpoints, connections, retries.
+//! - [`h1`]: HTTP/1, our own. [`upgrade`]: connections that leave it.
+//! - HTTP/2, by hyper: [`h2`]: a request on its way; [`body`]: what is kept of it for another attempt; [`respond`], [`relay`]: its response;
+//!   [`headers`], [`refuse`]: what a proxy does to heads.
 //!
 //! HTTP/1 stays HTTP/1 and HTTP/2 stays HTTP/2 over every hop: nothing is translated, so nothing is lost in translation.
-//!
-//! What hyper does to messages: `100 Continue` is sent by us when the next hop wants the body; `103 Early Hints` are consumed.
 
 pub mod attempt;
 pub mod body;
-pub mod guarded;
+pub mod h1;
+pub mod h2;
 pub mod headers;
-pub mod heads;
 pub mod inbound;
 pub mod outbound;
 pub mod refuse;

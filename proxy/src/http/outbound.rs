@@ -13,115 +13,137 @@ use hyper::body::Incoming;
 use tokio::time::Sleep;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
-use weft_engine::route::{Filter, Rule};
+use weft_engine::route::{self, Filter, HeaderEdit, Rule};
 
-use super::attempt::{Answer, Goal, send};
+use super::attempt::{Goal, send};
 use super::body::ResBody;
-use super::headers::{REASON, is_grpc, strip_hop_by_hop, wants_upgrade};
+use super::h2::{Answer, Sending};
+use super::headers::{REASON, is_grpc, strip_hop_by_hop};
 use super::respond::{finish, head_refused, refused};
 use super::session::{Exchange, Session};
-use super::upgrade::Upgrade;
 use crate::discovery::snapshot::{Backend, Destination, Service};
 
-/// Answers one request.
-pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
-    session.phase.busy();
-    let mut exchange = Exchange::begin(&session, request.method(), request.uri());
-    let grpc = is_grpc(request.headers());
-    if let Some(reason) = head_refused(&request) {
-        return refused(exchange, reason, grpc);
-    }
-    let upgrade = wants_upgrade(&request).then(|| Upgrade::of(&mut request));
-    strip_hop_by_hop(request.headers_mut(), upgrade.is_some());
-    let mut deadline = None;
-    match forward(&mut exchange, request, &mut deadline).await {
-        Ok(answer) => finish(exchange, answer, upgrade, deadline),
-        Err(reason) => refused(exchange, reason, grpc),
-    }
+/// Where a request goes, and what its route says of it.
+pub struct Way<'a> {
+    /// Where to.
+    pub goal: Goal<'a>,
+    rule: Option<(&'a Rule, &'a route::Backend)>,
 }
 
-/// The time of a whole request, kept going while its response's body is passed on.
-type Deadline = Option<Pin<Box<Sleep>>>;
-
-async fn forward(
-    exchange: &mut Exchange,
-    request: Request<Incoming>,
-    deadline: &mut Deadline,
-) -> Result<Answer, Reason> {
-    let session = Arc::clone(&exchange.session);
-    match session.shared.discovery.resolve(session.destination).await? {
-        Destination::Service(service) => to_service(exchange, &service, request, deadline).await,
-        Destination::Endpoint(endpoint) => {
-            let mut answer = send(exchange, Goal::Endpoint(&endpoint), request, None).await?;
-            clean(&mut answer);
-            Ok(answer)
-        }
+/// What a session's requests mean to reach, as of now.
+///
+/// # Errors
+/// Control has not said it in time.
+pub async fn destination(session: &Session) -> Result<Destination, Reason> {
+    let discovery = &session.shared.discovery;
+    Ok(match discovery.resolve(session.destination).await? {
         // It was of the mesh when the connection was opened; now it is not.
-        Destination::Outside => {
-            let endpoint = session.shared.discovery.external_endpoint(session.destination);
-            let mut answer = send(exchange, Goal::Endpoint(&endpoint), request, None).await?;
-            clean(&mut answer);
-            Ok(answer)
-        }
-    }
+        Destination::Outside => Destination::Endpoint(discovery.external_endpoint(session.destination)),
+        known => known,
+    })
 }
 
-async fn to_service(
-    exchange: &mut Exchange,
-    service: &Service,
-    mut request: Request<Incoming>,
-    deadline: &mut Deadline,
-) -> Result<Answer, Reason> {
-    let Some(table) = &service.table else {
-        let mut answer = send(exchange, Goal::Backend(&service.own), request, None).await?;
-        clean(&mut answer);
-        return Ok(answer);
+/// The way of one request to its destination.
+///
+/// # Errors
+/// No route matches, or one that names a backend that cannot be used.
+pub fn way<'a>(destination: &'a Destination, request: &RequestView<'_>) -> Result<Way<'a>, Reason> {
+    let service = match destination {
+        Destination::Service(service) => service,
+        Destination::Endpoint(endpoint) => return Ok(Way { goal: Goal::Endpoint(endpoint), rule: None }),
+        Destination::Outside => return Err(Reason::NoEndpoints),
     };
-    let choice = table.choose(&RequestView::of(&request), fastrand::u64(..))?;
+    let Some(table) = &service.table else { return Ok(Way { goal: Goal::Backend(&service.own), rule: None }) };
+    let choice = table.choose(request, fastrand::u64(..))?;
     let rule = choice.rule;
     let chosen = &rule.backends[choice.backend];
     let backend = find(service, &chosen.service).ok_or(Reason::InvalidBackend)?;
-    edit(request.headers_mut(), &rule.filters, &chosen.filters, true);
-    let sending = send(exchange, Goal::Backend(backend), request, rule.backend_request_timeout);
-    let mut answer = within(rule, deadline, sending).await?;
-    clean(&mut answer);
-    edit(answer.response.headers_mut(), &rule.filters, &chosen.filters, false);
-    Ok(answer)
+    Ok(Way { goal: Goal::Backend(backend), rule: Some((rule, chosen)) })
 }
 
 fn find<'a>(service: &'a Service, name: &str) -> Option<&'a Arc<Backend>> {
     if *service.own.name == *name { Some(&service.own) } else { service.backends.get(name) }
 }
 
-// The rule's time for the whole request, retries and the response's body included.
-async fn within(
-    rule: &Rule,
+impl<'a> Way<'a> {
+    /// What its filters change of the request, or of the response: the route's first, then the backend's.
+    pub fn edits(&self, request: bool) -> Vec<&'a HeaderEdit> {
+        let Some((rule, backend)) = self.rule else { return Vec::new() };
+        let of = |filter: &'a Filter| match filter {
+            Filter::RequestHeaders(edit) if request => Some(edit),
+            Filter::ResponseHeaders(edit) if !request => Some(edit),
+            Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => None,
+        };
+        rule.filters.iter().chain(&backend.filters).filter_map(of).collect()
+    }
+
+    /// The time for the whole request, retries and the response's body included.
+    pub fn request_timeout(&self) -> Option<Duration> {
+        self.rule.and_then(|(rule, _)| rule.request_timeout).filter(|limit| *limit > Duration::ZERO)
+    }
+
+    /// The time for one attempt, until the response's head.
+    pub fn attempt_timeout(&self) -> Option<Duration> {
+        self.rule.and_then(|(rule, _)| rule.backend_request_timeout)
+    }
+}
+
+/// The time of a whole request, kept going while its response's body is passed on.
+pub type Deadline = Option<Pin<Box<Sleep>>>;
+
+/// Waits for an answer, not longer than that.
+///
+/// # Errors
+/// The answer's; [`Reason::RequestTimeout`].
+pub async fn within<T>(
     deadline: &mut Deadline,
-    sending: impl Future<Output = Result<Answer, Reason>>,
-) -> Result<Answer, Reason> {
-    let Some(limit) = rule.request_timeout.filter(|limit| *limit > Duration::ZERO) else { return sending.await };
-    let sleep = deadline.insert(Box::pin(tokio::time::sleep(limit)));
+    answering: impl Future<Output = Result<T, Reason>>,
+) -> Result<T, Reason> {
+    let Some(sleep) = deadline else { return answering.await };
     tokio::select! {
         biased;
-        answer = sending => answer,
+        answer = answering => answer,
         () = sleep.as_mut() => Err(Reason::RequestTimeout),
     }
 }
 
-// The route's filters, then the backend's.
-fn edit(headers: &mut http::HeaderMap, rule: &[Filter], backend: &[Filter], request: bool) {
-    for filter in rule.iter().chain(backend) {
-        match filter {
-            Filter::RequestHeaders(edit) if request => edit.apply(headers),
-            Filter::ResponseHeaders(edit) if !request => edit.apply(headers),
-            Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => {}
-        }
+/// Answers one request of an HTTP/2 client.
+pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
+    let mut exchange = Exchange::begin(&session, request.method().clone(), request.uri().path());
+    let grpc = is_grpc(request.headers());
+    if let Some(reason) = head_refused(&request) {
+        return refused(exchange, reason, grpc);
+    }
+    strip_hop_by_hop(request.headers_mut());
+    let mut deadline = None;
+    match forward(&mut exchange, request, &mut deadline).await {
+        Ok(answer) => finish(exchange, answer, deadline),
+        Err(reason) => refused(exchange, reason, grpc),
     }
 }
 
-// Reason codes are the mesh's: from outside of it they are nobody's word.
-fn clean(answer: &mut Answer) {
-    if !answer.meshed {
-        answer.response.headers_mut().remove(REASON);
+async fn forward(
+    exchange: &mut Exchange,
+    mut request: Request<Incoming>,
+    deadline: &mut Deadline,
+) -> Result<Answer, Reason> {
+    let destination = destination(&exchange.session).await?;
+    let way = way(&destination, &RequestView::of(&request))?;
+    for edit in way.edits(true) {
+        edit.apply(request.headers_mut());
     }
+    *deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
+    let method = request.method().clone();
+    let mut sending = Sending::new(request);
+    let answering = send(exchange, way.goal, &method, &mut sending, way.attempt_timeout());
+    let mut answer = within(deadline, answering).await?;
+    let headers = answer.response.headers_mut();
+    if !answer.meshed {
+        // Reason codes are the mesh's: from outside of it they are nobody's word.
+        headers.remove(REASON);
+    }
+    for edit in way.edits(false) {
+        edit.apply(headers);
+    }
+    Ok(answer)
 }

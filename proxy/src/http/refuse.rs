@@ -1,7 +1,7 @@
-//! Refusals as responses: the reason's status, its code in `x-weft-reason`, one sentence for people; to a gRPC client gRPC's own form.
+//! Refusals as responses of HTTP/2: the reason's status, its code in `x-weft-reason`, one sentence for people; to a gRPC client gRPC's own form.
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::{Response, StatusCode};
 use weft_engine::reason::Reason;
 
@@ -37,24 +37,6 @@ fn grpc_refusal(reason: Reason) -> Response<ResBody> {
     // The sentences are ASCII without `%`, so they need no percent-encoding.
     headers.insert(GRPC_MESSAGE, HeaderValue::from_static(sentence(reason).trim_ascii_end()));
     response
-}
-
-/// A refusal as bytes of HTTP/1, for a head that hyper must not see.
-pub fn raw_refusal(reason: Reason, named: bool) -> Vec<u8> {
-    let status = reason.http_status();
-    let text = sentence(reason);
-    let mut head = format!(
-        "HTTP/1.1 {} {}\r\n{CONTENT_TYPE}: text/plain; charset=utf-8\r\n{CONTENT_LENGTH}: {}\r\nconnection: close\r\n",
-        status.as_u16(),
-        status.canonical_reason().unwrap_or_default(),
-        text.len(),
-    );
-    if named {
-        head = format!("{head}{REASON}: {}\r\n", reason.code());
-    }
-    head.push_str("\r\n");
-    head.push_str(text);
-    head.into_bytes()
 }
 
 /// One sentence: what happened and what to look at. ASCII, without `%`.
@@ -106,15 +88,5 @@ mod tests {
             assert_eq!(grpc.headers()["grpc-status"], reason.grpc_status().to_string());
             assert!(!grpc.headers().contains_key(REASON));
         }
-    }
-
-    #[test]
-    fn raw_bytes_are_a_response() {
-        let bytes = raw_refusal(Reason::MalformedRequest, true);
-        let mut fields = [httparse::EMPTY_HEADER; 8];
-        let mut response = httparse::Response::new(&mut fields);
-        let end = response.parse(&bytes).unwrap().unwrap();
-        assert_eq!(response.code, Some(400));
-        assert_eq!(&bytes[end..], sentence(Reason::MalformedRequest).as_bytes());
     }
 }

@@ -7,12 +7,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, StatusCode, Uri};
+use http::{Method, StatusCode};
 use weft_engine::identity::Identity;
 use weft_engine::outcome::{Class, classify};
 use weft_engine::reason::Reason;
 
-use super::guarded::Phase;
 use super::inbound::Peer;
 use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
@@ -30,8 +29,6 @@ pub struct Session {
     pub client: SocketAddr,
     /// Where it wanted to go.
     pub destination: SocketAddr,
-    /// Where its exchange is.
-    pub phase: Arc<Phase>,
     /// `None`: it is our own application, on its way out.
     pub inbound: Option<Box<Peer>>,
 }
@@ -70,14 +67,14 @@ pub struct Exchange {
     /// gRPC's status, if the response had one in its head.
     pub grpc_status: Option<u32>,
     method: Method,
-    uri: Uri,
+    path: Arc<str>,
     ticket: Option<Ticket>,
     _in_flight: InFlight,
 }
 
 impl Exchange {
     /// A request has come.
-    pub fn begin(session: &Arc<Session>, method: &Method, uri: &Uri) -> Self {
+    pub fn begin(session: &Arc<Session>, method: Method, path: &str) -> Self {
         session.shared.telemetry.begun(session.direction());
         Self {
             session: Arc::clone(session),
@@ -87,8 +84,8 @@ impl Exchange {
             reason: None,
             refused_there: false,
             grpc_status: None,
-            method: method.clone(),
-            uri: uri.clone(),
+            method,
+            path: path.into(),
             ticket: None,
             _in_flight: session.shared.drain.guard(),
         }
@@ -133,9 +130,9 @@ impl Exchange {
         self.ticket.as_ref().map(|ticket| &ticket.endpoint)
     }
 
-    /// Method and target of the request, to ask about again later.
-    pub fn request(&self) -> (Method, Uri) {
-        (self.method.clone(), self.uri.clone())
+    /// Method and path of the request, to ask about again later.
+    pub fn request(&self) -> (Method, Arc<str>) {
+        (self.method.clone(), Arc::clone(&self.path))
     }
 
     fn settle(&mut self, now: Duration) {
@@ -193,7 +190,7 @@ impl Drop for Exchange {
             destination: self.session.destination,
             endpoint: self.endpoint().map(|endpoint| &*endpoint.name),
             method: Some(&self.method),
-            path: Some(self.uri.path()),
+            path: Some(&self.path),
             status: Some(self.status),
             reason: self.reason,
             took,

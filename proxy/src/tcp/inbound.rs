@@ -86,7 +86,7 @@ pub struct Watch {
     shared: Arc<Shared>,
     port: u16,
     peer: Option<Identity>,
-    http: Option<(http::Method, http::Uri)>,
+    http: Option<(http::Method, Arc<str>)>,
     seen: Option<Arc<Inbound>>,
 }
 
@@ -96,7 +96,7 @@ impl Watch {
         shared: &Arc<Shared>,
         port: u16,
         peer: Option<Identity>,
-        http: Option<(http::Method, http::Uri)>,
+        http: Option<(http::Method, Arc<str>)>,
     ) -> Self {
         Self { shared: Arc::clone(shared), port, peer, http, seen: None }
     }
@@ -111,7 +111,7 @@ impl Watch {
             return Ok(());
         }
         self.seen = Some(Arc::clone(&snapshot.inbound));
-        let http = self.http.as_ref().map(|(method, uri)| (method, uri.path()));
+        let http = self.http.as_ref().map(|(method, path)| (method, &**path));
         authorize(port_of(&snapshot.inbound, self.port), self.peer.as_ref(), http)
     }
 

@@ -2,10 +2,9 @@
 //!
 //! Invariants
 //! - An idle pair holds no buffer: bytes are read into the thread's own buffer and written at once; only what the other side does not
-//!   take is kept, [`CHUNK`] bytes at most for each direction, and nothing more is read meanwhile.
+//!   take is kept, [`scratch::SIZE`] bytes at most for each direction, and nothing more is read meanwhile.
 //! - The end of one direction is passed on as a half-close; the other goes on until it ends too.
 
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
@@ -14,14 +13,10 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Bytes moved at a time.
-pub const CHUNK: usize = 64 << 10;
+use crate::scratch;
+
 /// Moves in one poll, after which others get their turn.
 const MOVES: usize = 16;
-
-thread_local! {
-    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; CHUNK]);
-}
 
 /// What was relayed.
 #[derive(Debug, Default)]
@@ -144,24 +139,21 @@ impl Direction {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        SCRATCH.with(|scratch| {
-            // It is free: no stream relays while it is being read.
-            let Ok(mut scratch) = scratch.try_borrow_mut() else {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            };
-            let mut buf = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(from).poll_read(cx, &mut buf)).map_err(Fault::Reading)?;
+        let mut fault = None;
+        let read = scratch::with(|memory| {
+            let mut buf = ReadBuf::new(memory);
+            ready!(Pin::new(from).poll_read(cx, &mut buf))?;
             let read = buf.filled();
-            if read.is_empty() {
-                self.ended = true;
-                return Poll::Ready(Ok(()));
-            }
-            self.unflushed = true;
+            self.ended = read.is_empty();
+            self.unflushed |= !read.is_empty();
             let mut at = 0;
             while at < read.len() {
                 match write(cx, to, &read[at..]) {
-                    Poll::Ready(n) => at += n?,
+                    Poll::Ready(Ok(n)) => at += n,
+                    Poll::Ready(Err(broken)) => {
+                        fault = Some(broken);
+                        break;
+                    }
                     Poll::Pending => {
                         self.held = Bytes::copy_from_slice(&read[at..]);
                         break;
@@ -170,7 +162,11 @@ impl Direction {
             }
             self.moved += at as u64;
             Poll::Ready(Ok(()))
-        })
+        });
+        match fault {
+            Some(fault) => Poll::Ready(Err(fault)),
+            None => read.map_err(Fault::Reading),
+        }
     }
 }
 

@@ -148,14 +148,11 @@ impl Pool {
 }
 
 async fn open_h1(target: Target<'_>) -> Result<Box<H1Conn>, ConnectError> {
-    let addr = target.endpoint.addr;
     let stream = connect::connect(target.shared, target.endpoint, target.sni, Speak::H1).await?;
     let limit = if target.endpoint.identity.is_some() { IDLE_MESH } else { IDLE_PLAIN };
     // A quarter less at random, so that connections opened together are not closed together.
     let limit = limit.mul_f64(1.0 - fastrand::f64() / 4.0);
-    H1Conn::handshake(stream, target.shared.config.limits.head_bytes, limit)
-        .await
-        .map_err(|error| ConnectError::Tcp { addr, error: std::io::Error::other(error) })
+    Ok(Box::new(H1Conn::new(stream, limit)))
 }
 
 // One task per endpoint that has idle connections, none for one that has not.
@@ -227,18 +224,6 @@ impl SendError {
         let error = error.into_error();
         let seen = if request.is_some() { Seen::NotSent } else { seen(&error) };
         Self { seen, request, error }
-    }
-
-    pub(super) fn from_h1(error: TrySendError<Request<ReqBody>>) -> Self {
-        Self::new(error, |error| {
-            if error.is_parse() {
-                Seen::Nonsense
-            } else if error.is_user() {
-                Seen::ClientGone
-            } else {
-                Seen::Broken
-            }
-        })
     }
 
     pub(super) fn from_h2(error: TrySendError<Request<ReqBody>>) -> Self {

@@ -61,7 +61,8 @@ async fn chunks_and_trailers_pass() {
         assert_ne!(client.0.read_buf(&mut all).await.unwrap(), 0, "{}", all.escape_ascii());
     }
     let all = String::from_utf8(all).unwrap();
-    assert!(all.contains("3\r\nabc\r\n") && all.contains("2\r\nde\r\n") && all.contains("x-sum: 5"), "{all}");
+    // Chunks are framed anew, so theirs may be others; what is in them and behind them is the same.
+    assert!(all.contains("5\r\nabcde\r\n0\r\nx-sum: 5\r\n\r\n"), "{all}");
 }
 
 #[tokio::test]

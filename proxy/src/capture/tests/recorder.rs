@@ -166,10 +166,13 @@ fn framing(method: &str, target: &str, fields: &[(String, String)]) -> Result<Fr
         let same = |(name, _): &&(String, String)| name.replace('_', "-") == wanted;
         fields.iter().filter(same).map(|(_, value)| value.as_str()).collect()
     };
-    for hop in ["keep-alive", "proxy-connection", "te", "http2-settings", "expect", "x-weft-reason"] {
+    for hop in ["keep-alive", "proxy-connection", "te", "http2-settings", "x-weft-reason"] {
         if !all(hop).is_empty() {
             return Err(format!("{hop} came this far"));
         }
+    }
+    if !matches!(all("expect")[..], [] | ["100-continue"]) {
+        return Err("an expectation that there is not".to_owned());
     }
     if !matches!(all("connection")[..], [] | ["upgrade"]) || all("connection").is_empty() != all("upgrade").is_empty() {
         return Err("an upgrade that is not one".to_owned());

@@ -52,7 +52,7 @@ fn fields() -> Vec<Case> {
 }
 
 fn targets() -> Vec<Case> {
-    const ABSOLUTE: Expect = Expect::Passes(&[("GET http://shop/good", "")]);
+    const ABSOLUTE: Expect = Expect::Passes(&[("GET /good", "")]);
     vec![
         row("absolute form", "3.2.2", line!("GET http://shop/good HTTP/1.1"), ABSOLUTE),
         row(

@@ -1,0 +1,446 @@
+//! One request of an HTTP/1 client and its response, by HTTP/1 to an endpoint. One task moves the bytes of both sides.
+//!
+//! Invariants
+//! - The next request of a connection is looked at when the response before it is with the client whole.
+//! - A connection is used again only if both messages on it ended where their framing says.
+//! - A response that breaks off is never ended in order: the client learns that something is missing.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use tokio::time::Sleep;
+use weft_engine::framing::{Body, BodyLength};
+use weft_engine::head::{Asked, Field, Kind, ResponseBody, ResponseHead, read_response};
+use weft_engine::outcome::Failed;
+use weft_engine::reason::Reason;
+use weft_engine::request::{Headers, RequestView};
+
+use super::heads::{self, Came, Outgoing, Returning};
+use super::pump::{Fault, Pump};
+use super::refusal::{Manner, refusal};
+use super::wire::Wire;
+use crate::detect::Downstream;
+use crate::http::attempt::{Failure, Message, send};
+use crate::http::inbound::{self, Refusal};
+use crate::http::outbound::{self, Way};
+use crate::http::session::{Exchange, Session};
+use crate::tcp::reset_on_close;
+use crate::upstream::h1::H1Conn;
+use crate::upstream::{Pool, Target};
+
+/// Interim responses (1xx) to one request.
+const INTERIMS: usize = 16;
+
+/// What becomes of the client's connection.
+pub enum After {
+    /// It takes the next request.
+    Keep,
+    /// It ends, after what was written.
+    Close,
+    /// It has ended, or must not end in order.
+    Gone,
+    /// It has left HTTP: bytes are relayed between both ends.
+    Tunnel(Box<H1Conn>, Box<Exchange>),
+}
+
+/// A client's connection.
+pub type Client = Wire<Downstream>;
+
+/// Answers one request.
+pub async fn run(session: &Arc<Session>, client: &mut Client, came: Came) -> After {
+    let Ok(method) = Method::from_bytes(came.head.method.of(&came.bytes)) else { return After::Close };
+    let mut exchange = Exchange::begin(session, method.clone(), came.head.path(&came.bytes));
+    let mut sending = Sending::new(session, client, &came, &method);
+    let answered = if session.inbound.is_some() {
+        inbound(&mut exchange, &mut sending, &method).await
+    } else {
+        outbound(&mut exchange, &mut sending, &method).await
+    };
+    match answered {
+        Ok((answer, returning)) => sending.respond(exchange, answer, returning).await,
+        Err(_) if sending.gone => After::Gone,
+        Err(refusal) => sending.refuse(exchange, &refusal).await,
+    }
+}
+
+fn length(came: &Came) -> ResponseBody {
+    match came.head.body {
+        BodyLength::Known(0) => ResponseBody::None,
+        BodyLength::Known(bytes) => ResponseBody::Known(bytes),
+        BodyLength::Chunked => ResponseBody::Chunked,
+    }
+}
+
+// How a response returns: its head, ready to be sent, and the time that the whole may take.
+struct Return {
+    head: Vec<u8>,
+    deadline: Option<Pin<Box<Sleep>>>,
+}
+
+type Answered = Result<(Answer, Return), Box<Refusal>>;
+
+async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
+    let session = Arc::clone(&exchange.session);
+    let Some(peer) = session.inbound.as_deref() else { return Err(Box::new(Reason::LoopRefused.into())) };
+    exchange.series = Some(Arc::clone(&peer.series));
+    inbound::admit(&session, peer, &view(sending.came, method), exchange.started)?;
+    let host = session.destination.to_string();
+    sending.begin(&Outgoing { peer: Some(peer), edits: &[], host: &host });
+    let answer = match send(exchange, inbound::goal(peer), method, sending, None).await {
+        // The client's sidecar may try another endpoint, whatever the method.
+        Err(Reason::ConnectFailed) => return Err(Box::new(Reason::NotProcessed.into())),
+        other => other.map_err(|reason| Box::new(reason.into()))?,
+    };
+    // An application does not speak for the mesh.
+    let head = sending.returning(&answer, false, &[]);
+    Ok((answer, Return { head, deadline: None }))
+}
+
+async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
+    let refuse = |reason: Reason| Box::new(Refusal::from(reason));
+    let session = Arc::clone(&exchange.session);
+    let destination = outbound::destination(&session).await.map_err(refuse)?;
+    let way = outbound::way(&destination, &view(sending.came, method)).map_err(refuse)?;
+    let host = session.destination.to_string();
+    sending.begin(&Outgoing { peer: None, edits: &way.edits(true), host: &host });
+    let mut deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
+    let Way { goal, .. } = way;
+    let answering = send(exchange, goal, method, sending, way.attempt_timeout());
+    let answer = outbound::within(&mut deadline, answering).await.map_err(refuse)?;
+    let head = sending.returning(&answer, answer.meshed, &way.edits(false));
+    Ok((answer, Return { head, deadline }))
+}
+
+fn view<'a>(came: &'a Came, method: &'a Method) -> RequestView<'a> {
+    RequestView {
+        method,
+        path: came.head.path(&came.bytes),
+        query: came.head.query(&came.bytes),
+        headers: Headers::Raw { bytes: &came.bytes, fields: &came.fields },
+    }
+}
+
+/// A response's head, and the connection that its body comes by.
+struct Answer {
+    conn: Box<H1Conn>,
+    head: ResponseHead,
+    bytes: Vec<u8>,
+    fields: Vec<Field>,
+    meshed: bool,
+}
+
+impl Answer {
+    fn value(&self, kind: Kind) -> Option<&str> {
+        let field = self.fields.iter().find(|field| field.kind == kind)?;
+        std::str::from_utf8(field.value.of(&self.bytes)).ok()
+    }
+
+    // What another sidecar says that it was.
+    fn reason(&self) -> Option<Reason> {
+        let name = crate::http::headers::REASON;
+        let named = |field: &&Field| {
+            field.kind == Kind::Ours && field.name.of(&self.bytes).eq_ignore_ascii_case(name.as_str().as_bytes())
+        };
+        let field = self.fields.iter().find(named)?;
+        Reason::from_code(std::str::from_utf8(field.value.of(&self.bytes)).ok()?)
+    }
+}
+
+// A request on its way, by as many attempts as it takes.
+struct Sending<'a> {
+    session: &'a Arc<Session>,
+    client: &'a mut Client,
+    came: &'a Came,
+    asked: Asked,
+    upload: Pump,
+    // The server took no more of the request; it may have answered all the same.
+    cut: bool,
+    // 1xx for the client.
+    interim: Vec<u8>,
+    interims: usize,
+    // The client went away.
+    gone: bool,
+}
+
+// Why there is no response.
+enum Broke {
+    Gone,
+    Malformed,
+    Server,
+    Nonsense,
+}
+
+impl<'a> Sending<'a> {
+    fn new(session: &'a Arc<Session>, client: &'a mut Client, came: &'a Came, method: &Method) -> Self {
+        let asked = match *method {
+            Method::HEAD => Asked::Head,
+            Method::CONNECT => Asked::Connect,
+            _ => Asked::Other,
+        };
+        let upload = Pump::new(Vec::new(), length(came));
+        Self { session, client, came, asked, upload, cut: false, interim: Vec::new(), interims: 0, gone: false }
+    }
+
+    // Its head is written.
+    fn begin(&mut self, outgoing: &Outgoing<'_>) {
+        let head = heads::request(self.came, outgoing);
+        self.upload = Pump::new(head, length(self.came)).kept();
+    }
+
+    fn poll_upload(&mut self, cx: &mut Context<'_>, conn: &mut H1Conn) -> Result<(), Broke> {
+        if !self.upload.is_done() && !self.cut {
+            match self.upload.poll(cx, self.client, &mut conn.wire) {
+                Poll::Ready(Err(Fault::From)) => return Err(Broke::Gone),
+                Poll::Ready(Err(Fault::Malformed)) => return Err(Broke::Malformed),
+                Poll::Ready(Err(Fault::To(_))) => self.cut = true,
+                Poll::Ready(Ok(())) | Poll::Pending => {}
+            }
+        }
+        let watched = self.upload.is_done() && self.client.poll_gone(cx).is_ready();
+        if watched { Err(Broke::Gone) } else { Ok(()) }
+    }
+
+    fn poll_head(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &mut H1Conn,
+        fields: &mut Vec<Field>,
+    ) -> Poll<Result<ResponseHead, Broke>> {
+        self.poll_upload(cx, conn)?;
+        let limit = self.session.shared.config.limits.head_bytes;
+        loop {
+            if let Poll::Ready(Err(_)) = self.poll_interim(cx) {
+                return Poll::Ready(Err(Broke::Gone));
+            }
+            match read_response(conn.wire.held(), limit, self.asked, fields) {
+                Err(_) => return Poll::Ready(Err(Broke::Nonsense)),
+                Ok(Some(head)) if head.status == 101 && !self.came.leaves => return Poll::Ready(Err(Broke::Nonsense)),
+                Ok(Some(head)) if head.status < 200 && head.status != 101 => {
+                    let bytes = conn.wire.split(head.len);
+                    self.take_interim(&bytes, &head, fields)?;
+                }
+                Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                Ok(None) => match ready!(conn.wire.poll_more(cx)) {
+                    Ok(read) if read > 0 => {}
+                    _ => return Poll::Ready(Err(Broke::Server)),
+                },
+            }
+        }
+    }
+
+    // HTTP/1.0 knows no interim responses.
+    fn take_interim(&mut self, bytes: &[u8], head: &ResponseHead, fields: &[Field]) -> Result<(), Broke> {
+        self.interims += 1;
+        if self.interims > INTERIMS {
+            return Err(Broke::Nonsense);
+        }
+        if self.came.head.http11 {
+            let returning = Returning { meshed: false, edits: &[], close: false, http11: true, upgrades: false };
+            self.interim.extend_from_slice(&heads::response(bytes, head, fields, &returning));
+        }
+        Ok(())
+    }
+
+    fn poll_interim(&mut self, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        while !self.interim.is_empty() {
+            let written = ready!(self.client.poll_write(cx, &self.interim))?;
+            self.interim.drain(..written);
+        }
+        self.client.poll_flush(cx)
+    }
+
+    // The response's head, for the client.
+    fn returning(&mut self, answer: &Answer, meshed: bool, edits: &[&weft_engine::route::HeaderEdit]) -> Vec<u8> {
+        let http11 = self.came.head.http11;
+        let returning =
+            Returning { meshed, edits, close: !self.keeps(answer), http11, upgrades: self.upgrades(answer) };
+        let mut out = std::mem::take(&mut self.interim);
+        out.extend_from_slice(&heads::response(&answer.bytes, &answer.head, &answer.fields, &returning));
+        out
+    }
+
+    fn upgrades(&self, answer: &Answer) -> bool {
+        let granted =
+            answer.head.status == 101 || self.asked == Asked::Connect && (200..300).contains(&answer.head.status);
+        self.came.leaves && granted
+    }
+
+    // Whether the client's connection can go on behind this response.
+    fn keeps(&self, answer: &Answer) -> bool {
+        let framed = match answer.head.body {
+            ResponseBody::UntilClose => false,
+            ResponseBody::Chunked => self.came.head.http11,
+            ResponseBody::None | ResponseBody::Known(_) => true,
+        };
+        framed && self.came.keeps_alive() && !self.session.shared.drain.begun()
+    }
+
+    async fn respond(mut self, mut exchange: Exchange, mut answer: Answer, back: Return) -> After {
+        let status = StatusCode::from_u16(answer.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let grpc_status = answer.value(Kind::GrpcStatus).and_then(|value| value.parse().ok());
+        exchange.answered_with(status, grpc_status);
+        // A refusal by another sidecar is its own to count; here it is told in the log.
+        if answer.meshed
+            && let Some(reason) = answer.reason()
+        {
+            exchange.reason = Some(reason);
+            exchange.refused_there = true;
+        }
+        if self.upgrades(&answer) {
+            let mut granted = Pump::new(back.head, ResponseBody::None);
+            let client = &mut *self.client;
+            let sent = poll_fn(|cx| granted.poll(cx, &mut Wire::new(tokio::io::empty()), client)).await;
+            return if sent.is_ok() { After::Tunnel(answer.conn, Box::new(exchange)) } else { After::Gone };
+        }
+        let keeps = self.keeps(&answer);
+        let download = Pump::new(back.head, answer.head.body);
+        let mut download = if self.came.head.http11 { download } else { download.decoded() };
+        let mut deadline = back.deadline;
+        let conn = &mut *answer.conn;
+        let passed = poll_fn(|cx| self.poll_pass(cx, conn, &mut download, deadline.as_mut())).await;
+        if let Err(reason) = passed {
+            exchange.reason = exchange.reason.or(reason);
+            reset_on_close(self.client.get_ref().socket());
+            return After::Gone;
+        }
+        let whole = self.upload.is_done() && !answer.head.close && answer.head.body != ResponseBody::UntilClose;
+        if whole
+            && answer.conn.wire.held().is_empty()
+            && let Some(endpoint) = exchange.endpoint()
+        {
+            Pool::put(&self.session.shared, endpoint, answer.conn);
+        }
+        if keeps && self.upload.is_done() { After::Keep } else { After::Close }
+    }
+
+    // The error is the reason to count, if it is not the client's own doing.
+    fn poll_pass(
+        &mut self,
+        cx: &mut Context<'_>,
+        conn: &mut H1Conn,
+        download: &mut Pump,
+        deadline: Option<&mut Pin<Box<Sleep>>>,
+    ) -> Poll<Result<(), Option<Reason>>> {
+        if self.poll_upload(cx, conn).is_err() {
+            return Poll::Ready(Err(None));
+        }
+        match download.poll(cx, &mut conn.wire, self.client) {
+            Poll::Ready(Ok(())) => return Poll::Ready(Ok(())),
+            Poll::Ready(Err(Fault::To(_))) => return Poll::Ready(Err(None)),
+            Poll::Ready(Err(Fault::From)) => return Poll::Ready(Err(Some(Reason::UpstreamReset))),
+            Poll::Ready(Err(Fault::Malformed)) => return Poll::Ready(Err(Some(Reason::UpstreamProtocol))),
+            Poll::Pending => {}
+        }
+        match deadline {
+            Some(deadline) => deadline.as_mut().poll(cx).map(|()| Err(Some(Reason::RequestTimeout))),
+            None => Poll::Pending,
+        }
+    }
+
+    async fn refuse(mut self, mut exchange: Exchange, why: &Refusal) -> After {
+        // A small body that has come with its head is read over; for another the connection is given up.
+        let whole = self.upload.is_read() || self.skip_body();
+        let close = !whole || !self.came.keeps_alive() || self.session.shared.drain.begun();
+        let grpc = self.came.is_grpc();
+        let manner = Manner { grpc, named: self.session.may_know(), close, bodyless: self.asked == Asked::Head };
+        let (status, bytes) = refusal(why, manner);
+        exchange.status = status;
+        exchange.grpc_status = grpc.then(|| why.reason.grpc_status());
+        exchange.reason = Some(why.reason);
+        let mut out = std::mem::take(&mut self.interim);
+        out.extend_from_slice(&bytes);
+        match write(self.client, out).await {
+            Err(_) => After::Gone,
+            Ok(()) if close => After::Close,
+            Ok(()) => After::Keep,
+        }
+    }
+
+    fn skip_body(&mut self) -> bool {
+        let mut body = Body::new(self.came.head.body);
+        if !self.upload.is_unsent() {
+            return false;
+        }
+        match body.skip(self.client.held()) {
+            Ok(used) if body.ended() => {
+                self.client.consume(used);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Writes bytes of our own to a client.
+///
+/// # Errors
+/// It went away.
+pub async fn write(client: &mut Client, bytes: Vec<u8>) -> Result<(), Fault> {
+    let mut message = Pump::new(bytes, ResponseBody::None);
+    let mut nothing = Wire::new(tokio::io::empty());
+    poll_fn(|cx| message.poll(cx, &mut nothing, client)).await
+}
+
+impl Message for Sending<'_> {
+    type Answer = Answer;
+
+    async fn attempt(&mut self, target: Target<'_>, fresh: bool) -> Result<(Answer, Duration), Failure> {
+        let mut fresh = fresh;
+        loop {
+            let begun = target.shared.clock.now();
+            let mut conn = Pool::h1(target, fresh).await.map_err(|error| Failure::unsent(error.reason()))?;
+            let connecting = target.shared.clock.now().saturating_sub(begun);
+            self.upload.rewind();
+            self.cut = false;
+            let mut fields = Vec::new();
+            let broke = match poll_fn(|cx| self.poll_head(cx, &mut conn, &mut fields)).await {
+                Ok(head) => {
+                    let bytes = conn.wire.split(head.len);
+                    let meshed = target.endpoint.identity.is_some();
+                    return Ok((Answer { conn, head, bytes, fields, meshed }, connecting));
+                }
+                Err(broke) => broke,
+            };
+            if conn.reused && matches!(broke, Broke::Server) && self.upload.is_unsent() {
+                fresh = true;
+                continue;
+            }
+            return Err(self.failure(&broke, &conn));
+        }
+    }
+
+    fn is_replayable(&self) -> bool {
+        self.upload.is_kept()
+    }
+
+    fn commit(&mut self) {
+        self.upload.commit();
+    }
+
+    fn not_processed(answer: &Answer) -> bool {
+        answer.meshed && answer.reason() == Some(Reason::NotProcessed)
+    }
+}
+
+impl Sending<'_> {
+    fn failure(&mut self, broke: &Broke, conn: &H1Conn) -> Failure {
+        let silent = conn.wire.held().is_empty() && self.interims == 0;
+        let (what, reason) = match broke {
+            Broke::Server if self.upload.is_unsent() => (Failed::NotProcessed, Reason::ConnectFailed),
+            Broke::Server if silent => (Failed::NoResponseByte, Reason::UpstreamReset),
+            Broke::Server => (Failed::ResponseStarted, Reason::UpstreamReset),
+            Broke::Nonsense => (Failed::ResponseStarted, Reason::UpstreamProtocol),
+            Broke::Malformed => (Failed::ResponseStarted, Reason::MalformedRequest),
+            Broke::Gone => {
+                self.gone = true;
+                (Failed::ResponseStarted, Reason::UpstreamReset)
+            }
+        };
+        let client = matches!(broke, Broke::Gone | Broke::Malformed);
+        Failure { what, reason, reused: conn.reused, client }
+    }
+}

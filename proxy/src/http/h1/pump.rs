@@ -1,0 +1,269 @@
+//! A message on its way from one side to the other: its head and its body.
+//!
+//! Invariants
+//! - Of a body no byte passes that is not framed as [`weft_engine::framing`] wants it, and chunks are framed anew, without extensions:
+//!   whoever reads behind us ends it where we do.
+//! - Head and the part of the body that is there already leave in one write.
+//! - What the receiver does not take is held, one read at most, and nothing more is read meanwhile. For a request that may have to be sent
+//!   again the beginning is kept, [`REPLAY_BYTES`] at most.
+//! - Trailers pass but for those that only a head may say (RFC 9110 section 6.5.1).
+
+use std::io;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use weft_engine::framing::{Body, BodyLength};
+use weft_engine::head::{Field, ResponseBody, forbidden_in_trailers, read_trailers};
+use weft_engine::reason::Reason;
+
+use super::wire::Wire;
+use crate::http::body::REPLAY_BYTES;
+
+/// Bytes of a trailer section.
+const TRAILER_BYTES: usize = 16 << 10;
+/// Moves in one poll, after which others get their turn.
+const MOVES: usize = 16;
+
+// Where a body ends.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    // As its head says.
+    Framed(Body),
+    // With the connection.
+    Close,
+}
+
+// How what is read of a body is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    // As it is.
+    Raw,
+    // Its content in chunks of ours.
+    Chunks,
+    // Its content: the receiver does not know chunks.
+    Content,
+}
+
+/// What ended a message before its end.
+#[derive(Debug)]
+pub enum Fault {
+    /// The sender went away.
+    From,
+    /// The sender framed its body in a way that could be read differently.
+    Malformed,
+    /// The receiver went away.
+    To(io::Error),
+}
+
+/// A message under way.
+#[derive(Debug)]
+pub struct Pump {
+    // The head, then what is staged of the body.
+    out: Vec<u8>,
+    // So much of `out` is written.
+    at: usize,
+    end: End,
+    // Everything so far stays in `out`, to be sent again.
+    keep: bool,
+    form: Form,
+    ended: bool,
+    done: bool,
+}
+
+impl Pump {
+    /// A message that begins with `head`.
+    pub fn new(head: Vec<u8>, length: ResponseBody) -> Self {
+        let (end, form) = match length {
+            ResponseBody::None => (End::Framed(Body::ENDED), Form::Raw),
+            ResponseBody::Known(bytes) => (End::Framed(Body::new(BodyLength::Known(bytes))), Form::Raw),
+            ResponseBody::Chunked => (End::Framed(Body::new(BodyLength::Chunked)), Form::Chunks),
+            ResponseBody::UntilClose => (End::Close, Form::Raw),
+        };
+        let ended = matches!(end, End::Framed(body) if body.ended());
+        Self { out: head, at: 0, end, keep: false, form, ended, done: false }
+    }
+
+    /// The same, kept to be sent again.
+    #[must_use]
+    pub fn kept(self) -> Self {
+        Self { keep: true, ..self }
+    }
+
+    /// The same, with the content of chunks instead of chunks.
+    #[must_use]
+    pub fn decoded(self) -> Self {
+        let form = if self.form == Form::Chunks { Form::Content } else { self.form };
+        Self { form, ..self }
+    }
+
+    /// Begins anew with another receiver; false if a part of it is gone.
+    pub fn rewind(&mut self) -> bool {
+        self.at = 0;
+        self.done = false;
+        self.keep
+    }
+
+    /// Whether it can be sent again, whole.
+    pub fn is_kept(&self) -> bool {
+        self.keep
+    }
+
+    /// It will not be sent again.
+    pub fn commit(&mut self) {
+        if self.keep {
+            self.keep = false;
+            self.out.drain(..self.at);
+            self.at = 0;
+        }
+    }
+
+    /// Whether nothing of it was given to the receiver.
+    pub fn is_unsent(&self) -> bool {
+        self.at == 0
+    }
+
+    /// Whether its last byte was read from the sender.
+    pub fn is_read(&self) -> bool {
+        self.ended
+    }
+
+    /// Whether its last byte was given to the receiver.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Moves it on; ready once it is with the receiver whole.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    pub fn poll<A, B>(&mut self, cx: &mut Context<'_>, from: &mut Wire<A>, to: &mut Wire<B>) -> Poll<Result<(), Fault>>
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
+        if self.done {
+            return Poll::Ready(Ok(()));
+        }
+        for _ in 0..MOVES {
+            if !from.held().is_empty() {
+                self.stage_held(from)?;
+            }
+            ready!(self.poll_out(cx, to)).map_err(Fault::To)?;
+            if self.ended {
+                ready!(to.poll_flush(cx)).map_err(Fault::To)?;
+                self.done = true;
+                return Poll::Ready(Ok(()));
+            }
+            match from.poll_some(cx, |from, bytes| self.came(from, bytes)) {
+                Poll::Ready(Ok(came)) => came?,
+                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::From)),
+                Poll::Pending => {
+                    ready!(to.poll_flush(cx)).map_err(Fault::To)?;
+                    return Poll::Pending;
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    fn poll_out<B: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut Wire<B>) -> Poll<io::Result<()>> {
+        while self.at < self.out.len() {
+            self.at += ready!(to.poll_write(cx, &self.out[self.at..]))?;
+        }
+        if !self.keep {
+            self.out.clear();
+            self.at = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    // Bytes have just been read; what is no part of this body is held for whoever reads next.
+    fn came<A: AsyncRead + Unpin>(&mut self, from: &mut Wire<A>, bytes: &[u8]) -> Result<(), Fault> {
+        if bytes.is_empty() {
+            if matches!(self.end, End::Close) {
+                self.ended = true;
+                return Ok(());
+            }
+            return Err(Fault::From);
+        }
+        let used = self.stage(bytes)?;
+        from.hold(&bytes[used..]);
+        Ok(())
+    }
+
+    fn stage_held<A: AsyncRead + Unpin>(&mut self, from: &mut Wire<A>) -> Result<(), Fault> {
+        let used = self.stage(from.held())?;
+        from.consume(used);
+        let End::Framed(body) = &mut self.end else { return Ok(()) };
+        if !body.at_trailers() {
+            return Ok(());
+        }
+        let mut fields = Vec::new();
+        let section = from.held();
+        let Some(len) = read_trailers(section, TRAILER_BYTES, &mut fields).map_err(|_| Fault::Malformed)? else {
+            return Ok(());
+        };
+        body.end_trailers();
+        self.ended = true;
+        if self.form == Form::Chunks {
+            self.out.extend_from_slice(b"0\r\n");
+            copy_trailers(&mut self.out, section, &fields);
+        }
+        from.consume(len);
+        Ok(())
+    }
+
+    // As much of `bytes` as is body goes out; how much that was. A trailer section stays.
+    fn stage(&mut self, bytes: &[u8]) -> Result<usize, Fault> {
+        if self.ended {
+            return Ok(0);
+        }
+        let used = match &mut self.end {
+            End::Close => {
+                self.out.extend_from_slice(bytes);
+                bytes.len()
+            }
+            End::Framed(body) => {
+                let used = match self.form {
+                    Form::Raw => {
+                        body.skip_to_trailers(bytes).inspect(|used| self.out.extend_from_slice(&bytes[..*used]))
+                    }
+                    Form::Content => body.decode(bytes, &mut self.out),
+                    Form::Chunks => encode(body, bytes, &mut self.out),
+                };
+                self.ended = body.ended();
+                used.map_err(|_| Fault::Malformed)?
+            }
+        };
+        if self.keep && self.out.len() > REPLAY_BYTES {
+            self.commit();
+        }
+        Ok(used)
+    }
+}
+
+// One chunk for what one read has brought.
+fn encode(body: &mut Body, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Reason> {
+    let mut content = Vec::with_capacity(bytes.len());
+    let used = body.decode(bytes, &mut content)?;
+    if !content.is_empty() {
+        out.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
+        out.extend_from_slice(&content);
+        out.extend_from_slice(b"\r\n");
+    }
+    Ok(used)
+}
+
+fn copy_trailers(out: &mut Vec<u8>, section: &[u8], fields: &[Field]) {
+    for field in fields {
+        let (name, value) = (field.name.of(section), field.value.of(section));
+        if !forbidden_in_trailers(name, field.kind) {
+            out.extend_from_slice(name);
+            out.extend_from_slice(b": ");
+            out.extend_from_slice(value);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
