@@ -13,6 +13,8 @@
 //! - [`authz`]: who may.
 //! - [`ratelimit`]: how often.
 //! - [`balance`]: which endpoint.
+//! - [`flood`]: frames of HTTP/2 that cost and bring nothing.
+//! - [`shed`]: when load is shed for want of memory.
 //! - [`outcome`]: what became of an attempt, and whether another one is safe.
 //! - [`explain`]: the same decisions, told step by step.
 
@@ -20,6 +22,7 @@ pub mod authz;
 pub mod balance;
 pub mod detect;
 pub mod explain;
+pub mod flood;
 pub mod framing;
 pub mod head;
 pub mod identity;
@@ -28,3 +31,4 @@ pub mod ratelimit;
 pub mod reason;
 pub mod request;
 pub mod route;
+pub mod shed;
