@@ -108,7 +108,7 @@ async fn both_sides_learn_who_the_other_is() {
     assert_eq!(seen.server.unwrap(), mesh.identity("cart"));
     assert_eq!(seen.client.unwrap(), mesh.identity("web"));
     assert_eq!(seen.version, ProtocolVersion::TLSv1_3);
-    assert_eq!(seen.suite, CipherSuite::TLS13_AES_256_GCM_SHA384);
+    assert_eq!(seen.suite, CipherSuite::TLS13_AES_128_GCM_SHA256);
     assert_eq!(seen.group, NamedGroup::X25519MLKEM768);
 }
 
@@ -284,8 +284,8 @@ fn the_algorithms_are_pinned() {
     assert_eq!(
         suites,
         [
-            CipherSuite::TLS13_AES_256_GCM_SHA384,
             CipherSuite::TLS13_AES_128_GCM_SHA256,
+            CipherSuite::TLS13_AES_256_GCM_SHA384,
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
         ]
     );
