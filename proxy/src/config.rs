@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use weft_engine::identity::Identity;
+use weft_engine::shed;
 
 use crate::identity::authority::Token;
+use crate::limits::cgroup;
 
 /// The sidecar of one workload: takes its connections, inbound and outbound, and gives them mutual TLS, routes, balancing, policy and
 /// limits. The pod's rules (`weft-capture`) must redirect connections to it.
@@ -68,6 +70,13 @@ pub struct Args {
     /// Open connections, both directions together [default: 10000].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
+    /// Open inbound connections of one source address; a /64 of IPv6 is one source [default: half of --max-connections].
+    #[arg(long, value_name = "N")]
+    pub max_connections_per_source: Option<usize>,
+    /// Memory at which new connections and requests are refused, so that those in flight go on: bytes, or a number with Ki, Mi or Gi; 0 means
+    /// none [default: 85 % of the cgroup's limit, none without one].
+    #[arg(long, value_name = "BYTES")]
+    pub memory_budget: Option<String>,
     /// The share of good requests in the access log, 0 to 1; refusals and failures are always in it [default: 0].
     #[arg(long, value_name = "SHARE")]
     pub access_log_sample: Option<f64>,
@@ -137,13 +146,17 @@ impl fmt::Display for Workload {
 pub struct Limits {
     /// Open connections, both directions together.
     pub max_connections: usize,
+    /// Open inbound connections of one source.
+    pub max_connections_per_source: usize,
+    /// Bytes at which load is shed; `None`: never.
+    pub memory_budget: Option<u64>,
     /// Bytes of a request's head.
     pub head_bytes: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { max_connections: 10_000, head_bytes: 64 * 1024 }
+        Self { max_connections: 10_000, max_connections_per_source: 5000, memory_budget: None, head_bytes: 64 * 1024 }
     }
 }
 
@@ -192,7 +205,7 @@ impl Args {
             None => Args::default(),
         };
         let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, outbound, inbound, metrics,
-            health, admin, exclude_mark, workers, drain_deadline, max_connections, access_log_sample, access_log);
+            health, admin, exclude_mark, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
@@ -217,10 +230,7 @@ impl Args {
             drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
             access_log_sample: sample,
             access_log: all.access_log,
-            limits: Limits {
-                max_connections: all.max_connections.unwrap_or(Limits::default().max_connections),
-                ..Limits::default()
-            },
+            limits: limits(all.max_connections, all.max_connections_per_source, all.memory_budget.as_deref())?,
         })
     }
 }
@@ -228,6 +238,30 @@ impl Args {
 /// CPUs that this process may use: `available_parallelism` reads affinity and the cgroup's quota.
 fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+fn limits(
+    max_connections: Option<usize>,
+    per_source: Option<usize>,
+    memory_budget: Option<&str>,
+) -> Result<Limits, ConfigError> {
+    let default = Limits::default();
+    let max_connections = max_connections.unwrap_or(default.max_connections);
+    let memory_budget = match memory_budget {
+        Some(text) => Some(bytes(text)?).filter(|budget| *budget > 0),
+        None => cgroup::memory_limit().map(shed::default_budget),
+    };
+    let max_connections_per_source = per_source.unwrap_or(max_connections.div_ceil(2));
+    Ok(Limits { max_connections, max_connections_per_source, memory_budget, ..default })
+}
+
+// As in a manifest of Kubernetes, as far as anybody writes sizes of memory.
+fn bytes(text: &str) -> Result<u64, ConfigError> {
+    let units = [("Ki", 1 << 10), ("Mi", 1 << 20), ("Gi", 1 << 30)];
+    let (number, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit))).unwrap_or((text, 1));
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    bytes.ok_or_else(|| bad("memory-budget", text, "give bytes, or a number with Ki, Mi or Gi, such as 96Mi"))
 }
 
 fn from_file(path: &Path) -> Result<Args, ConfigError> {
@@ -304,6 +338,21 @@ mod tests {
     }
 
     #[test]
+    fn limits_follow_from_each_other_and_can_be_said() {
+        let limits = |args: Args| args.resolve().unwrap().limits;
+        let default = limits(least());
+        assert_eq!((default.max_connections, default.max_connections_per_source), (10_000, 5000));
+        let few = limits(Args { max_connections: Some(101), ..least() });
+        assert_eq!(few.max_connections_per_source, 51);
+        assert_eq!(limits(Args { max_connections_per_source: Some(7), ..least() }).max_connections_per_source, 7);
+        for (text, budget) in
+            [("0", None), ("1000", Some(1000)), ("2Ki", Some(2048)), ("96Mi", Some(96 << 20)), ("1Gi", Some(1 << 30))]
+        {
+            assert_eq!(limits(Args { memory_budget: Some(text.into()), ..least() }).memory_budget, budget, "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (args, words) in [
             (Args { workload: None, ..least() }, "--workload is missing"),
@@ -312,6 +361,8 @@ mod tests {
             (Args { exclude_mark: Some("0".into()), ..least() }, "0x539"),
             (Args { admin: Some("0.0.0.0:1".parse().unwrap()), ..least() }, "loopback"),
             (Args { access_log_sample: Some(2.0), ..least() }, "0 to 1"),
+            (Args { memory_budget: Some("64MB".into()), ..least() }, "such as 96Mi"),
+            (Args { memory_budget: Some("99999999999999Gi".into()), ..least() }, "such as 96Mi"),
         ] {
             let error = args.resolve().unwrap_err().to_string();
             assert!(error.contains(words), "{error}");

@@ -1,8 +1,8 @@
 //! The sidecar. A byte flows one way through five rooms:
 //! [`capture`] -> [`detect`] -> [`http`] | [`tcp`] -> engine -> [`upstream`].
 //!
-//! Beside them: [`discovery`] (what control says), [`identity`] (who we are), [`telemetry`] and [`admin`]. Those live on a thread of
-//! their own, so that a scrape never delays traffic and a flood never delays a renewal.
+//! Beside them: [`limits`], [`discovery`] (what control says), [`identity`] (who we are), [`telemetry`] and [`admin`]. All but the first
+//! live on a thread of their own, so that a scrape never delays traffic and a flood never delays a renewal.
 //!
 //! [`main`] builds it all from [`Args`]; what the rooms share is [`Shared`].
 
@@ -16,6 +16,7 @@ pub mod discovery;
 pub mod drain;
 pub mod http;
 pub mod identity;
+pub mod limits;
 pub mod resolver;
 mod run;
 mod scratch;
@@ -47,6 +48,10 @@ pub struct Shared {
     pub telemetry: telemetry::Telemetry,
     /// Room for connections, of both directions and all workers together.
     pub connections: Arc<Semaphore>,
+    /// Room for each source of inbound connections.
+    pub sources: limits::sources::Sources,
+    /// The memory budget.
+    pub memory: limits::memory::Memory,
     /// Whether it stops, and what is in flight.
     pub drain: drain::Drain,
     /// Time.

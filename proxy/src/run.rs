@@ -30,6 +30,8 @@ use crate::config::{Config, ConfigError};
 use crate::control_channel::Target;
 use crate::identity::authority::ControlAuthority;
 use crate::identity::{IdentityStore, renew};
+use crate::limits::memory::{self, Memory};
+use crate::limits::sources::Sources;
 use crate::telemetry::access::Sink;
 use crate::telemetry::{Settings, Telemetry};
 use crate::{Args, Clock, Shared, admin, discovery, drain, resolver, worker};
@@ -149,6 +151,8 @@ fn make_shared(config: Config) -> anyhow::Result<Shared> {
         identity: IdentityStore::default(),
         telemetry: Telemetry::new(settings, clock.clone()).context("the access log cannot be written")?,
         connections: Arc::new(Semaphore::new(config.limits.max_connections)),
+        sources: Sources::new(config.limits.max_connections_per_source),
+        memory: Memory::new(config.limits.memory_budget),
         drain: drain::Drain::default(),
         clock,
         config,
@@ -234,6 +238,7 @@ async fn administer(
         },
         error = drain_when_told(shared, control) => error.context("signals cannot be received"),
         () = sweep(&shared.telemetry) => anyhow::anyhow!("the sweep of series ended"),
+        () = memory::watch(shared) => anyhow::anyhow!("the look at the memory ended"),
     }
 }
 

@@ -10,6 +10,8 @@ use crate::discovery::Discovery;
 use crate::discovery::snapshot::Snapshot;
 use crate::drain::Drain;
 use crate::identity::IdentityStore;
+use crate::limits::memory::Memory;
+use crate::limits::sources::Sources;
 use crate::telemetry::Telemetry;
 use crate::{Clock, Shared};
 
@@ -29,6 +31,8 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
         identity: IdentityStore::default(),
         telemetry: Telemetry::quiet(clock.clone()),
         connections: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
+        sources: Sources::new(usize::MAX),
+        memory: Memory::default(),
         drain: Drain::default(),
         clock,
     })

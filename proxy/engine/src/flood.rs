@@ -86,7 +86,7 @@ pub struct Frames {
     have: u8,
     // Bytes of the preface or of a payload that are still to come.
     skip: u32,
-    frames: bool,
+    begun: bool,
     progress: bool,
     sent: u32,
     resets: Bucket,
@@ -99,7 +99,7 @@ impl Default for Frames {
             head: [0; HEAD],
             have: 0,
             skip: PREFACE,
-            frames: false,
+            begun: false,
             progress: false,
             sent: 0,
             // Tokens are halves of a reset: a request earns one, a reset costs two. Who resets half of its requests may do so for ever;
@@ -140,7 +140,7 @@ impl Frames {
     fn count(&mut self, now: impl Fn() -> Duration + Copy) -> Result<(), Flood> {
         let [high, middle, low, kind, flags, ..] = self.head;
         self.skip = u32::from_be_bytes([0, high, middle, low]);
-        self.frames = true;
+        self.begun = true;
         match kind {
             HEADERS => {
                 self.progress = true;
@@ -166,7 +166,7 @@ impl Frames {
 
     /// Whether the preface and the head of a frame behind it have come.
     pub fn begun(&self) -> bool {
-        self.frames
+        self.begun
     }
 
     /// Whether a request or a piece of a body has come since this was asked last.

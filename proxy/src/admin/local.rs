@@ -40,6 +40,8 @@ fn describe(config: &Config) -> Value {
         "workers": config.workers,
         "drain-deadline": config.drain_deadline.as_secs(),
         "max-connections": config.limits.max_connections,
+        "max-connections-per-source": config.limits.max_connections_per_source,
+        "memory-budget": config.limits.memory_budget,
         "head-bytes": config.limits.head_bytes,
         "access-log-sample": config.access_log_sample,
         "access-log": config.access_log,

@@ -3,7 +3,7 @@
 //! Invariants
 //! - A connection that was not redirected here, or whose original destination is the listener itself, is refused: nobody talks to the
 //!   proxy as such, and no request circles through it.
-//! - Connections are bounded; beyond the bound a new one is closed at once and counted.
+//! - Connections are bounded, in all and by source; beyond a bound, or the memory budget, a new one is closed at once and counted.
 //! - Running out of file descriptors pauses accepting; it does not end it.
 
 mod inbound;
@@ -16,11 +16,13 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::OwnedSemaphorePermit;
 use weft_engine::reason::Reason;
 
 use self::inbound::Applications;
 use crate::Shared;
 use crate::discovery::address::canonical;
+use crate::limits::sources::Place;
 use crate::tcp::reset_on_close;
 use crate::telemetry::Direction;
 use crate::upstream::connect::set_options;
@@ -146,8 +148,7 @@ impl Accept {
         F: Future<Output = ()> + Send + 'static,
     {
         let telemetry = &self.shared.telemetry;
-        let Ok(permit) = Arc::clone(&self.shared.connections).try_acquire_owned() else {
-            telemetry.bound_hit("connections");
+        let Some(room) = self.room(client) else {
             reset_on_close(&stream);
             return;
         };
@@ -161,8 +162,30 @@ impl Accept {
         let serving = serve(Arc::clone(&self.shared), stream, canonical(client), destination);
         tokio::spawn(async move {
             serving.await;
-            drop(permit);
+            drop(room);
         });
+    }
+
+    // Room for one more connection, for as long as it is held; what has none is counted here.
+    fn room(&self, client: SocketAddr) -> Option<(OwnedSemaphorePermit, Option<Place>)> {
+        let Shared { telemetry, memory, connections, sources, .. } = &*self.shared;
+        if let Err(reason) = memory.admit_connection() {
+            telemetry.refused(self.direction, reason);
+            return None;
+        }
+        let Ok(permit) = Arc::clone(connections).try_acquire_owned() else {
+            telemetry.bound_hit("connections");
+            return None;
+        };
+        // Outbound there is one source, our own application.
+        if self.direction == Direction::Outbound {
+            return Some((permit, None));
+        }
+        let place = sources.take(client.ip());
+        if place.is_none() {
+            telemetry.bound_hit("connections_per_source");
+        }
+        Some((permit, Some(place?)))
     }
 
     async fn pause(&self, error: &io::Error) {

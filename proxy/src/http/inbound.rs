@@ -101,11 +101,13 @@ impl From<Reason> for Refusal {
     }
 }
 
-/// Whether it may, and may now.
+/// Whether it may, and may now, and there is memory for it.
 ///
 /// # Errors
 /// The refusal.
 pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Refusal>> {
+    let overloaded = |reason: Reason| Box::new(Refusal::from(reason));
+    session.shared.memory.admit_request().map_err(overloaded)?;
     let snapshot = session.shared.discovery.snapshot();
     let port = port_of(&snapshot.inbound, session.destination.port());
     authorize(port, peer.identity.as_ref(), Some((request.method, request.path)))

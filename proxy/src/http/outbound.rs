@@ -33,8 +33,9 @@ pub struct Way<'a> {
 /// What a session's requests mean to reach, as of now.
 ///
 /// # Errors
-/// Control has not said it in time.
+/// Control has not said it in time; there is no memory for another request.
 pub async fn destination(session: &Session) -> Result<Destination, Reason> {
+    session.shared.memory.admit_request()?;
     let discovery = &session.shared.discovery;
     Ok(match discovery.resolve(session.destination).await? {
         // It was of the mesh when the connection was opened; now it is not.

@@ -24,9 +24,21 @@ impl Cost {
 }
 
 fn resident_bytes() -> Option<f64> {
+    Some(pages()?.0 as f64 * rustix::param::page_size() as f64)
+}
+
+/// Resident memory that is of this process alone, in bytes: what it would take to be without it. Pages of files, which the kernel can take
+/// back, are not in it.
+pub fn private_bytes() -> Option<u64> {
+    let (resident, of_files) = pages()?;
+    Some(resident.saturating_sub(of_files) * rustix::param::page_size() as u64)
+}
+
+// Resident pages, and how many of them are of files.
+fn pages() -> Option<(u64, u64)> {
     let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: f64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    Some(pages * rustix::param::page_size() as f64)
+    let mut fields = statm.split_whitespace().skip(1);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 fn cpu_seconds() -> Option<f64> {
@@ -45,6 +57,8 @@ mod tests {
     fn the_process_costs_something() {
         let cost = Cost::now();
         assert!(cost.resident_bytes.unwrap() > 100_000.0);
+        let private = private_bytes().unwrap() as f64;
+        assert!(private > 10_000.0 && private < cost.resident_bytes.unwrap() * 2.0, "{private}");
         assert!(cost.cpu_seconds.unwrap() >= 0.0);
         assert!(cost.open_fds.unwrap() >= 3.0);
     }

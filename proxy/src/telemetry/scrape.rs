@@ -15,6 +15,7 @@ use super::series::{BUCKETS, CLASSES};
 use super::{Direction, RequestSeries, SeriesKey, Telemetry};
 use crate::Shared;
 use crate::identity::{Failure, IdentityStore};
+use crate::limits::memory::Memory;
 
 /// A page in the making.
 #[derive(Default)]
@@ -60,6 +61,7 @@ pub fn text(shared: &Shared) -> prometheus::Result<String> {
     page.gauge("weft_work_in_flight", "Requests, and connections of opaque bytes, that are in flight.", in_flight)?;
     let draining = f64::from(u8::from(shared.drain.begun()));
     page.gauge("weft_proxy_draining", "1 once the proxy has begun to stop.", draining)?;
+    memory(&mut page, &shared.memory)?;
     process(&mut page, Cost::now())?;
     Ok(page.0)
 }
@@ -171,6 +173,23 @@ fn identity(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
     page.add("weft_certificate_renewals_total", help, MetricType::COUNTER, renewals)?;
     let help = "Certificates in use that could not be written to the state directory.";
     page.counter("weft_certificate_not_saved_total", help, counters.not_saved())
+}
+
+fn memory(page: &mut Page, memory: &Memory) -> prometheus::Result<()> {
+    if let Some(budget) = memory.budget() {
+        page.gauge("weft_memory_budget_bytes", "Memory beyond which the proxy sheds load.", budget as f64)?;
+        let help = "Memory that counts against the budget, at the last look.";
+        page.gauge("weft_memory_used_bytes", help, memory.used() as f64)?;
+    }
+    let shedding = f64::from(u8::from(memory.shedding()));
+    page.gauge("weft_memory_shedding", "1 while the proxy sheds load for want of memory.", shedding)?;
+    let mut shed = Values::default();
+    let (connections, requests) = memory.shed();
+    for (what, count) in [("connection", connections), ("request", requests)] {
+        shed.counter(&[("what", what)], count as f64);
+    }
+    let help = "Connections and requests that were refused for want of memory.";
+    page.add("weft_memory_shed_total", help, MetricType::COUNTER, shed)
 }
 
 fn process(page: &mut Page, cost: Cost) -> prometheus::Result<()> {

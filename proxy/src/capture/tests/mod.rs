@@ -3,6 +3,7 @@
 mod app;
 mod bodies;
 mod corpus;
+mod floods;
 mod http1;
 mod http2;
 mod inbound;

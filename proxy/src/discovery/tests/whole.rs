@@ -141,6 +141,8 @@ impl World {
             identity: IdentityStore::default(),
             telemetry: Telemetry::quiet(clock.clone()),
             connections: Arc::new(tokio::sync::Semaphore::new(1)),
+            sources: crate::limits::sources::Sources::new(1),
+            memory: crate::limits::memory::Memory::default(),
             drain: Drain::default(),
             clock,
             config,

@@ -1,0 +1,157 @@
+//! The memory budget: the admin thread looks a few times a second at what is used, and beyond the budget the proxy sheds load.
+//!
+//! Invariants
+//! - What runs goes on; what comes is refused: a connection with a reset, a request with [`Reason::Overloaded`]. So the newest go first.
+//! - To ask costs one load of an atomic. Without a budget nothing is measured and nothing is shed.
+//! - The decision is the engine's ([`weft_engine::shed`]); this is only its I/O.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::sleep;
+use weft_engine::reason::Reason;
+use weft_engine::shed::Shedder;
+
+use crate::Shared;
+use crate::telemetry::process::private_bytes;
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// What is known of the memory; one a proxy.
+#[derive(Debug, Default)]
+pub struct Memory {
+    budget: Option<u64>,
+    used: AtomicU64,
+    shedding: AtomicBool,
+    connections: AtomicU64,
+    requests: AtomicU64,
+}
+
+impl Memory {
+    /// With this budget in bytes; `None`: there is none.
+    pub fn new(budget: Option<u64>) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
+    /// One that is full, for tests.
+    #[cfg(test)]
+    pub fn shedding_for_ever() -> Self {
+        Self { shedding: true.into(), ..Self::new(Some(1)) }
+    }
+
+    /// Whether a new connection may be taken; it is counted if not.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`].
+    pub fn admit_connection(&self) -> Result<(), Reason> {
+        self.admit(&self.connections)
+    }
+
+    /// Whether a new request may be taken; it is counted if not.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`].
+    pub fn admit_request(&self) -> Result<(), Reason> {
+        self.admit(&self.requests)
+    }
+
+    fn admit(&self, refused: &AtomicU64) -> Result<(), Reason> {
+        if !self.shedding() {
+            return Ok(());
+        }
+        refused.fetch_add(1, Ordering::Relaxed);
+        Err(Reason::Overloaded)
+    }
+
+    /// Whether load is shed now.
+    pub fn shedding(&self) -> bool {
+        self.shedding.load(Ordering::Relaxed)
+    }
+
+    /// The budget in bytes.
+    pub fn budget(&self) -> Option<u64> {
+        self.budget
+    }
+
+    /// Bytes that were used at the last look.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Connections and requests that were shed.
+    pub fn shed(&self) -> (u64, u64) {
+        (self.connections.load(Ordering::Relaxed), self.requests.load(Ordering::Relaxed))
+    }
+
+    // Whether it sheds from now on, and did not before.
+    fn observe(&self, shedder: &mut Shedder, now: Duration, used: u64, idle: bool) -> bool {
+        self.used.store(used, Ordering::Relaxed);
+        let before = self.shedding();
+        let sheds = shedder.observe(now, used, idle);
+        self.shedding.store(sheds, Ordering::Relaxed);
+        match (before, sheds) {
+            (false, true) => tracing::warn!(used, budget = self.budget, "load is shed: the memory budget is used up"),
+            (true, false) => tracing::info!(used, budget = self.budget, "load is no longer shed"),
+            _ => {}
+        }
+        sheds && !before
+    }
+}
+
+/// Looks for as long as it is polled.
+pub async fn watch(shared: &Shared) {
+    let memory = &shared.memory;
+    let Some(budget) = memory.budget else { return std::future::pending().await };
+    let mut shedder = Shedder::new(budget);
+    loop {
+        // Where /proc cannot be read nothing can be decided; then nothing is shed.
+        if let Some(used) = private_bytes() {
+            if memory.observe(&mut shedder, shared.clock.now(), used, shared.drain.in_flight() == 0) {
+                shared.telemetry.bound_hit("memory_budget");
+            }
+        }
+        sleep(LOOK).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::snapshot::Snapshot;
+
+    #[test]
+    fn what_is_shed_is_counted() {
+        let memory = Memory::new(Some(1000));
+        let mut shedder = Shedder::new(1000);
+        memory.observe(&mut shedder, Duration::ZERO, 999, false);
+        assert_eq!((memory.admit_connection(), memory.admit_request()), (Ok(()), Ok(())));
+        memory.observe(&mut shedder, Duration::ZERO, 1000, false);
+        assert_eq!(memory.admit_connection(), Err(Reason::Overloaded));
+        assert_eq!(
+            (memory.admit_request(), memory.admit_request()),
+            (Err(Reason::Overloaded), Err(Reason::Overloaded))
+        );
+        assert_eq!((memory.shed(), memory.used()), ((1, 2), 1000));
+        memory.observe(&mut shedder, Duration::ZERO, 100, false);
+        assert_eq!(memory.admit_request(), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn the_process_is_looked_at() {
+        let identity = weft_engine::identity::Identity::new("cluster.local", "shop", "web").unwrap();
+        let mut shared = std::sync::Arc::into_inner(crate::testing::shared(identity, Snapshot::default())).unwrap();
+        shared.memory = Memory::new(Some(1));
+        let looked = async {
+            while !shared.memory.shedding() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            () = watch(&shared) => unreachable!(),
+            () = looked => {}
+        }
+        assert!(shared.memory.used() > 100_000);
+        assert_eq!(Memory::default().admit_request(), Ok(()));
+    }
+}
