@@ -85,10 +85,10 @@ impl Memory {
     }
 
     // Whether it sheds from now on, and did not before.
-    fn observe(&self, shedder: &mut Shedder, now: Duration, used: u64, idle: bool) -> bool {
+    fn observe(&self, shedder: &mut Shedder, now: Duration, used: u64, load: usize) -> bool {
         self.used.store(used, Ordering::Relaxed);
         let before = self.shedding();
-        let sheds = shedder.observe(now, used, idle);
+        let sheds = shedder.observe(now, used, load);
         self.shedding.store(sheds, Ordering::Relaxed);
         match (before, sheds) {
             (false, true) => tracing::warn!(used, budget = self.budget, "load is shed: the memory budget is used up"),
@@ -107,12 +107,18 @@ pub async fn watch(shared: &Shared) {
     loop {
         // Where /proc cannot be read nothing can be decided; then nothing is shed.
         if let Some(used) = private_bytes() {
-            if memory.observe(&mut shedder, shared.clock.now(), used, shared.drain.in_flight() == 0) {
+            if memory.observe(&mut shedder, shared.clock.now(), used, load(shared)) {
                 shared.telemetry.bound_hit("memory_budget");
             }
         }
         sleep(LOOK).await;
     }
+}
+
+// Connections that are open, and what is in flight on them.
+fn load(shared: &Shared) -> usize {
+    let open = shared.config.limits.max_connections.saturating_sub(shared.connections.available_permits());
+    open + shared.drain.in_flight()
 }
 
 #[cfg(test)]
@@ -124,16 +130,16 @@ mod tests {
     fn what_is_shed_is_counted() {
         let memory = Memory::new(Some(1000));
         let mut shedder = Shedder::new(1000);
-        memory.observe(&mut shedder, Duration::ZERO, 999, false);
+        memory.observe(&mut shedder, Duration::ZERO, 999, 500);
         assert_eq!((memory.admit_connection(), memory.admit_request()), (Ok(()), Ok(())));
-        memory.observe(&mut shedder, Duration::ZERO, 1000, false);
+        memory.observe(&mut shedder, Duration::ZERO, 1000, 500);
         assert_eq!(memory.admit_connection(), Err(Reason::Overloaded));
         assert_eq!(
             (memory.admit_request(), memory.admit_request()),
             (Err(Reason::Overloaded), Err(Reason::Overloaded))
         );
         assert_eq!((memory.shed(), memory.used()), ((1, 2), 1000));
-        memory.observe(&mut shedder, Duration::ZERO, 100, false);
+        memory.observe(&mut shedder, Duration::ZERO, 100, 500);
         assert_eq!(memory.admit_request(), Ok(()));
     }
 
