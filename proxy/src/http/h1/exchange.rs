@@ -8,22 +8,22 @@
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use tokio::time::Sleep;
-use weft_engine::framing::{Body, BodyLength};
+use weft_engine::framing::BodyLength;
 use weft_engine::head::{Asked, Field, Kind, ResponseBody, ResponseHead, read_response};
 use weft_engine::outcome::Failed;
 use weft_engine::reason::Reason;
 use weft_engine::request::{Headers, RequestView};
 
-use super::heads::{self, Came, Outgoing, Returning};
+use super::heads::{self, Came, Introduced, Outgoing, Returning};
 use super::pump::{Fault, Pump};
 use super::refusal::{Manner, refusal};
 use super::wire::Wire;
-use crate::detect::Downstream;
+use crate::detect::{Downstream, HEAD_TIMEOUT};
 use crate::http::attempt::{Failure, Message, send};
 use crate::http::inbound::{self, Refusal};
 use crate::http::outbound::{self, Way};
@@ -34,6 +34,9 @@ use crate::upstream::{Pool, Target};
 
 /// Interim responses (1xx) to one request.
 const INTERIMS: usize = 16;
+
+/// Bytes of a refused request's body that are waited for, so that the connection can go on.
+const SKIPPED: u64 = 64 << 10;
 
 /// What becomes of the client's connection.
 pub enum After {
@@ -75,9 +78,13 @@ fn length(came: &Came) -> ResponseBody {
     }
 }
 
-// How a response returns: its head, ready to be sent, and the time that the whole may take.
+// How a response returns.
 struct Return {
+    // Ready to be sent.
     head: Vec<u8>,
+    // The client was told that its connection goes on.
+    keeps: bool,
+    // The time that the whole may take.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -88,16 +95,17 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Me
     let Some(peer) = session.inbound.as_deref() else { return Err(Box::new(Reason::LoopRefused.into())) };
     exchange.series = Some(Arc::clone(&peer.series));
     inbound::admit(&session, peer, &view(sending.came, method), exchange.started)?;
-    let host = session.destination.to_string();
-    sending.begin(&Outgoing { peer: Some(peer), edits: &[], host: &host });
+    let certificate = peer.certificate.as_ref().map(HeaderValue::as_bytes);
+    let told = Introduced { certificate, address: peer.address.as_bytes() };
+    sending.begin(&Outgoing { peer: Some(told), edits: &[], host: session.destination });
     let answer = match send(exchange, inbound::goal(peer), method, sending, None).await {
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => return Err(Box::new(Reason::NotProcessed.into())),
         other => other.map_err(|reason| Box::new(reason.into()))?,
     };
     // An application does not speak for the mesh.
-    let head = sending.returning(&answer, false, &[]);
-    Ok((answer, Return { head, deadline: None }))
+    let back = sending.returning(&answer, false, &[], None);
+    Ok((answer, back))
 }
 
 async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
@@ -105,14 +113,13 @@ async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &M
     let session = Arc::clone(&exchange.session);
     let destination = outbound::destination(&session).await.map_err(refuse)?;
     let way = outbound::way(&destination, &view(sending.came, method)).map_err(refuse)?;
-    let host = session.destination.to_string();
-    sending.begin(&Outgoing { peer: None, edits: &way.edits(true), host: &host });
+    sending.begin(&Outgoing { peer: None, edits: &way.edits(true), host: session.destination });
     let mut deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
     let Way { goal, .. } = way;
     let answering = send(exchange, goal, method, sending, way.attempt_timeout());
     let answer = outbound::within(&mut deadline, answering).await.map_err(refuse)?;
-    let head = sending.returning(&answer, answer.meshed, &way.edits(false));
-    Ok((answer, Return { head, deadline }))
+    let back = sending.returning(&answer, answer.meshed, &way.edits(false), deadline);
+    Ok((answer, back))
 }
 
 fn view<'a>(came: &'a Came, method: &'a Method) -> RequestView<'a> {
@@ -218,7 +225,9 @@ impl<'a> Sending<'a> {
             }
             match read_response(conn.wire.held(), limit, self.asked, fields) {
                 Err(_) => return Poll::Ready(Err(Broke::Nonsense)),
-                Ok(Some(head)) if head.status == 101 && !self.came.leaves => return Poll::Ready(Err(Broke::Nonsense)),
+                Ok(Some(head)) if head.status == 101 && !self.came.upgrades => {
+                    return Poll::Ready(Err(Broke::Nonsense));
+                }
                 Ok(Some(head)) if head.status < 200 && head.status != 101 => {
                     let bytes = conn.wire.split(head.len);
                     self.take_interim(&bytes, &head, fields)?;
@@ -239,7 +248,7 @@ impl<'a> Sending<'a> {
             return Err(Broke::Nonsense);
         }
         if self.came.head.http11 {
-            let returning = Returning { meshed: false, edits: &[], close: false, http11: true, upgrades: false };
+            let returning = Returning { meshed: false, edits: &[], close: false, http11: true, leaves: false };
             self.interim.extend_from_slice(&heads::response(bytes, head, fields, &returning));
         }
         Ok(())
@@ -253,30 +262,36 @@ impl<'a> Sending<'a> {
         self.client.poll_flush(cx)
     }
 
-    // The response's head, for the client.
-    fn returning(&mut self, answer: &Answer, meshed: bool, edits: &[&weft_engine::route::HeaderEdit]) -> Vec<u8> {
-        let http11 = self.came.head.http11;
-        let returning =
-            Returning { meshed, edits, close: !self.keeps(answer), http11, upgrades: self.upgrades(answer) };
-        let mut out = std::mem::take(&mut self.interim);
-        out.extend_from_slice(&heads::response(&answer.bytes, &answer.head, &answer.fields, &returning));
-        out
+    // The response's head is written for the client.
+    fn returning(
+        &mut self,
+        answer: &Answer,
+        meshed: bool,
+        edits: &[&weft_engine::route::HeaderEdit],
+        deadline: Option<Pin<Box<Sleep>>>,
+    ) -> Return {
+        let (http11, keeps) = (self.came.head.http11, self.keeps(answer));
+        let returning = Returning { meshed, edits, close: !keeps, http11, leaves: self.leaves(answer) };
+        let mut head = std::mem::take(&mut self.interim);
+        head.extend_from_slice(&heads::response(&answer.bytes, &answer.head, &answer.fields, &returning));
+        Return { head, keeps, deadline }
     }
 
-    fn upgrades(&self, answer: &Answer) -> bool {
-        let granted =
-            answer.head.status == 101 || self.asked == Asked::Connect && (200..300).contains(&answer.head.status);
-        self.came.leaves && granted
+    // Whether the connection leaves HTTP with this response. Only who has asked for an upgrade gets a 101 as far as here.
+    fn leaves(&self, answer: &Answer) -> bool {
+        let status = answer.head.status;
+        status == 101 || self.asked == Asked::Connect && (200..300).contains(&status)
     }
 
-    // Whether the client's connection can go on behind this response.
+    // Whether the client's connection can go on behind this response. One that comes before the request has ended may be the last that
+    // the server has read of it: then the rest is nobody's, and the client is told that it need not go on.
     fn keeps(&self, answer: &Answer) -> bool {
         let framed = match answer.head.body {
             ResponseBody::UntilClose => false,
             ResponseBody::Chunked => self.came.head.http11,
             ResponseBody::None | ResponseBody::Known(_) => true,
         };
-        framed && self.came.keeps_alive() && !self.session.shared.drain.begun()
+        framed && self.upload.is_read() && self.came.keeps_alive() && !self.session.shared.drain.begun()
     }
 
     async fn respond(mut self, mut exchange: Exchange, mut answer: Answer, back: Return) -> After {
@@ -290,13 +305,9 @@ impl<'a> Sending<'a> {
             exchange.reason = Some(reason);
             exchange.refused_there = true;
         }
-        if self.upgrades(&answer) {
-            let mut granted = Pump::new(back.head, ResponseBody::None);
-            let client = &mut *self.client;
-            let sent = poll_fn(|cx| granted.poll(cx, &mut Wire::new(tokio::io::empty()), client)).await;
-            return if sent.is_ok() { After::Tunnel(answer.conn, Box::new(exchange)) } else { After::Gone };
+        if self.leaves(&answer) {
+            return self.leave(exchange, answer, back.head).await;
         }
-        let keeps = self.keeps(&answer);
         let download = Pump::new(back.head, answer.head.body);
         let mut download = if self.came.head.http11 { download } else { download.decoded() };
         let mut deadline = back.deadline;
@@ -314,7 +325,21 @@ impl<'a> Sending<'a> {
         {
             Pool::put(&self.session.shared, endpoint, answer.conn);
         }
-        if keeps && self.upload.is_done() { After::Keep } else { After::Close }
+        if back.keeps { After::Keep } else { After::Close }
+    }
+
+    // The request ends as HTTP before another protocol begins: what it lacks must not be taken for that, nor lost.
+    async fn leave(mut self, exchange: Exchange, mut answer: Answer, head: Vec<u8>) -> After {
+        let mut granted = Pump::new(head, ResponseBody::None);
+        let mut nothing = Wire::new(tokio::io::empty());
+        let left = poll_fn(|cx| {
+            if let Poll::Ready(Err(fault)) = granted.poll(cx, &mut nothing, self.client) {
+                return Poll::Ready(Err(fault));
+            }
+            ready!(self.upload.poll(cx, self.client, &mut answer.conn.wire))?;
+            if granted.is_done() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        });
+        if left.await.is_ok() { After::Tunnel(answer.conn, Box::new(exchange)) } else { After::Gone }
     }
 
     // The error is the reason to count, if it is not the client's own doing.
@@ -342,8 +367,12 @@ impl<'a> Sending<'a> {
     }
 
     async fn refuse(mut self, mut exchange: Exchange, why: &Refusal) -> After {
-        // A small body that has come with its head is read over; for another the connection is given up.
-        let whole = self.upload.is_read() || self.skip_body();
+        let rest = self.skip_body();
+        let whole = match &rest {
+            Poll::Ready(read) => read.is_ok(),
+            // It is on its way and small: cheaper to wait for than another connection, and in the mesh another handshake.
+            Poll::Pending => !self.came.waits() && matches!(self.came.head.body, BodyLength::Known(..=SKIPPED)),
+        };
         let close = !whole || !self.came.keeps_alive() || self.session.shared.drain.begun();
         let grpc = self.came.is_grpc();
         let manner = Manner { grpc, named: self.session.may_know(), close, bodyless: self.asked == Asked::Head };
@@ -356,22 +385,23 @@ impl<'a> Sending<'a> {
         match write(self.client, out).await {
             Err(_) => After::Gone,
             Ok(()) if close => After::Close,
-            Ok(()) => After::Keep,
+            Ok(()) if rest.is_ready() => After::Keep,
+            Ok(()) => {
+                let skipping = poll_fn(|cx| self.poll_skip(cx));
+                let skipped = tokio::time::timeout(HEAD_TIMEOUT, skipping).await;
+                if matches!(skipped, Ok(Ok(()))) { After::Keep } else { After::Gone }
+            }
         }
     }
 
-    fn skip_body(&mut self) -> bool {
-        let mut body = Body::new(self.came.head.body);
-        if !self.upload.is_unsent() {
-            return false;
-        }
-        match body.skip(self.client.held()) {
-            Ok(used) if body.ended() => {
-                self.client.consume(used);
-                true
-            }
-            _ => false,
-        }
+    // Reads over what has come of the request's body.
+    fn skip_body(&mut self) -> Poll<Result<(), Fault>> {
+        // Who waits for the rest asks again.
+        self.poll_skip(&mut Context::from_waker(Waker::noop()))
+    }
+
+    fn poll_skip(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
+        self.upload.poll(cx, self.client, &mut Wire::new(tokio::io::sink()))
     }
 }
 
@@ -394,7 +424,10 @@ impl Message for Sending<'_> {
             let begun = target.shared.clock.now();
             let mut conn = Pool::h1(target, fresh).await.map_err(|error| Failure::unsent(error.reason()))?;
             let connecting = target.shared.clock.now().saturating_sub(begun);
-            self.upload.rewind();
+            if !self.upload.rewind() {
+                // Nobody asks for it; half a request would be the next one's beginning.
+                return Err(Failure { what: Failed::ResponseStarted, ..Failure::unsent(Reason::UpstreamReset) });
+            }
             self.cut = false;
             let mut fields = Vec::new();
             let broke = match poll_fn(|cx| self.poll_head(cx, &mut conn, &mut fields)).await {
@@ -414,7 +447,7 @@ impl Message for Sending<'_> {
     }
 
     fn is_replayable(&self) -> bool {
-        self.upload.is_kept()
+        self.upload.is_whole()
     }
 
     fn commit(&mut self) {

@@ -6,11 +6,12 @@
 //!   the name of the server are not a client's to withdraw.
 //! - What tells an application who its peer is comes from us alone.
 
+use std::io::Write;
+use std::net::SocketAddr;
+
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use weft_engine::head::{Field, Kind, RequestHead, ResponseBody, ResponseHead, tokens};
 use weft_engine::route::HeaderEdit;
-
-use super::super::inbound::Peer;
 
 /// A request's head as it came.
 #[derive(Debug)]
@@ -21,21 +22,38 @@ pub struct Came {
     pub head: RequestHead,
     /// Their fields.
     pub fields: Vec<Field>,
-    /// Whether it asks to leave HTTP: an upgrade (`h2c` does not count: RFC 9113 dropped it), or CONNECT.
-    pub leaves: bool,
+    /// Whether it asks for another protocol by `Upgrade`. One that names `h2c` does not, whatever else it names: RFC 9113 dropped that, and
+    /// an application that took it up would get requests that nobody has authorized.
+    pub upgrades: bool,
 }
 
 impl Came {
     /// A head that was read.
     pub fn new(bytes: Vec<u8>, head: RequestHead, fields: Vec<Field>) -> Self {
-        let mut came = Self { bytes, head, fields, leaves: false };
-        came.leaves = head.method.of(&came.bytes) == b"CONNECT" || head.http11 && came.wants_upgrade();
+        let mut came = Self { bytes, head, fields, upgrades: false };
+        came.upgrades = head.http11 && !came.is_connect() && came.wants_upgrade();
         came
     }
 
     fn wants_upgrade(&self) -> bool {
-        self.values(Kind::Upgrade).next().is_some_and(|protocol| !protocol.eq_ignore_ascii_case(b"h2c"))
-            && self.values(Kind::Connection).flat_map(tokens).any(|name| name.eq_ignore_ascii_case(b"upgrade"))
+        let mut protocols = self.values(Kind::Upgrade).flat_map(tokens).peekable();
+        protocols.peek().is_some()
+            && !protocols.any(|it| it.eq_ignore_ascii_case(b"h2c"))
+            && self.connection(b"upgrade")
+    }
+
+    /// Whether it asks for a tunnel.
+    pub fn is_connect(&self) -> bool {
+        self.head.method.of(&self.bytes) == b"CONNECT"
+    }
+
+    /// Whether its client waits for `100 Continue` before it sends the body.
+    pub fn waits(&self) -> bool {
+        self.values(Kind::Expect).next().is_some()
+    }
+
+    fn connection(&self, option: &[u8]) -> bool {
+        self.values(Kind::Connection).flat_map(tokens).any(|it| it.eq_ignore_ascii_case(option))
     }
 
     fn values(&self, kind: Kind) -> impl Iterator<Item = &[u8]> {
@@ -44,9 +62,7 @@ impl Came {
 
     /// Whether its connection can take another request afterwards, as far as the client is concerned.
     pub fn keeps_alive(&self) -> bool {
-        let says =
-            |word: &[u8]| self.values(Kind::Connection).flat_map(tokens).any(|name| name.eq_ignore_ascii_case(word));
-        if self.head.http11 { !says(b"close") } else { says(b"keep-alive") }
+        !self.connection(b"close") && (self.head.http11 || self.connection(b"keep-alive"))
     }
 
     // What a target in absolute form names.
@@ -62,14 +78,23 @@ impl Came {
     }
 }
 
+/// A peer, as an application is told of it.
+#[derive(Clone, Copy)]
+pub struct Introduced<'a> {
+    /// `X-Forwarded-Client-Cert`; `None`: it has shown no certificate.
+    pub certificate: Option<&'a [u8]>,
+    /// Its address.
+    pub address: &'a [u8],
+}
+
 /// What a request's head gets besides what came.
 pub struct Outgoing<'a> {
-    /// Inbound: who the peer is, to tell the application.
-    pub peer: Option<&'a Peer>,
+    /// Inbound: the application is told who its peer is.
+    pub peer: Option<Introduced<'a>>,
     /// Of the route, in their order.
     pub edits: &'a [&'a HeaderEdit],
-    /// The server's name for a client that did not say it: HTTP/1.0 may leave it out, HTTP/1.1 may not.
-    pub host: &'a str,
+    /// The server's address for a client that did not say its name: HTTP/1.0 may leave it out, HTTP/1.1 may not.
+    pub host: SocketAddr,
 }
 
 /// A request's head for the next hop.
@@ -78,7 +103,7 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(head.len + 256);
     out.extend_from_slice(head.method.of(bytes));
     out.push(b' ');
-    if head.method.of(bytes) == b"CONNECT" {
+    if came.is_connect() {
         out.extend_from_slice(head.target.of(bytes));
     } else {
         // RFC 9112 section 3.2.1; what an absolute form says besides is in `Host`, or we would not be here.
@@ -95,7 +120,7 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
         let value = field.value.of(bytes);
         match field.kind {
             Kind::Connection | Kind::KeepAlive | Kind::ProxyConnection | Kind::Http2Settings => {}
-            Kind::Upgrade if !came.leaves => {}
+            Kind::Upgrade if !came.upgrades => {}
             // The only one there is (RFC 9110 section 10.1.1). Who asks in HTTP/1.0 does not know what it asks for.
             Kind::Expect if !head.http11 || !value.eq_ignore_ascii_case(b"100-continue") => {}
             // Whatever its case was: there are servers that look for this one.
@@ -107,8 +132,10 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
                 }
             }
             Kind::ForwardedFor if outgoing.peer.is_some() && !dropped.drops(bytes, field) => {
-                addresses.extend_from_slice(value);
-                addresses.extend_from_slice(b", ");
+                if !value.is_empty() {
+                    addresses.extend_from_slice(value);
+                    addresses.extend_from_slice(b", ");
+                }
             }
             _ if dropped.drops(bytes, field) => {}
             kind => {
@@ -118,20 +145,30 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
         }
     }
     if !named && !dropped.sets(&http::header::HOST) {
-        push(&mut out, b"host", came.authority().unwrap_or(outgoing.host.as_bytes()));
+        push_host(&mut out, came.authority(), outgoing.host);
     }
-    if came.leaves && !came.fields.is_empty() && head.method.of(bytes) != b"CONNECT" {
+    if came.upgrades {
         push(&mut out, b"connection", b"upgrade");
     }
     if let Some(peer) = outgoing.peer {
-        if let Some(certificate) = &peer.certificate {
-            push(&mut out, b"x-forwarded-client-cert", certificate.as_bytes());
+        if let Some(certificate) = peer.certificate {
+            push(&mut out, b"x-forwarded-client-cert", certificate);
         }
-        addresses.extend_from_slice(peer.address.as_bytes());
+        addresses.extend_from_slice(peer.address);
         push(&mut out, b"x-forwarded-for", &addresses);
     }
     dropped.finish(&mut out);
     out
+}
+
+fn push_host(out: &mut Vec<u8>, authority: Option<&[u8]>, address: SocketAddr) {
+    match authority {
+        Some(authority) => push(out, b"host", authority),
+        None => {
+            // Writing into memory does not fail.
+            let _ = write!(out, "host: {address}\r\n");
+        }
+    }
 }
 
 /// What a response's head depends on besides what came.
@@ -144,8 +181,8 @@ pub struct Returning<'a> {
     pub close: bool,
     /// The client speaks HTTP/1.1.
     pub http11: bool,
-    /// The response grants the upgrade.
-    pub upgrades: bool,
+    /// The response ends HTTP on this connection: it grants an upgrade, or a tunnel.
+    pub leaves: bool,
 }
 
 /// A response's head for the client.
@@ -153,24 +190,36 @@ pub fn response(bytes: &[u8], head: &ResponseHead, fields: &[Field], returning: 
     let mut out = Vec::with_capacity(head.len + 64);
     status_line(&mut out, head.status, head.reason.of(bytes));
     let dropped = Dropped::new(bytes, fields, returning.edits);
-    let chunked = head.body == ResponseBody::Chunked;
+    let upgrades = returning.leaves && head.status == 101;
+    // What can have no body has no length either (RFC 9110 section 8.6, RFC 9112 section 6.1); not every client knows.
+    let unframed = returning.leaves || matches!(head.status, 100..=199 | 204);
+    let mut length_said = unframed || head.body == ResponseBody::Chunked;
     for field in fields {
         match field.kind {
             Kind::Connection | Kind::KeepAlive | Kind::ProxyConnection | Kind::Http2Settings => {}
-            Kind::Upgrade if !returning.upgrades => {}
+            Kind::Upgrade if !upgrades => {}
             Kind::ClientCert | Kind::Ours if !returning.meshed => {}
-            Kind::TransferEncoding if !returning.http11 => {}
-            Kind::ContentLength if chunked => {}
+            Kind::TransferEncoding if unframed || !returning.http11 => {}
+            // Said several times it is the same; clients take it once.
+            Kind::ContentLength => {
+                if !length_said && let Some(length) = tokens(field.value.of(bytes)).next() {
+                    push(&mut out, field.name.of(bytes), length);
+                    length_said = true;
+                }
+            }
             _ if dropped.drops(bytes, field) => {}
             _ => push(&mut out, field.name.of(bytes), field.value.of(bytes)),
         }
     }
-    if returning.upgrades {
-        push(&mut out, b"connection", b"upgrade");
-    } else if returning.close {
-        push(&mut out, b"connection", b"close");
-    } else if !returning.http11 {
-        push(&mut out, b"connection", b"keep-alive");
+    let connection: &[u8] = match returning {
+        _ if upgrades => b"upgrade",
+        Returning { leaves: true, .. } => b"",
+        Returning { close: true, .. } => b"close",
+        Returning { http11: false, .. } => b"keep-alive",
+        _ => b"",
+    };
+    if !connection.is_empty() {
+        push(&mut out, b"connection", connection);
     }
     dropped.finish(&mut out);
     out

@@ -13,3 +13,6 @@ pub mod pump;
 pub mod refusal;
 pub mod serve;
 pub mod wire;
+
+#[cfg(test)]
+mod tests;

@@ -17,8 +17,9 @@ use weft_engine::head::{Field, ResponseBody, forbidden_in_trailers, read_trailer
 use weft_engine::reason::Reason;
 
 use super::wire::Wire;
-use crate::http::body::REPLAY_BYTES;
 
+/// Most bytes of a request, its head included, that are kept for another attempt.
+pub const REPLAY_BYTES: usize = 64 << 10;
 /// Bytes of a trailer section.
 const TRAILER_BYTES: usize = 16 << 10;
 /// Moves in one poll, after which others get their turn.
@@ -65,8 +66,12 @@ pub struct Pump {
     end: End,
     // Everything so far stays in `out`, to be sent again.
     keep: bool,
+    // The receiver was given some of it.
+    sent: bool,
     form: Form,
     ended: bool,
+    // The sender's framing makes no sense: nothing behind it does either.
+    malformed: bool,
     done: bool,
 }
 
@@ -80,7 +85,7 @@ impl Pump {
             ResponseBody::UntilClose => (End::Close, Form::Raw),
         };
         let ended = matches!(end, End::Framed(body) if body.ended());
-        Self { out: head, at: 0, end, keep: false, form, ended, done: false }
+        Self { out: head, at: 0, end, keep: false, sent: false, form, ended, malformed: false, done: false }
     }
 
     /// The same, kept to be sent again.
@@ -96,16 +101,20 @@ impl Pump {
         Self { form, ..self }
     }
 
-    /// Begins anew with another receiver; false if a part of it is gone.
-    pub fn rewind(&mut self) -> bool {
-        self.at = 0;
-        self.done = false;
-        self.keep
+    /// Whether all of it that was read is at hand, to be sent from its beginning.
+    pub fn is_whole(&self) -> bool {
+        self.keep || !self.sent
     }
 
-    /// Whether it can be sent again, whole.
-    pub fn is_kept(&self) -> bool {
-        self.keep
+    /// Begins anew with another receiver; false, and nothing happens, if a part of it is gone.
+    #[must_use]
+    pub fn rewind(&mut self) -> bool {
+        if self.is_whole() {
+            self.at = 0;
+            self.sent = false;
+            self.done = false;
+        }
+        self.is_whole()
     }
 
     /// It will not be sent again.
@@ -119,7 +128,7 @@ impl Pump {
 
     /// Whether nothing of it was given to the receiver.
     pub fn is_unsent(&self) -> bool {
-        self.at == 0
+        !self.sent
     }
 
     /// Whether its last byte was read from the sender.
@@ -144,6 +153,9 @@ impl Pump {
         if self.done {
             return Poll::Ready(Ok(()));
         }
+        if self.malformed {
+            return Poll::Ready(Err(Fault::Malformed));
+        }
         for _ in 0..MOVES {
             if !from.held().is_empty() {
                 self.stage_held(from)?;
@@ -154,7 +166,7 @@ impl Pump {
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            match from.poll_some(cx, |from, bytes| self.came(from, bytes)) {
+            match from.poll_some(cx, |from, cx, bytes| self.came(cx, from, to, bytes)) {
                 Poll::Ready(Ok(came)) => came?,
                 Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::From)),
                 Poll::Pending => {
@@ -170,6 +182,7 @@ impl Pump {
     fn poll_out<B: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut Wire<B>) -> Poll<io::Result<()>> {
         while self.at < self.out.len() {
             self.at += ready!(to.poll_write(cx, &self.out[self.at..]))?;
+            self.sent = true;
         }
         if !self.keep {
             self.out.clear();
@@ -179,7 +192,17 @@ impl Pump {
     }
 
     // Bytes have just been read; what is no part of this body is held for whoever reads next.
-    fn came<A: AsyncRead + Unpin>(&mut self, from: &mut Wire<A>, bytes: &[u8]) -> Result<(), Fault> {
+    fn came<A, B>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut Wire<A>,
+        to: &mut Wire<B>,
+        bytes: &[u8],
+    ) -> Result<(), Fault>
+    where
+        A: AsyncRead + Unpin,
+        B: AsyncWrite + Unpin,
+    {
         if bytes.is_empty() {
             if matches!(self.end, End::Close) {
                 self.ended = true;
@@ -187,9 +210,50 @@ impl Pump {
             }
             return Err(Fault::From);
         }
-        let used = self.stage(bytes)?;
+        let used = if self.form == Form::Raw && self.out.is_empty() {
+            self.pass(cx, to, bytes).map_err(Fault::To)?
+        } else {
+            self.stage(bytes)?
+        };
         from.hold(&bytes[used..]);
         Ok(())
+    }
+
+    // Nothing waits and the body goes on as it is: so without being copied, as far as the receiver takes it.
+    fn pass<B: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut Wire<B>,
+        bytes: &[u8],
+    ) -> io::Result<usize> {
+        let used = self.raw(bytes);
+        let mut at = 0;
+        while at < used {
+            match to.poll_write(cx, &bytes[at..used]) {
+                Poll::Ready(written) => {
+                    at += written?;
+                    self.sent = true;
+                }
+                Poll::Pending => {
+                    self.out.extend_from_slice(&bytes[at..used]);
+                    break;
+                }
+            }
+        }
+        Ok(used)
+    }
+
+    // How much of `bytes` is body that goes on as it is.
+    fn raw(&mut self, bytes: &[u8]) -> usize {
+        match &mut self.end {
+            End::Close => bytes.len(),
+            End::Framed(body) => {
+                // Chunks never go on as they are, and nothing else can be malformed.
+                let used = body.skip_to_trailers(bytes).unwrap_or_default();
+                self.ended = body.ended();
+                used
+            }
+        }
     }
 
     fn stage_held<A: AsyncRead + Unpin>(&mut self, from: &mut Wire<A>) -> Result<(), Fault> {
@@ -201,7 +265,11 @@ impl Pump {
         }
         let mut fields = Vec::new();
         let section = from.held();
-        let Some(len) = read_trailers(section, TRAILER_BYTES, &mut fields).map_err(|_| Fault::Malformed)? else {
+        let Some(len) = read_trailers(section, TRAILER_BYTES, &mut fields).map_err(|_| {
+            self.malformed = true;
+            Fault::Malformed
+        })?
+        else {
             return Ok(());
         };
         body.end_trailers();
@@ -219,22 +287,18 @@ impl Pump {
         if self.ended {
             return Ok(0);
         }
-        let used = match &mut self.end {
-            End::Close => {
-                self.out.extend_from_slice(bytes);
-                bytes.len()
+        let used = match (&mut self.end, self.form) {
+            (End::Framed(body), Form::Content) => body.decode(bytes, &mut self.out),
+            (End::Framed(body), Form::Chunks) => encode(body, bytes, &mut self.out),
+            _ => {
+                let used = self.raw(bytes);
+                self.out.extend_from_slice(&bytes[..used]);
+                Ok(used)
             }
-            End::Framed(body) => {
-                let used = match self.form {
-                    Form::Raw => {
-                        body.skip_to_trailers(bytes).inspect(|used| self.out.extend_from_slice(&bytes[..*used]))
-                    }
-                    Form::Content => body.decode(bytes, &mut self.out),
-                    Form::Chunks => encode(body, bytes, &mut self.out),
-                };
-                self.ended = body.ended();
-                used.map_err(|_| Fault::Malformed)?
-            }
+        };
+        let Ok(used) = used else {
+            self.malformed = true;
+            return Err(Fault::Malformed);
         };
         if self.keep && self.out.len() > REPLAY_BYTES {
             self.commit();
@@ -243,13 +307,13 @@ impl Pump {
     }
 }
 
-// One chunk for what one read has brought.
+// One chunk for what one read has brought. What comes before a fault is not passed: it would be a chunk that nobody ends.
 fn encode(body: &mut Body, bytes: &[u8], out: &mut Vec<u8>) -> Result<usize, Reason> {
-    let mut content = Vec::with_capacity(bytes.len());
-    let used = body.decode(bytes, &mut content)?;
-    if !content.is_empty() {
-        out.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
-        out.extend_from_slice(&content);
+    let at = out.len();
+    let used = body.decode(bytes, out).inspect_err(|_| out.truncate(at))?;
+    let content = out.len() - at;
+    if content > 0 {
+        out.splice(at..at, format!("{content:x}\r\n").into_bytes());
         out.extend_from_slice(b"\r\n");
     }
     Ok(used)

@@ -12,6 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use tokio::io::AsyncRead;
 use tokio::time::{Sleep, sleep, timeout};
 use weft_engine::head::{Field, RequestHead, read_request};
 use weft_engine::reason::Reason;
@@ -90,7 +91,7 @@ async fn linger(mut client: Client) {
     let mut left = LINGER_BYTES;
     let rest = poll_fn(|cx| {
         loop {
-            match client.poll_some(cx, |_, bytes| bytes.len()) {
+            match client.poll_some(cx, |_, _, bytes| bytes.len()) {
                 Poll::Ready(Ok(read)) if read > 0 && read < left => left -= read,
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
@@ -101,7 +102,7 @@ async fn linger(mut client: Client) {
     let _ = timeout(LINGER, rest).await;
 }
 
-enum Next {
+pub(super) enum Next {
     Head(Box<Came>),
     // The client has ended, or was idle for too long.
     Nothing,
@@ -109,7 +110,7 @@ enum Next {
 }
 
 // Waits for heads.
-struct Reader {
+pub(super) struct Reader {
     limit: usize,
     idle: Option<Pin<Box<Sleep>>>,
     // Whether there was a request since the idle timer was set.
@@ -119,11 +120,11 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize) -> Self {
         Self { limit, idle: None, active: false, head: None }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, client: &mut Client) -> Poll<Next> {
+    pub(super) fn poll<IO: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, client: &mut Wire<IO>) -> Poll<Next> {
         // What came behind the request before.
         let mut fresh = !client.held().is_empty() && self.head.is_none();
         loop {
@@ -132,7 +133,7 @@ impl Reader {
                 self.active = true;
                 return Poll::Ready(next);
             }
-            let came = client.poll_some(cx, |client, bytes| {
+            let came = client.poll_some(cx, |client, _, bytes| {
                 // Only the end of a line can decide anything: a head that comes byte by byte is not read anew for each.
                 fresh = bytes.contains(&b'\n') || client.held().len() + bytes.len() >= self.limit;
                 client.hold(bytes);
@@ -150,7 +151,7 @@ impl Reader {
     }
 
     // A head, or what is wrong with it; `None` if it is not whole.
-    fn read(&self, client: &mut Client) -> Option<Next> {
+    fn read<IO>(&self, client: &mut Wire<IO>) -> Option<Next> {
         if client.held() == b"\r\n" {
             // RFC 9112 section 2.2: old clients send an empty line behind a body. Nothing has begun.
             client.consume(2);

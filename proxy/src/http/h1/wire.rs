@@ -42,8 +42,12 @@ impl<IO> Wire<IO> {
 
     /// Takes the first `len` bytes; the others stay.
     pub fn split(&mut self, len: usize) -> Vec<u8> {
-        let rest = self.held.split_off(len.min(self.held.len()));
-        std::mem::replace(&mut self.held, rest)
+        if len >= self.held.len() {
+            return std::mem::take(&mut self.held);
+        }
+        let taken = self.held[..len].to_vec();
+        self.consume(len);
+        taken
     }
 
     /// The first `len` bytes are used.
@@ -74,12 +78,12 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
     pub fn poll_some<T>(
         &mut self,
         cx: &mut Context<'_>,
-        take: impl FnOnce(&mut Self, &[u8]) -> T,
+        take: impl FnOnce(&mut Self, &mut Context<'_>, &[u8]) -> T,
     ) -> Poll<io::Result<T>> {
         scratch::with(|memory| {
             let mut buf = ReadBuf::new(memory);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
-            Poll::Ready(Ok(take(self, buf.filled())))
+            Poll::Ready(Ok(take(self, cx, buf.filled())))
         })
     }
 
@@ -88,7 +92,7 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
     /// # Errors
     /// The stream's.
     pub fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        self.poll_some(cx, |wire, bytes| {
+        self.poll_some(cx, |wire, _, bytes| {
             wire.hold(bytes);
             bytes.len()
         })
