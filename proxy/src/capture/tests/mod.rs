@@ -2,12 +2,15 @@
 
 mod app;
 mod bodies;
+mod closing;
 mod corpus;
 mod floods;
 mod http1;
 mod http2;
 mod inbound;
+mod messages;
 mod opaque;
+mod raw;
 mod recorder;
 mod smuggling;
 mod stopping;
