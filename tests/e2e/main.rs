@@ -5,6 +5,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod explain;
+mod flood;
 mod grpc;
 mod ipv6;
 mod lab;
@@ -38,6 +39,7 @@ fn main() -> ExitCode {
     trials.extend(telemetry::tests());
     trials.extend(life::tests());
     trials.extend(drain::tests());
+    trials.extend(flood::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }

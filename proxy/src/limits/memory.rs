@@ -15,8 +15,8 @@ use weft_engine::shed::Shedder;
 use crate::Shared;
 use crate::telemetry::process::private_bytes;
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks while less than half of the budget is used, and from there on: a flood may take hundreds of megabytes a second.
+const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(10)];
 
 /// What is known of the memory; one a proxy.
 #[derive(Debug, Default)]
@@ -111,7 +111,7 @@ pub async fn watch(shared: &Shared) {
                 shared.telemetry.bound_hit("memory_budget");
             }
         }
-        sleep(LOOK).await;
+        sleep(LOOKS[usize::from(memory.used() > budget / 2)]).await;
     }
 }
 
