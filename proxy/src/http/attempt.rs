@@ -20,6 +20,9 @@ use crate::discovery::snapshot::{Backend, Endpoint};
 use crate::upstream::Target;
 use crate::upstream::pick::{Picked, pick};
 
+/// Most bytes of a request body that are kept for another attempt.
+pub const REPLAY_BYTES: usize = 64 << 10;
+
 /// Where a request may go.
 #[derive(Clone, Copy)]
 pub enum Goal<'a> {

@@ -1,13 +1,9 @@
-//! What a proxy does to header fields, whatever the routes say.
+//! What a proxy does to header fields, whatever the routes say. (Those that concern one connection only: [`super::h1`] removes them, the
+//! library of [`super::h2`] refuses them.)
 //!
-//! Invariants
-//! - Fields that concern one connection only (RFC 9110 section 7.6.1), and those that `Connection` names, never pass to the next.
-//! - What tells an application who its peer is comes from us alone: a client's own is removed before ours is set.
+//! Invariant: what tells an application who its peer is comes from us alone: a client's own is removed before ours is set.
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
-    UPGRADE,
-};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 /// The reason code of a refusal.
 pub const REASON: HeaderName = HeaderName::from_static("x-weft-reason");
@@ -15,65 +11,11 @@ pub const REASON: HeaderName = HeaderName::from_static("x-weft-reason");
 pub const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 /// The addresses that a request has come by.
 pub const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
-const HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 const OURS: &str = "x-weft-";
 
 /// Whether it is a gRPC call, whose refusals are gRPC's.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
-/// Removes what concerns one connection only.
-pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    if headers.contains_key(CONNECTION) {
-        strip_nominated(headers);
-        headers.remove(CONNECTION);
-    }
-    if headers.remove(UPGRADE).is_some() {
-        headers.remove(HTTP2_SETTINGS);
-    }
-    headers.remove(KEEP_ALIVE);
-    headers.remove(PROXY_CONNECTION);
-    // hyper frames the body anew.
-    headers.remove(TRANSFER_ENCODING);
-    if let Some(accepted) = headers.get(TE)
-        && accepted != "trailers"
-    {
-        let trailers = tokens(accepted).any(|name| name.eq_ignore_ascii_case("trailers"));
-        headers.remove(TE);
-        if trailers {
-            headers.insert(TE, HeaderValue::from_static("trailers"));
-        }
-    }
-    // hyper answers `100 Continue` itself as soon as the next hop wants the body, so the next hop is not asked.
-    headers.remove(EXPECT);
-}
-
-// Fields that `Connection` names. Framing and the name of the server are not a client's to withdraw.
-fn strip_nominated(headers: &mut HeaderMap) {
-    let plain = |value: &HeaderValue| {
-        let value = value.as_bytes();
-        [&b"keep-alive"[..], b"close", b"upgrade"].iter().any(|known| value.eq_ignore_ascii_case(known))
-    };
-    if headers.get_all(CONNECTION).iter().all(plain) {
-        return;
-    }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(tokens)
-        .filter_map(|name| HeaderName::try_from(name).ok())
-        .filter(|name| ![HOST, CONTENT_LENGTH, UPGRADE, TE, CONNECTION].contains(name))
-        .collect();
-    for name in named {
-        headers.remove(name);
-    }
-}
-
-fn tokens(value: &HeaderValue) -> impl Iterator<Item = &str> {
-    value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|name| !name.is_empty())
 }
 
 /// Removes what a client says of its own identity, and every `x-weft-` field; also with `_` for `-`, which CGI-like programs take for
@@ -123,24 +65,6 @@ mod tests {
             map.append(HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
         map
-    }
-
-    #[test]
-    fn what_concerns_one_connection_stays_there() {
-        let mut map = headers(&[
-            ("connection", "keep-alive, X-Private, host"),
-            ("x-private", "1"),
-            ("host", "shop"),
-            ("keep-alive", "timeout=5"),
-            ("te", "gzip, trailers"),
-            ("transfer-encoding", "chunked"),
-            ("upgrade", "h2c"),
-            ("http2-settings", "AAMAAABkAARAAAAAAAIAAAAA"),
-            ("expect", "100-continue"),
-            ("accept", "*/*"),
-        ]);
-        strip_hop_by_hop(&mut map);
-        assert_eq!(map, headers(&[("host", "shop"), ("te", "trailers"), ("accept", "*/*")]));
     }
 
     #[test]

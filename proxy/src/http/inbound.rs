@@ -8,9 +8,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderMap;
 use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
-use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
 use parking_lot::Mutex;
 use weft_engine::authz::{Question, Verdict, plain_may};
 use weft_engine::identity::Identity;
@@ -18,12 +17,9 @@ use weft_engine::ratelimit::{Cell, Decision, whole_seconds};
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
 
-use super::attempt::{Goal, send};
-use super::body::ResBody;
-use super::h2::Sending;
-use super::headers::{CLIENT_CERT, append_forwarded_for, is_grpc, strip_hop_by_hop, strip_identity};
-use super::respond::{finish, head_refused, refused};
-use super::session::{Exchange, Session};
+use super::attempt::Goal;
+use super::headers::{CLIENT_CERT, append_forwarded_for, strip_identity};
+use super::session::Session;
 use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
 use crate::telemetry::RequestSeries;
 
@@ -54,36 +50,6 @@ pub fn port_of(inbound: &Inbound, port: u16) -> &Arc<InboundPort> {
 /// Where requests to our application go.
 pub fn goal(peer: &Peer) -> Goal<'_> {
     Goal::Endpoint(&peer.application)
-}
-
-/// Answers one request of an HTTP/2 client.
-pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
-    let mut exchange = Exchange::begin(&session, request.method().clone(), request.uri().path());
-    let grpc = is_grpc(request.headers());
-    let Some(peer) = session.inbound.as_deref() else { return refused(exchange, Reason::LoopRefused, grpc) };
-    exchange.series = Some(Arc::clone(&peer.series));
-    if let Some(reason) = head_refused(&request) {
-        return refused(exchange, reason, grpc);
-    }
-    if let Err(refusal) = admit(&session, peer, &RequestView::of(&request), exchange.started) {
-        let mut response = refused(exchange, refusal.reason, grpc);
-        response.headers_mut().extend(refusal.headers);
-        return response;
-    }
-    strip_hop_by_hop(request.headers_mut());
-    introduce(peer, request.headers_mut());
-    let method = request.method().clone();
-    let mut sending = Sending::new(request);
-    match send(&mut exchange, goal(peer), &method, &mut sending, None).await {
-        Ok(mut answer) => {
-            // An application does not speak for the mesh.
-            strip_identity(answer.response.headers_mut());
-            finish(exchange, answer, None)
-        }
-        // The client's sidecar may try another endpoint, whatever the method.
-        Err(Reason::ConnectFailed) => refused(exchange, Reason::NotProcessed, grpc),
-        Err(reason) => refused(exchange, reason, grpc),
-    }
 }
 
 /// Why a request is refused.
@@ -173,8 +139,8 @@ impl Peer {
     }
 }
 
-// Tells the application who its peer is.
-fn introduce(peer: &Peer, headers: &mut HeaderMap) {
+/// Tells the application who its peer is.
+pub fn introduce(peer: &Peer, headers: &mut HeaderMap) {
     strip_identity(headers);
     if let Some(certificate) = &peer.certificate {
         headers.insert(CLIENT_CERT, certificate.clone());

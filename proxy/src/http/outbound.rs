@@ -8,19 +8,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::time::Sleep;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
 use weft_engine::route::{self, Filter, HeaderEdit, Rule};
 
-use super::attempt::{Goal, send};
-use super::body::ResBody;
-use super::h2::{Answer, Sending};
-use super::headers::{REASON, is_grpc, strip_hop_by_hop};
-use super::respond::{finish, head_refused, refused};
-use super::session::{Exchange, Session};
+use super::attempt::Goal;
+use super::session::Session;
 use crate::discovery::snapshot::{Backend, Destination, Service};
 
 /// Where a request goes, and what its route says of it.
@@ -106,45 +100,4 @@ pub async fn within<T>(
         answer = answering => answer,
         () = sleep.as_mut() => Err(Reason::RequestTimeout),
     }
-}
-
-/// Answers one request of an HTTP/2 client.
-pub async fn handle(session: Arc<Session>, mut request: Request<Incoming>) -> Response<ResBody> {
-    let mut exchange = Exchange::begin(&session, request.method().clone(), request.uri().path());
-    let grpc = is_grpc(request.headers());
-    if let Some(reason) = head_refused(&request) {
-        return refused(exchange, reason, grpc);
-    }
-    strip_hop_by_hop(request.headers_mut());
-    let mut deadline = None;
-    match forward(&mut exchange, request, &mut deadline).await {
-        Ok(answer) => finish(exchange, answer, deadline),
-        Err(reason) => refused(exchange, reason, grpc),
-    }
-}
-
-async fn forward(
-    exchange: &mut Exchange,
-    mut request: Request<Incoming>,
-    deadline: &mut Deadline,
-) -> Result<Answer, Reason> {
-    let destination = destination(&exchange.session).await?;
-    let way = way(&destination, &RequestView::of(&request))?;
-    for edit in way.edits(true) {
-        edit.apply(request.headers_mut());
-    }
-    *deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
-    let method = request.method().clone();
-    let mut sending = Sending::new(request);
-    let answering = send(exchange, way.goal, &method, &mut sending, way.attempt_timeout());
-    let mut answer = within(deadline, answering).await?;
-    let headers = answer.response.headers_mut();
-    if !answer.meshed {
-        // Reason codes are the mesh's: from outside of it they are nobody's word.
-        headers.remove(REASON);
-    }
-    for edit in way.edits(false) {
-        edit.apply(headers);
-    }
-    Ok(answer)
 }

@@ -1,42 +1,49 @@
 //! Refusals as responses of HTTP/2: the reason's status, its code in `x-weft-reason`, one sentence for people; to a gRPC client gRPC's own form.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{Response, StatusCode};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
+use http::{HeaderMap, Response};
 use weft_engine::reason::Reason;
 
-use super::body::ResBody;
 use super::headers::REASON;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// A refusal. `grpc`: the client speaks gRPC and gets a response of trailers only. `named`: the code may be told to this peer.
-pub fn refusal(reason: Reason, grpc: bool, named: bool) -> Response<ResBody> {
-    let mut response = if grpc { grpc_refusal(reason) } else { plain_refusal(reason) };
+/// A refusal, and its text. `grpc`: the client speaks gRPC and gets a response of trailers only. `named`: the code may be told to this
+/// peer.
+pub fn refusal(reason: Reason, grpc: bool, named: bool) -> (Response<()>, Bytes) {
+    let (mut response, text) = if grpc { grpc_refusal(reason) } else { plain_refusal(reason) };
     if named {
         response.headers_mut().insert(REASON, HeaderValue::from_static(reason.code()));
     }
-    response
+    (response, text)
 }
 
-fn plain_refusal(reason: Reason) -> Response<ResBody> {
-    let text = Bytes::from_static(sentence(reason).as_bytes());
-    let mut response = Response::new(ResBody::Text(text));
+fn plain_refusal(reason: Reason) -> (Response<()>, Bytes) {
+    let text = sentence(reason);
+    let mut response = Response::new(());
     *response.status_mut() = reason.http_status();
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    response
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
+    (response, Bytes::from_static(text.as_bytes()))
 }
 
-fn grpc_refusal(reason: Reason) -> Response<ResBody> {
-    let mut response = Response::new(ResBody::Empty);
-    *response.status_mut() = StatusCode::OK;
-    let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(GRPC_STATUS, HeaderValue::from(reason.grpc_status()));
+fn grpc_refusal(reason: Reason) -> (Response<()>, Bytes) {
+    let mut response = Response::new(());
+    *response.headers_mut() = grpc_trailers(reason);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    (response, Bytes::new())
+}
+
+/// How a gRPC client hears of it: its status and a message.
+pub fn grpc_trailers(reason: Reason) -> HeaderMap {
+    let mut fields = HeaderMap::with_capacity(4);
+    fields.insert(GRPC_STATUS, HeaderValue::from(reason.grpc_status()));
     // The sentences are ASCII without `%`, so they need no percent-encoding.
-    headers.insert(GRPC_MESSAGE, HeaderValue::from_static(sentence(reason).trim_ascii_end()));
-    response
+    fields.insert(GRPC_MESSAGE, HeaderValue::from_static(sentence(reason).trim_ascii_end()));
+    fields
 }
 
 /// One sentence: what happened and what to look at. ASCII, without `%`.
@@ -73,6 +80,8 @@ pub const fn sentence(reason: Reason) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use http::StatusCode;
+
     use super::*;
 
     #[test]
@@ -80,11 +89,11 @@ mod tests {
         for reason in Reason::ALL {
             let text = sentence(*reason);
             assert!(text.is_ascii() && !text.contains('%') && text.ends_with(".\n"), "{reason}");
-            let plain = refusal(*reason, false, true);
+            let (plain, body) = refusal(*reason, false, true);
             assert_eq!(plain.status(), reason.http_status());
-            assert_eq!(plain.headers()[REASON], reason.code());
-            let grpc = refusal(*reason, true, false);
-            assert_eq!(grpc.status(), StatusCode::OK);
+            assert_eq!((&plain.headers()[REASON], &*body), (&reason.code().parse().unwrap(), text.as_bytes()));
+            let (grpc, body) = refusal(*reason, true, false);
+            assert!(grpc.status() == StatusCode::OK && body.is_empty());
             assert_eq!(grpc.headers()["grpc-status"], reason.grpc_status().to_string());
             assert!(!grpc.headers().contains_key(REASON));
         }

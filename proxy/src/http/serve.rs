@@ -1,21 +1,16 @@
-//! A client's connection, served until it ends or the proxy has drained: HTTP/1 by [`super::h1`], HTTP/2 by hyper.
+//! A client's connection, served until it ends or the proxy has drained: HTTP/1 by [`super::h1`], HTTP/2 by [`super::h2`].
 
-use std::convert::Infallible;
 use std::pin::pin;
 use std::sync::Arc;
-use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::server::conn::http2;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use h2::server::Builder;
 use tokio::time::sleep;
 
-use super::body::ResBody;
+use super::h1;
 use super::h1::serve::IDLE_TIMEOUT;
+use super::h2::connection::Connection;
+use super::h2::{CONN_WINDOW, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 use super::session::Session;
-use super::{H2_CONN_WINDOW, H2_HEADER_LIST, H2_STREAM_WINDOW, h1, inbound, outbound};
 use crate::Shared;
 use crate::detect::{Downstream, HEAD_TIMEOUT};
 use crate::limits::guarded::{Activity, Guarded};
@@ -23,9 +18,6 @@ use crate::upstream::Speak;
 
 /// Requests at a time on one HTTP/2 connection.
 const MAX_STREAMS: u32 = 200;
-/// A ping after this much silence, and how long its answer may take: a dead peer holds no connection for ever.
-const PING_EVERY: Duration = Duration::from_mins(1);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Streams that a client has reset before they were looked at (rapid reset); h2's own default, said here because it is a bound.
 const MAX_UNSEEN_RESETS: usize = 20;
 /// Streams of one connection that broke HTTP/2's rules, over its life; h2's own default.
@@ -35,7 +27,8 @@ const MAX_ERROR_RESETS: usize = 1024;
 pub async fn serve(session: Arc<Session>, io: Downstream) {
     let client = session.client;
     let ended = match session.speak {
-        Speak::H2 => serve_h2(session, io).await,
+        // Boxed: it is larger, and idle connections of HTTP/1 would be as large.
+        Speak::H2 => Box::pin(serve_h2(session, io)).await,
         Speak::H1 | Speak::Tcp => {
             h1::serve::serve(session, io).await;
             Ok(())
@@ -46,42 +39,33 @@ pub async fn serve(session: Arc<Session>, io: Downstream) {
     }
 }
 
-async fn answer(session: Arc<Session>, request: Request<Incoming>) -> Result<Response<ResBody>, Infallible> {
-    Ok(if session.inbound.is_some() {
-        inbound::handle(session, request).await
-    } else {
-        outbound::handle(session, request).await
-    })
-}
-
-async fn serve_h2(session: Arc<Session>, io: Downstream) -> hyper::Result<()> {
+async fn serve_h2(session: Arc<Session>, io: Downstream) -> Result<(), h2::Error> {
     let shared = Arc::clone(&session.shared);
     let io = Guarded::new(io, Arc::clone(&shared));
     let activity = io.activity();
-    let service = service_fn(move |request| answer(Arc::clone(&session), request));
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
+    let mut bounds = Builder::new();
+    bounds
         .max_concurrent_streams(MAX_STREAMS)
         .max_pending_accept_reset_streams(MAX_UNSEEN_RESETS)
-        .max_local_error_reset_streams(MAX_ERROR_RESETS)
-        .max_header_list_size(H2_HEADER_LIST)
-        .initial_stream_window_size(H2_STREAM_WINDOW)
-        .initial_connection_window_size(H2_CONN_WINDOW)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .auto_date_header(false)
-        .serve_connection(TokioIo::new(io), service);
+        .max_local_error_reset_streams(Some(MAX_ERROR_RESETS))
+        .max_header_list_size(HEADER_LIST)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONN_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        // What an application takes is known when it is called; one that does not is answered so.
+        .enable_connect_protocol();
+    let connection = Connection::new(session, io, &bounds);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return count_bound(&shared, ended),
-        () = shared.drain.wait() => connection.as_mut().graceful_shutdown(),
+        () = shared.drain.wait() => connection.leave(),
         silent = silence(&activity) => match silent {
             Silent::Never => {
                 shared.telemetry.bound_hit("h2_preface_time");
                 return Ok(());
             }
             // Streams that are open end in their own time.
-            Silent::Idle => connection.as_mut().graceful_shutdown(),
+            Silent::Idle => connection.leave(),
         },
     }
     count_bound(&shared, connection.await)
@@ -109,9 +93,8 @@ async fn silence(activity: &Activity) -> Silent {
 }
 
 // The library's own bounds end a connection with ENHANCE_YOUR_CALM.
-fn count_bound(shared: &Shared, ended: hyper::Result<()>) -> hyper::Result<()> {
-    let below = ended.as_ref().err().and_then(std::error::Error::source);
-    let told = below.and_then(|error| error.downcast_ref::<h2::Error>());
+fn count_bound(shared: &Shared, ended: Result<(), h2::Error>) -> Result<(), h2::Error> {
+    let told = ended.as_ref().err();
     if told.is_some_and(|error| error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)) {
         shared.telemetry.bound_hit("h2_calm");
     }

@@ -9,8 +9,8 @@ use super::session::Exchange;
 use crate::tcp::inbound::Watch;
 use crate::tcp::relay::relay_until;
 
-// Ends when the peer may no longer make the request that began the tunnel; never for our own application.
-fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
+/// Ends when the peer may no longer make the request that began the tunnel; never for our own application.
+pub fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
     let session = &exchange.session;
     let watch = session.inbound.as_ref().map(|peer| {
         let request = Some(exchange.request());

@@ -5,29 +5,28 @@
 //! - A request counts as a stream until its response body has ended.
 
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use bytes::Bytes;
+use h2::client::{self, Connection, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, SendStream};
+use http::Request;
 use parking_lot::Mutex;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::{sleep, timeout};
 use weft_engine::reason::Reason;
 
 use super::connect::{ConnectError, Speak, connect};
-use super::{SendError, Target};
-use crate::http::body::ReqBody;
-use crate::http::{H2_HEADER_LIST, H2_STREAM_WINDOW};
+use super::{Stream, Target};
+use crate::http::h2::{CONN_WINDOW, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 
 /// Connections to one endpoint; beyond, streams queue in those there are.
 const MAX_CONNS: usize = 32;
-/// HTTP/2's windows towards an endpoint: a small connection window also shrinks h2's budget of frames (reference/deps.md).
-const CONN_WINDOW: u32 = 4 << 20;
-/// A ping after this much silence while streams are open, and how long its answer may take.
+/// A ping after this much time with open streams, and how long its answer may take. To sidecars only: gRPC servers take it for abuse and
+/// end the connection (their least interval is five minutes); an application that is gone shows by TCP's own keep-alive.
 const PING_EVERY: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -37,17 +36,28 @@ const ASSUMED_STREAMS: usize = 100;
 
 /// One connection.
 pub struct H2Conn {
-    tx: http2::SendRequest<ReqBody>,
+    tx: SendRequest<Bytes>,
+    state: Arc<State>,
+}
+
+// What the connection's task and its users tell each other; it keeps nothing open.
+struct State {
     streams: AtomicUsize,
     // Milliseconds of the proxy's clock; `u64::MAX` while it has streams.
     idle_since: AtomicU64,
     // It takes no further streams: the server has said so, or it has ended.
     leaving: AtomicBool,
+    // The server's settings have come.
+    settled: watch::Sender<bool>,
 }
 
 impl H2Conn {
     fn is_leaving(&self) -> bool {
-        self.leaving.load(Ordering::Relaxed) || self.tx.is_closed()
+        self.state.leaving.load(Ordering::Relaxed)
+    }
+
+    fn streams(&self) -> usize {
+        self.state.streams.load(Ordering::Relaxed)
     }
 }
 
@@ -56,24 +66,29 @@ pub struct H2Stream(Arc<H2Conn>);
 
 impl Drop for H2Stream {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        self.0.state.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl H2Stream {
-    /// Sends a request and waits for the head of its response.
+    /// Sends the head of a request, which ends with it if `end`.
     ///
     /// # Errors
-    /// [`SendError`], with the request if nothing of it was sent.
-    pub async fn send(&self, request: Request<ReqBody>) -> Result<Response<Incoming>, SendError> {
-        let sending = self.0.tx.clone().try_send_request(request);
-        sending.await.map_err(|error| {
-            let error = SendError::from_h2(error);
-            if error.connection_leaves() {
-                self.0.leaving.store(true, Ordering::Relaxed);
-            }
-            error
-        })
+    /// Nothing was sent: the connection takes no further streams, or the head cannot be written.
+    pub fn open(&self, head: Request<()>, end: bool) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.0.tx.clone().send_request(head, end)
+    }
+
+    /// Its connection is not chosen again.
+    pub fn leave(&self) {
+        self.0.state.leaving.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the server takes extended CONNECT (RFC 8441); waits for its settings.
+    pub async fn takes_extended_connect(&self) -> bool {
+        // It fails only if the connection has ended.
+        let settled = self.0.state.settled.subscribe().wait_for(|settled| *settled).await.is_ok();
+        settled && self.0.tx.is_extended_connect_protocol_enabled()
     }
 }
 
@@ -116,11 +131,10 @@ impl H2Pool {
         if conns.iter().any(|conn| conn.is_leaving()) {
             conns.retain(|conn| !conn.is_leaving());
         }
-        let room =
-            |conn: &&Arc<H2Conn>| crowded || conn.streams.load(Ordering::Relaxed) < self.max.load(Ordering::Relaxed);
-        let conn = conns.iter().filter(room).min_by_key(|conn| conn.streams.load(Ordering::Relaxed))?;
-        conn.streams.fetch_add(1, Ordering::Relaxed);
-        conn.idle_since.store(u64::MAX, Ordering::Relaxed);
+        let max = if crowded { usize::MAX } else { self.max.load(Ordering::Relaxed) };
+        let conn = conns.iter().filter(|conn| conn.streams() < max).min_by_key(|conn| conn.streams())?;
+        conn.state.streams.fetch_add(1, Ordering::Relaxed);
+        conn.state.idle_since.store(u64::MAX, Ordering::Relaxed);
         Some(H2Stream(Arc::clone(conn)))
     }
 
@@ -163,11 +177,11 @@ impl H2Pool {
             if conn.is_leaving() {
                 return false;
             }
-            if conn.streams.load(Ordering::Relaxed) > 0 {
-                conn.idle_since.store(u64::MAX, Ordering::Relaxed);
+            if conn.streams() > 0 {
+                conn.state.idle_since.store(u64::MAX, Ordering::Relaxed);
                 return true;
             }
-            let since = conn.idle_since.fetch_min(millis, Ordering::Relaxed).min(millis);
+            let since = conn.state.idle_since.fetch_min(millis, Ordering::Relaxed).min(millis);
             u128::from(since) >= idle_before.as_millis()
         });
         conns.is_empty()
@@ -183,37 +197,64 @@ impl H2Pool {
 async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, ConnectError> {
     let addr = target.endpoint.addr;
     let stream = connect(target.shared, target.endpoint, target.sni, Speak::H2).await?;
-    let (tx, mut driver) = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(H2_STREAM_WINDOW)
+    let (tx, mut connection) = client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONN_WINDOW)
-        .max_header_list_size(H2_HEADER_LIST)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_header_list_size(HEADER_LIST)
         .initial_max_send_streams(ASSUMED_STREAMS)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_TIMEOUT)
-        .handshake(TokioIo::new(stream))
+        .enable_push(false)
+        .handshake(stream)
         .await
         .map_err(|error| ConnectError::Tcp { addr, error: std::io::Error::other(error) })?;
-    let told = Arc::clone(max);
+    let state = Arc::new(State {
+        streams: AtomicUsize::new(1),
+        idle_since: AtomicU64::new(u64::MAX),
+        leaving: AtomicBool::new(false),
+        settled: watch::Sender::new(false),
+    });
+    let alive = keep_alive(connection.ping_pong(), Arc::clone(&state), target.endpoint.identity.is_some());
+    let (driven, told) = (Arc::clone(&state), Arc::clone(max));
     tokio::spawn(async move {
-        let ended = poll_fn(|cx| {
-            let polled = Pin::new(&mut driver).poll(cx);
-            // hyper polls this at each request, so what it says is at most one request old.
-            let streams = driver.current_max_send_streams();
-            if streams != ASSUMED_STREAMS {
-                told.store(streams, Ordering::Relaxed);
-            }
-            polled
-        })
-        .await;
+        let ended = drive(connection, alive, &told).await;
+        driven.leaving.store(true, Ordering::Relaxed);
         if let Err(error) = ended {
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
-    Ok(H2Conn {
-        tx,
-        streams: AtomicUsize::new(1),
-        idle_since: AtomicU64::new(u64::MAX),
-        leaving: AtomicBool::new(false),
+    Ok(H2Conn { tx, state })
+}
+
+async fn drive(
+    mut connection: Connection<Stream, Bytes>,
+    alive: impl Future<Output = ()>,
+    max: &AtomicUsize,
+) -> Result<(), h2::Error> {
+    let mut alive = pin!(alive);
+    poll_fn(|cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        let streams = connection.max_concurrent_send_streams();
+        if streams != ASSUMED_STREAMS {
+            max.store(streams, Ordering::Relaxed);
+        }
+        if polled.is_pending() { alive.as_mut().poll(cx).map(Ok) } else { polled }
     })
+    .await
+}
+
+// Ends when the server is dead. Its answer to the first ping comes behind its settings.
+async fn keep_alive(pings: Option<PingPong>, state: Arc<State>, sidecar: bool) {
+    let Some(mut pings) = pings else { return };
+    if timeout(PING_EVERY + PING_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
+        return;
+    }
+    state.settled.send_replace(true);
+    loop {
+        sleep(PING_EVERY).await;
+        let busy = state.streams.load(Ordering::Relaxed) > 0;
+        // An error is the connection's own, and ends it.
+        if sidecar && busy && timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
+            return;
+        }
+    }
 }

@@ -18,10 +18,7 @@ pub mod stream;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use http::Request;
-use hyper::client::conn::TrySendError;
 use parking_lot::Mutex;
-use weft_engine::reason::Reason;
 
 pub use self::connect::{ConnectError, Speak};
 use self::h1::H1Conn;
@@ -29,7 +26,6 @@ use self::h2::H2Pool;
 pub use self::stream::Stream;
 use crate::Shared;
 use crate::discovery::snapshot::{Endpoint, EndpointState};
-use crate::http::body::ReqBody;
 
 /// Idle HTTP/1 connections kept for one endpoint.
 pub const MAX_IDLE: usize = 512;
@@ -175,76 +171,4 @@ async fn sweep(state: Weak<EndpointState>, clock: crate::Clock, every: Duration)
             return;
         }
     }
-}
-
-/// What was seen of a request that got no response head.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Seen {
-    /// Nothing left: the connection had ended before.
-    NotSent,
-    /// The peer says that it did not process it (HTTP/2 REFUSED_STREAM, GOAWAY).
-    NotProcessed,
-    /// The connection broke; what the peer has done is not known.
-    Broken,
-    /// What came was no HTTP.
-    Nonsense,
-    /// Our own client's body broke off.
-    ClientGone,
-}
-
-/// A request that got no response head.
-#[derive(Debug)]
-pub struct SendError {
-    /// What was seen of it.
-    pub seen: Seen,
-    /// The request, if nothing of it was sent.
-    pub request: Option<Box<Request<ReqBody>>>,
-    /// What hyper said.
-    pub error: hyper::Error,
-}
-
-impl SendError {
-    /// The code that the request is answered with if it is not tried again.
-    pub fn reason(&self) -> Reason {
-        match self.seen {
-            Seen::NotSent => Reason::ConnectFailed,
-            Seen::NotProcessed => Reason::NotProcessed,
-            Seen::Broken | Seen::ClientGone => Reason::UpstreamReset,
-            Seen::Nonsense => Reason::UpstreamProtocol,
-        }
-    }
-
-    /// Whether the connection will take no further request: it has ended, or its server announced the end.
-    pub(super) fn connection_leaves(&self) -> bool {
-        self.seen == Seen::NotSent || h2_cause(&self.error).is_some_and(::h2::Error::is_go_away)
-    }
-
-    fn new(mut error: TrySendError<Request<ReqBody>>, seen: impl FnOnce(&hyper::Error) -> Seen) -> Self {
-        let request = error.take_message().map(Box::new);
-        let error = error.into_error();
-        let seen = if request.is_some() { Seen::NotSent } else { seen(&error) };
-        Self { seen, request, error }
-    }
-
-    pub(super) fn from_h2(error: TrySendError<Request<ReqBody>>) -> Self {
-        Self::new(error, |error| match h2_cause(error) {
-            Some(cause) if cause.reason() == Some(::h2::Reason::REFUSED_STREAM) => Seen::NotProcessed,
-            // A GOAWAY reaches only the streams that the peer will not process.
-            Some(cause) if cause.is_go_away() && cause.is_remote() => Seen::NotProcessed,
-            Some(cause) if cause.is_library() => Seen::Nonsense,
-            _ if error.is_user() => Seen::ClientGone,
-            _ => Seen::Broken,
-        })
-    }
-}
-
-fn h2_cause(error: &hyper::Error) -> Option<&::h2::Error> {
-    let mut cause = std::error::Error::source(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        cause = error.source();
-    }
-    None
 }

@@ -1,5 +1,7 @@
 //! HTTP/2 through both sides.
 
+mod streams;
+
 use std::sync::Arc;
 
 use bytes::Bytes;

@@ -1,0 +1,90 @@
+//! A client's HTTP/2 connection: it is driven by one task, and each request that comes gets a task of its own.
+//!
+//! Invariants
+//! - A peer that answers no PING in time holds no connection: [`PING_EVERY`], [`PING_TIMEOUT`].
+//! - A connection that leaves says GOAWAY twice (RFC 9113 section 6.8): first with no stream refused, and once the client must have
+//!   heard of it with the last stream that is served.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{self, Builder, Handshake};
+use h2::{Ping, PingPong};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{sleep, timeout};
+
+use super::exchange::run;
+use crate::http::session::Session;
+
+/// A ping every so often, and how long its answer may take.
+const PING_EVERY: Duration = Duration::from_mins(1);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The connection; it ends when the client has, or when it was told to leave and its last stream has ended.
+pub struct Connection<T> {
+    session: Arc<Session>,
+    state: State<T>,
+    leaving: bool,
+}
+
+enum State<T> {
+    Handshake(Handshake<T, Bytes>),
+    Open(server::Connection<T, Bytes>, Pin<Box<dyn Future<Output = ()> + Send>>),
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
+    /// A connection of which nothing was read, with bounds of the caller's.
+    pub fn new(session: Arc<Session>, io: T, bounds: &Builder) -> Self {
+        Self { session, state: State::Handshake(bounds.handshake(io)), leaving: false }
+    }
+
+    /// Takes no further streams; those that are open end in their own time.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+        if let State::Open(connection, _) = &mut self.state {
+            connection.graceful_shutdown();
+        }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Future for Connection<T> {
+    type Output = Result<(), h2::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.get_mut();
+        if let State::Handshake(handshake) = &mut this.state {
+            let mut connection = ready!(Pin::new(handshake).poll(cx))?;
+            if this.leaving {
+                connection.graceful_shutdown();
+            }
+            let alive = keep_alive(connection.ping_pong());
+            this.state = State::Open(connection, Box::pin(alive));
+        }
+        let State::Open(connection, alive) = &mut this.state else { return Poll::Pending };
+        while let Poll::Ready(came) = connection.poll_accept(cx) {
+            match came {
+                Some(Ok((request, respond))) => {
+                    tokio::spawn(run(Arc::clone(&this.session), request, respond));
+                }
+                Some(Err(error)) => return Poll::Ready(Err(error)),
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+        alive.as_mut().poll(cx).map(Ok)
+    }
+}
+
+// Ends when the peer is dead.
+async fn keep_alive(pings: Option<PingPong>) {
+    let Some(mut pings) = pings else { return std::future::pending().await };
+    loop {
+        sleep(PING_EVERY).await;
+        // An error is the connection's own, and ends it.
+        if timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
+            return;
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! HTTP/2, by the h2 library itself: one task moves a connection's frames, and each request has one task, from its head to the last byte of
+//! its response.
+//!
+//! - [`connection`]: a client's connection. [`exchange`]: one request and its response. [`pipe`]: a body on its way from one stream to
+//!   another; [`replay`]: what is kept of it for another attempt.
+//!
+//! What the library refuses by itself, so that nothing here looks at it: header fields that concern one connection only, names in upper
+//! case, `content-length` that disagrees with DATA, pseudo-header fields out of place (RFC 9113 section 8).
+
+pub mod connection;
+pub mod exchange;
+pub mod pipe;
+pub mod replay;
+
+/// Largest list of header fields of one message, in bytes; it bounds CONTINUATION frames too.
+pub const HEADER_LIST: u32 = 64 << 10;
+/// What a peer may send on one stream before it is passed on. It is what a reader that has stopped costs on each hop, together with
+/// [`SEND_BUFFER`]; a stream moves at most that much in a round trip.
+pub const STREAM_WINDOW: u32 = 48 << 10;
+/// What a peer may send on one connection before it is passed on: larger than a stream's, so that slow streams do not stop the others.
+/// A small one also shrinks the library's budget of frames (reference/deps.md).
+pub const CONN_WINDOW: u32 = 4 << 20;
+/// What waits on one stream to be written, once the peer's windows allow it.
+pub const SEND_BUFFER: usize = 16 << 10;

@@ -1,0 +1,151 @@
+//! A body on its way from one stream to another: frame by frame, trailers included, at the pace of the slower side.
+//!
+//! Invariants
+//! - At most one frame is held while the other side has no window; nothing more is read meanwhile, and what was read opens the sender's
+//!   window only when it has been handed on. A reader that stops thus stops the sender.
+//! - Empty frames in the middle are not passed on.
+
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{RecvStream, SendStream};
+use http::HeaderMap;
+
+/// A part of a body.
+#[derive(Clone, Debug)]
+pub enum Piece {
+    /// Bytes.
+    Data(Bytes),
+    /// Its end.
+    Trailers(HeaderMap),
+}
+
+/// What gives a body.
+pub trait Source {
+    /// The next part; `None` at its end. The parts before it have been handed on.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, h2::Error>>>;
+
+    /// Whether nothing more will come.
+    fn is_end(&self) -> bool;
+}
+
+/// A stream's body.
+#[derive(Debug)]
+pub struct Incoming {
+    stream: RecvStream,
+    // Given out last; its window is opened when the next is asked for.
+    owed: usize,
+    data_ended: bool,
+}
+
+impl Incoming {
+    /// The body of this stream.
+    pub fn new(stream: RecvStream) -> Self {
+        Self { stream, owed: 0, data_ended: false }
+    }
+}
+
+impl Source for Incoming {
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, h2::Error>>> {
+        if self.owed > 0 {
+            // It fails only for more than was given.
+            let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.owed));
+        }
+        if !self.data_ended {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.owed = data.len();
+                    return Poll::Ready(Some(Ok(Piece::Data(data))));
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => self.data_ended = true,
+            }
+        }
+        self.stream.poll_trailers(cx).map(|trailers| trailers.map(|fields| fields.map(Piece::Trailers)).transpose())
+    }
+
+    fn is_end(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+/// Which side broke.
+#[derive(Debug)]
+pub enum Fault {
+    /// The one that gives the body.
+    From(h2::Error),
+    /// The one that takes it: it has reset the stream, or its connection has ended.
+    To,
+}
+
+/// One body being moved.
+#[derive(Debug, Default)]
+pub struct Pipe {
+    begun: bool,
+    held: Option<Bytes>,
+    done: bool,
+}
+
+impl Pipe {
+    /// One that has nothing to move: the message ended with its head.
+    pub fn ended() -> Self {
+        Self { done: true, ..Self::default() }
+    }
+
+    /// Whether the whole body was handed on.
+    pub fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Moves what can be moved; ready when the whole body was handed on.
+    pub fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut impl Source,
+        to: &mut SendStream<Bytes>,
+    ) -> Poll<Result<(), Fault>> {
+        while !self.done {
+            if self.held.is_some() {
+                ready!(poll_room(cx, to))?;
+                if let Some(data) = self.held.take() {
+                    self.send(data, from, to)?;
+                }
+                continue;
+            }
+            match ready!(from.poll_piece(cx)) {
+                Some(Ok(Piece::Data(data))) if data.is_empty() && !from.is_end() => {}
+                // The first frame waits for its window inside the library: a body of one frame asks for nothing. For a later one room is
+                // asked only when it is there, so that an idle stream claims nothing of the connection's window.
+                Some(Ok(Piece::Data(data))) if self.begun => {
+                    to.reserve_capacity(1);
+                    self.held = Some(data);
+                }
+                Some(Ok(Piece::Data(data))) => self.send(data, from, to)?,
+                Some(Ok(Piece::Trailers(fields))) => {
+                    to.send_trailers(fields).map_err(|_| Fault::To)?;
+                    self.done = true;
+                }
+                Some(Err(error)) => return Poll::Ready(Err(Fault::From(error))),
+                None => self.send(Bytes::new(), from, to)?,
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn send(&mut self, data: Bytes, from: &impl Source, to: &mut SendStream<Bytes>) -> Result<(), Fault> {
+        self.begun = true;
+        self.done = from.is_end();
+        to.send_data(data, self.done).map_err(|_| Fault::To)
+    }
+}
+
+// Until the other side takes at least a byte.
+fn poll_room(cx: &mut Context<'_>, to: &mut SendStream<Bytes>) -> Poll<Result<(), Fault>> {
+    while to.capacity() == 0 {
+        match ready!(to.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(_)) | None => return Poll::Ready(Err(Fault::To)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
