@@ -106,10 +106,10 @@ pub async fn watch(shared: &Shared) {
     let mut shedder = Shedder::new(budget);
     loop {
         // Where /proc cannot be read nothing can be decided; then nothing is shed.
-        if let Some(used) = private_bytes() {
-            if memory.observe(&mut shedder, shared.clock.now(), used, load(shared)) {
-                shared.telemetry.bound_hit("memory_budget");
-            }
+        if let Some(used) = private_bytes()
+            && memory.observe(&mut shedder, shared.clock.now(), used, load(shared))
+        {
+            shared.telemetry.bound_hit("memory_budget");
         }
         sleep(LOOKS[usize::from(memory.used() > budget / 2)]).await;
     }
