@@ -1,6 +1,8 @@
 //! Programs of others, unmodified, through two sidecars.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod h2spec;
+
 use std::process::{ExitCode, Output};
 
 use weft::lab::Process;
@@ -15,6 +17,8 @@ fn tests() -> Vec<Trial> {
         test_with("interop_python_grpcio", &["python3", "grpcio"], python_grpcio),
         test_with("interop_redis", &["redis-server", "redis-cli"], redis),
         test_with("interop_websocket", &["python3", "websockets"], websocket),
+        test_with("interop_h2spec_outbound", &["h2spec"], h2spec::outbound),
+        test_with("interop_h2spec_inbound", &["h2spec"], h2spec::inbound),
         test_with("interop_nginx", &["nginx", "curl"], nginx),
     ]
 }

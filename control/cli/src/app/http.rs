@@ -9,7 +9,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
@@ -83,6 +83,17 @@ async fn speaks_h2(stream: &TcpStream) -> bool {
 }
 
 async fn answer(server: &Server, request: Request<Incoming>) -> Response<Body> {
+    let asks_head = request.method() == http::Method::HEAD;
+    let mut response = answer_get(server, request).await;
+    // Over HTTP/2 hyper would send the body of an answer to HEAD.
+    if asks_head && let Some(length) = response.body().size_hint().exact() {
+        *response.body_mut() = Full::default().map_err(|never| match never {}).boxed();
+        response.headers_mut().insert(http::header::CONTENT_LENGTH, length.into());
+    }
+    response
+}
+
+async fn answer_get(server: &Server, request: Request<Incoming>) -> Response<Body> {
     if server.slow > 0 {
         tokio::time::sleep(Duration::from_millis(server.slow)).await;
     }
