@@ -36,3 +36,32 @@ impl H1Conn {
         self.wire.held().is_empty() && matches!(self.wire.poll_more(&mut cx), Poll::Pending)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_was_closed_or_spoken_on_is_not_used() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for speaks in [false, true] {
+            let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let mut far = listener.accept().await.unwrap().0;
+            let mut conn = H1Conn::new(Stream::Plain(near), Duration::from_secs(1));
+            assert!(conn.is_usable() && conn.is_usable());
+            if speaks {
+                far.write_all(b"HTTP/1.1 408 Request Timeout\r\n\r\n").await.unwrap();
+            } else {
+                drop(far);
+            }
+            // Once the runtime has heard of it.
+            while conn.is_usable() {
+                tokio::task::yield_now().await;
+            }
+            assert!(!conn.is_usable());
+        }
+    }
+}

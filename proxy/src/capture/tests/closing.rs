@@ -35,14 +35,35 @@ async fn a_response_that_comes_before_the_request_has_ended_is_read() {
         .await;
         for side in ways(addr).await {
             let mut client = Raw::connect(side).await;
-            client.say(post(1 << 20)).await;
+            client.say(post(10 << 20)).await;
             client.say(vec![b'x'; 300_000]).await;
             let (head, body) = timeout(SOON, client.response()).await.unwrap();
             assert!(head.starts_with("HTTP/1.1 413") && body == "no", "{head}");
             assert!(head.contains("connection: close"), "{head}");
             // And what it was about to send breaks nothing.
-            let _ = client.io.write_all(&[b'x'; 300_000]).await;
+            client.say(vec![b'x'; 4 << 20]).await;
             assert_eq!(client.rest().await, (String::new(), true));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_in_pieces_is_read() {
+    let addr = app(|mut server| async move {
+        while server.try_head().await.is_some() {
+            for byte in ["HTTP/1.1 103 Hints\r\nA: b\r\n\r\n", OK].concat().as_bytes() {
+                server.say([*byte]).await;
+                tokio::task::yield_now().await;
+            }
+        }
+    })
+    .await;
+    for side in ways(addr).await {
+        let mut client = Raw::connect(side).await;
+        for _ in 0..2 {
+            client.say(GET).await;
+            assert_eq!(client.head().await, "HTTP/1.1 103 Hints\r\nA: b\r\n\r\n");
+            assert_eq!(client.response().await.1, "ok");
         }
     }
 }

@@ -166,6 +166,8 @@ struct Sending<'a> {
     upload: Pump,
     // The server took no more of the request; it may have answered all the same.
     cut: bool,
+    // What is held of the response may be a head.
+    legible: bool,
     // 1xx for the client.
     interim: Vec<u8>,
     interims: usize,
@@ -189,7 +191,18 @@ impl<'a> Sending<'a> {
             _ => Asked::Other,
         };
         let upload = Pump::new(Vec::new(), length(came));
-        Self { session, client, came, asked, upload, cut: false, interim: Vec::new(), interims: 0, gone: false }
+        Self {
+            session,
+            client,
+            came,
+            asked,
+            upload,
+            cut: false,
+            legible: false,
+            interim: Vec::new(),
+            interims: 0,
+            gone: false,
+        }
     }
 
     // Its head is written.
@@ -223,20 +236,30 @@ impl<'a> Sending<'a> {
             if let Poll::Ready(Err(_)) = self.poll_interim(cx) {
                 return Poll::Ready(Err(Broke::Gone));
             }
-            match read_response(conn.wire.held(), limit, self.asked, fields) {
-                Err(_) => return Poll::Ready(Err(Broke::Nonsense)),
-                Ok(Some(head)) if head.status == 101 && !self.came.upgrades => {
-                    return Poll::Ready(Err(Broke::Nonsense));
+            if self.legible {
+                match read_response(conn.wire.held(), limit, self.asked, fields) {
+                    Err(_) => return Poll::Ready(Err(Broke::Nonsense)),
+                    Ok(Some(head)) if head.status == 101 && !self.came.upgrades => {
+                        return Poll::Ready(Err(Broke::Nonsense));
+                    }
+                    Ok(Some(head)) if head.status < 200 && head.status != 101 => {
+                        let bytes = conn.wire.split(head.len);
+                        self.take_interim(&bytes, &head, fields)?;
+                        continue;
+                    }
+                    Ok(Some(head)) => return Poll::Ready(Ok(head)),
+                    Ok(None) => self.legible = false,
                 }
-                Ok(Some(head)) if head.status < 200 && head.status != 101 => {
-                    let bytes = conn.wire.split(head.len);
-                    self.take_interim(&bytes, &head, fields)?;
-                }
-                Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                Ok(None) => match ready!(conn.wire.poll_more(cx)) {
-                    Ok(read) if read > 0 => {}
-                    _ => return Poll::Ready(Err(Broke::Server)),
-                },
+            }
+            let read = conn.wire.poll_some(cx, |wire, _, bytes| {
+                // Beginnings are looked at, and then the ends of lines: a head that comes byte by byte is not read anew for each.
+                let held = wire.held().len();
+                self.legible |= held == 0 || held + bytes.len() >= limit || bytes.contains(&b'\n');
+                wire.hold(bytes);
+                bytes.len()
+            });
+            if !matches!(ready!(read), Ok(1..)) {
+                return Poll::Ready(Err(Broke::Server));
             }
         }
     }
@@ -429,6 +452,7 @@ impl Message for Sending<'_> {
                 return Err(Failure { what: Failed::ResponseStarted, ..Failure::unsent(Reason::UpstreamReset) });
             }
             self.cut = false;
+            self.legible = false;
             let mut fields = Vec::new();
             let broke = match poll_fn(|cx| self.poll_head(cx, &mut conn, &mut fields)).await {
                 Ok(head) => {

@@ -32,7 +32,7 @@ pub const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
 /// How long a client whose connection ends may go on sending: closing earlier would reset what it has not read yet.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes that are read over meanwhile.
-const LINGER_BYTES: usize = 1 << 20;
+const LINGER_BYTES: usize = 16 << 20;
 
 /// Serves `io` to its end.
 pub async fn serve(session: Arc<Session>, io: Downstream) {
