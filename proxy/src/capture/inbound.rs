@@ -12,26 +12,29 @@ use std::time::Duration;
 use http::HeaderValue;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
 use super::outbound::speaking;
 use crate::Shared;
-use crate::detect::{Detected, Downstream, Hello, Prefixed, SILENCE, client_hello, first_bytes};
-use crate::discovery::snapshot::{Alpn, Endpoint, EndpointState, InboundPort, Protocol};
+use crate::detect::{Detected, Downstream, HESITATION, Hello, Prefixed, SILENCE, client_hello, first_bytes};
+use crate::discovery::snapshot::{Alpn, Destination, Endpoint, EndpointState, InboundPort, Protocol};
 use crate::http::h1::serve::IDLE_TIMEOUT;
 use crate::http::inbound::{Peer, port_of};
 use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
+use crate::tcp::wide::Wide;
 use crate::tcp::{self, reset_on_close};
 use crate::telemetry::{Direction, SeriesKey, Tls};
 use crate::upstream::Speak;
-use crate::upstream::connect::HANDSHAKE_TIMEOUT;
+use crate::upstream::connect::{HANDSHAKE_TIMEOUT, set_user_timeout};
 
 /// On a strict port a peer must speak first; one that has not begun by then is refused.
 const STRICT_SILENCE: Duration = Duration::from_secs(5);
+/// A peer that control knows as meshed has so long for its first words: its own sidecar does not wait any longer for ours.
+const MESHED_SILENCE: Duration = HANDSHAKE_TIMEOUT;
 /// Ports of our application that have connections kept for them.
 const MAX_APPLICATIONS: usize = 1024;
 
@@ -74,6 +77,7 @@ pub async fn serve(
     client: SocketAddr,
     destination: SocketAddr,
 ) {
+    set_user_timeout(&stream);
     let port = Arc::clone(port_of(&shared.discovery.snapshot().inbound, destination.port()));
     let application = applications.at(&shared, destination);
     let visit = Visit { shared: &shared, port: &port, application: &application, client, destination };
@@ -117,13 +121,13 @@ struct Visit<'a> {
 impl Visit<'_> {
     // `None`: it was served or refused, or it broke.
     async fn classify(&self, stream: TcpStream) -> Option<Classified> {
-        let silence = match declared(self.port) {
-            _ if self.port.strict => STRICT_SILENCE,
+        let heard = match declared(self.port) {
+            _ if self.port.strict => first_bytes(stream, STRICT_SILENCE).await,
             // A client that has connected beforehand; no server speaks first.
-            Some(_) => IDLE_TIMEOUT,
-            None => SILENCE,
+            Some(_) => first_bytes(stream, IDLE_TIMEOUT).await,
+            None => self.hesitate(stream).await,
         };
-        let (mut found, mut stream) = first_bytes(stream, silence).await.ok()?;
+        let (mut found, mut stream) = heard.ok()?;
         if found == Detected::NeedMore {
             (found, stream) = self.wait_for_word(stream).await?;
         }
@@ -139,6 +143,30 @@ impl Visit<'_> {
         // A strict port refuses what comes in the clear: a request with a response that says why, opaque bytes with a reset, both in
         // the room where they would be authorized.
         Some(Classified { speak: speaking(found), identity: None, io: Downstream::Plain(stream) })
+    }
+
+    // Where the application may speak first, and plain clients are let in: a peer that stays silent will get its word. A sidecar must not be taken for
+    // one that waits, because what the application says is no TLS; it may be late when its machine is busy. So control is asked who it is.
+    async fn hesitate(&self, stream: TcpStream) -> io::Result<(Detected, Prefixed<TcpStream>)> {
+        let begun = Instant::now();
+        let (found, stream) = first_bytes(stream, HESITATION).await?;
+        if found != Detected::NeedMore {
+            return Ok((found, stream));
+        }
+        let (_, stream) = stream.into_parts();
+        let source = SocketAddr::new(self.client.ip(), self.destination.port());
+        let mut byte = [0];
+        let patience = tokio::select! {
+            biased;
+            spoken = stream.peek(&mut byte) => spoken.map(|_| SILENCE)?,
+            known = timeout_at(begun + SILENCE, Box::pin(self.shared.discovery.resolve(source))) => match known {
+                Ok(Ok(Destination::Endpoint(peer))) if peer.identity.is_some() => MESHED_SILENCE,
+                Ok(Ok(Destination::Endpoint(_))) => Duration::ZERO,
+                // Nobody's address may be a node's that stands for many pods, meshed ones among them.
+                _ => SILENCE.saturating_sub(begun.elapsed()),
+            },
+        };
+        first_bytes(stream, patience).await
     }
 
     // A peer that has said nothing: to a strict port no plain peer may say anything; elsewhere the application may speak first.
@@ -195,7 +223,7 @@ async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Class
             return Err((reason, io::Error::other("our own certificate cannot be used")));
         }
     };
-    let accepting = TlsAcceptor::from(Arc::clone(&own.server)).accept(stream);
+    let accepting = TlsAcceptor::from(Arc::clone(&own.server)).accept(Wide::new(stream));
     let tls = timeout(HANDSHAKE_TIMEOUT, accepting)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 use weft_engine::reason::Reason;
 
 use crate::Shared;
-use crate::detect::{Detected, Downstream, Prefixed, SILENCE, first_bytes};
+use crate::detect::{Detected, Downstream, Habit, Prefixed, SILENCE, first_bytes};
 use crate::discovery::snapshot::{Destination, Protocol};
 use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
@@ -24,7 +24,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     let recognised = Box::pin(recognise(&shared, stream, ends, &meaning)).await;
     let Some((speak, stream)) = recognised else { return };
     if speak == Speak::Tcp {
-        Box::pin(tcp::outbound::serve(&shared, stream, ends, &meaning, false)).await;
+        Box::pin(tcp::outbound::serve(&shared, stream, ends, &meaning, None)).await;
         return;
     }
     // Each request asks anew what its destination means.
@@ -33,31 +33,38 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     serve_http(Arc::new(session), Downstream::Plain(stream)).await;
 }
 
-/// What a connection speaks. `None`: the server spoke first and it has been served, or it broke.
+/// What a connection speaks. `None`: its bytes are opaque and it has been served, or it broke.
+///
+/// A client that is silent may be waiting for the server, which is called then, with what is known: that no HTTP has come. How long it is
+/// silent before, depends on what connections to this destination were before: not at all, or long enough for any client.
 async fn recognise(
     shared: &Arc<Shared>,
     stream: TcpStream,
     ends: (SocketAddr, SocketAddr),
     meaning: &Result<Destination, Reason>,
 ) -> Option<(Speak, Prefixed<TcpStream>)> {
-    let protocol = match meaning {
-        Ok(Destination::Service(service)) => service.protocol,
+    let (protocol, habit) = match meaning {
+        Ok(Destination::Service(service)) => (service.protocol, Some(&service.own.habit)),
         // Not ours to look into.
-        Ok(Destination::Outside) => Protocol::Tcp,
-        Ok(Destination::Endpoint(_)) | Err(_) => Protocol::Detect,
+        Ok(Destination::Outside) => (Protocol::Tcp, None),
+        Ok(Destination::Endpoint(endpoint)) => (Protocol::Detect, Some(&endpoint.state.habit)),
+        Err(_) => (Protocol::Detect, None),
     };
-    let (found, stream) = match protocol {
+    match protocol {
         Protocol::Tcp => return Some((Speak::Tcp, Prefixed::new(stream))),
         Protocol::Http1 => return Some((Speak::H1, Prefixed::new(stream))),
         Protocol::Http2 => return Some((Speak::H2, Prefixed::new(stream))),
-        Protocol::Detect => first_bytes(stream, SILENCE).await.ok()?,
-    };
+        Protocol::Detect => {}
+    }
+    let (found, stream) = first_bytes(stream, habit.map_or(SILENCE, Habit::patience)).await.ok()?;
+    if let Some(habit) = habit {
+        habit.learn(found);
+    }
     if found != Detected::NeedMore {
         return Some((speaking(found), stream));
     }
-    let stream = tcp::outbound::serve(shared, stream, ends, meaning, true).await?;
-    let (_, stream) = stream.into_parts();
-    let (found, stream) = first_bytes(stream, SILENCE).await.ok()?;
+    let (found, stream) =
+        tcp::outbound::serve(shared, stream, ends, meaning, Some(habit.unwrap_or(&Habit::default()))).await?;
     Some((speaking(found), stream))
 }
 

@@ -6,6 +6,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::Prefixed;
 use crate::stream::{forward_read, forward_write};
+use crate::tcp::wide::Wide;
 
 /// An accepted connection, classified.
 #[derive(Debug)]
@@ -13,7 +14,7 @@ pub enum Downstream {
     /// As it came.
     Plain(Prefixed<TcpStream>),
     /// Out of mesh TLS.
-    Mesh(Box<TlsStream<Prefixed<TcpStream>>>),
+    Mesh(Box<TlsStream<Wide<Prefixed<TcpStream>>>>),
 }
 
 impl Downstream {
@@ -21,7 +22,7 @@ impl Downstream {
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(io) => io.get_ref(),
-            Self::Mesh(io) => io.get_ref().0.get_ref(),
+            Self::Mesh(io) => io.get_ref().0.get_ref().get_ref(),
         }
     }
 }

@@ -7,6 +7,7 @@
 //! - The decision is the engine's ([`weft_engine::detect`]); this is only its I/O.
 
 mod downstream;
+mod habit;
 mod prefixed;
 
 use std::io;
@@ -20,6 +21,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use weft_engine::detect::Detected;
 
 pub use self::downstream::Downstream;
+pub use self::habit::{HESITATION, Habit};
 pub use self::prefixed::Prefixed;
 
 /// A client that has said nothing for so long may be waiting for the server to speak.

@@ -28,6 +28,7 @@ use super::snapshot::{
     Alpn, Backend, Destination, Endpoint, EndpointSet, EndpointState, Entry, Protocol, Service, Snapshot,
 };
 use super::table::Collection;
+use crate::detect::Habit;
 
 /// Names and versions, as one number.
 #[derive(Default)]
@@ -217,6 +218,7 @@ impl Builder {
             sni: format!("{}.{}.{}.weft", told.service, told.namespace, told.port).into(),
             external,
             endpoints: ArcSwap::from_pointee(EndpointSet { members }),
+            habit: Habit::default(),
         });
         self.backends.insert(Arc::clone(&told.name), Arc::clone(&backend));
         Some(backend)

@@ -20,6 +20,7 @@ use weft_engine::reason::Reason;
 use weft_engine::route::RouteTable;
 use weft_engine::{authz, ratelimit};
 
+use crate::detect::Habit;
 use crate::telemetry::RequestSeries;
 use crate::upstream::Pool;
 use crate::worker::PerWorker;
@@ -100,6 +101,8 @@ pub struct Backend {
     pub external: Option<(Arc<str>, u16)>,
     /// Swapped when a member changes.
     pub endpoints: ArcSwap<EndpointSet>,
+    /// What connections to it were, if it was called as a service.
+    pub habit: Habit,
 }
 
 /// Members of a backend at one moment.
@@ -150,12 +153,14 @@ pub struct EndpointState {
     pub pools: PerWorker<Pool>,
     /// Its series, resolved at first use.
     pub series: OnceLock<Arc<RequestSeries>>,
+    /// What connections to it were, if it was called by its own address.
+    pub habit: Habit,
 }
 
 impl EndpointState {
     /// Nothing is known of it yet.
     pub fn new(now: Duration) -> Self {
-        Self { load: Load::new(now), pools: PerWorker::default(), series: OnceLock::new() }
+        Self { load: Load::new(now), pools: PerWorker::default(), series: OnceLock::new(), habit: Habit::default() }
     }
 }
 

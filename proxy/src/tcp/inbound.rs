@@ -10,7 +10,7 @@ use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
 use super::relay::{Broken, relay_until};
-use super::{Connection, FirstWord, first_word, reset_on_close, spoken};
+use super::{Connection, FirstWord, LAST_WORD, first_word, reset_on_close, spoken};
 use crate::Shared;
 use crate::detect::{Downstream, Prefixed};
 use crate::discovery::snapshot::Inbound;
@@ -38,7 +38,7 @@ pub async fn serve(
     let mut application = match opened {
         Ok(stream) => stream,
         // As opaque bytes it may not pass; as HTTP it may.
-        Err(Reason::NotAllowed | Reason::DeniedByPolicy) if silent && spoken(client.socket()).await => {
+        Err(Reason::NotAllowed | Reason::DeniedByPolicy) if silent && spoken(client.socket(), LAST_WORD).await => {
             connection.forget();
             return Some(client);
         }
@@ -50,7 +50,7 @@ pub async fn serve(
     };
     let mut said = BytesMut::new();
     if silent {
-        match first_word(client.socket(), &mut application).await {
+        match first_word(client.socket(), Some(&mut application), true).await {
             FirstWord::Client => {
                 connection.forget();
                 return Some(client);

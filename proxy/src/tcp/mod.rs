@@ -8,6 +8,7 @@
 pub mod inbound;
 pub mod outbound;
 pub mod relay;
+pub mod wide;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,28 +44,41 @@ pub(crate) enum FirstWord {
 }
 
 /// How long a client may stay silent once the server's side has ended.
-const LAST_WORD: Duration = Duration::from_secs(5);
+pub(crate) const LAST_WORD: Duration = Duration::from_secs(5);
 /// Bytes of the server's that are read while waiting.
 const FIRST_WORD: usize = 4 << 10;
 
 /// Waits for either side to speak. A client may connect long before it sends a request (pools of HTTP clients do), and so may a
 /// sidecar that is short of CPU: silence alone does not make a connection opaque, a server that speaks first does.
-pub(crate) async fn first_word<S: AsyncRead + Unpin>(client: &TcpStream, server: &mut S) -> FirstWord {
+///
+/// Where there is no server, or it ends, the client has the last word: it may speak HTTP, and be answered. A server that does not let itself
+/// be called at all is told at once to a client that has no such habit.
+pub(crate) async fn first_word<S: AsyncRead + Unpin>(
+    client: &TcpStream,
+    server: Option<&mut S>,
+    speaks: bool,
+) -> FirstWord {
     let mut bytes = BytesMut::with_capacity(FIRST_WORD);
     let mut byte = [0];
-    tokio::select! {
-        biased;
-        _ = client.peek(&mut byte) => return FirstWord::Client,
-        read = server.read_buf(&mut bytes) => if read.is_ok_and(|n| n > 0) {
-            return FirstWord::Server(bytes);
+    let patience = match server {
+        None if !speaks => Duration::ZERO,
+        None => LAST_WORD,
+        Some(server) => tokio::select! {
+            biased;
+            _ = client.peek(&mut byte) => return FirstWord::Client,
+            read = server.read_buf(&mut bytes) => if read.is_ok_and(|n| n > 0) {
+                return FirstWord::Server(bytes);
+            } else {
+                LAST_WORD
+            },
         },
-    }
-    if spoken(client).await { FirstWord::Client } else { FirstWord::Nobody }
+    };
+    if spoken(client, patience).await { FirstWord::Client } else { FirstWord::Nobody }
 }
 
-/// Whether the client speaks, or ends, within [`LAST_WORD`].
-pub(crate) async fn spoken(client: &TcpStream) -> bool {
-    timeout(LAST_WORD, client.peek(&mut [0])).await.is_ok()
+/// Whether the client speaks, or ends, by then.
+pub(crate) async fn spoken(client: &TcpStream, patience: Duration) -> bool {
+    timeout(patience, client.peek(&mut [0])).await.is_ok()
 }
 
 /// A connection: counted when it is dropped.

@@ -2,31 +2,38 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 use weft_engine::outcome::MAX_ATTEMPTS;
 use weft_engine::reason::Reason;
 
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
 use super::relay::{Broken, relay};
 use super::{Connection, FirstWord, first_word, reset_on_close};
 use crate::Shared;
-use crate::detect::Prefixed;
+use crate::detect::{Detected, Habit, Prefixed, SILENCE, first_bytes};
 use crate::discovery::snapshot::{Backend, Destination, Endpoint};
 use crate::http::session::outbound_series;
 use crate::telemetry::Direction;
 use crate::upstream::pick::{Picked, pick};
 use crate::upstream::{Speak, Stream, Target, connect};
 
-/// Relays a connection to what its destination means. One whose client is `silent` is given back if the client speaks before the
-/// server does.
+/// How long a connection that turned out to be of no use may take to be closed.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Relays a connection to what its destination means. `silent`: its client has said nothing yet; it is given back if it speaks HTTP before
+/// the server says anything, and what it was is told to that habit.
 pub async fn serve(
     shared: &Arc<Shared>,
     mut client: Prefixed<TcpStream>,
     (from, to): (SocketAddr, SocketAddr),
     meaning: &Result<Destination, Reason>,
-    silent: bool,
-) -> Option<Prefixed<TcpStream>> {
+    silent: Option<&Habit>,
+) -> Option<(Detected, Prefixed<TcpStream>)> {
     let mut connection = Connection::begin(shared, Direction::Outbound, from, to);
     let opened = match meaning {
         Err(reason) => Err(*reason),
@@ -38,28 +45,42 @@ pub async fn serve(
         }
     };
     let mut opened = match opened {
-        Ok(opened) => opened,
+        Ok(opened) => Some(opened),
         Err(reason) => {
             connection.reason = Some(reason);
-            reset_on_close(client.get_ref());
-            return None;
+            None
         }
     };
     let mut said = BytesMut::new();
-    if silent {
-        match first_word(client.get_ref(), &mut opened.stream).await {
+    if let Some(habit) = silent {
+        match first_word(client.get_ref(), opened.as_mut().map(|opened| &mut opened.stream), habit.is_http()).await {
             FirstWord::Client => {
-                connection.forget();
-                return Some(client);
+                let (found, looked) = first_bytes(client.into_parts().1, SILENCE).await.ok()?;
+                habit.learn(found);
+                if matches!(found, Detected::Http1 | Detected::Http2) {
+                    connection.forget();
+                    if let Some(mut opened) = opened {
+                        // In order: a server logs a reset, and says nothing of a client that has thought better of it.
+                        let _ = timeout(FAREWELL, opened.stream.shutdown()).await;
+                    }
+                    return Some((found, looked));
+                }
+                client = looked;
             }
-            FirstWord::Server(bytes) => said = bytes,
+            FirstWord::Server(bytes) => {
+                habit.learn(Detected::Opaque);
+                said = bytes;
+            }
             FirstWord::Nobody => {
-                connection.reason = Some(Reason::UpstreamReset);
-                reset_on_close(client.get_ref());
-                return None;
+                connection.reason.get_or_insert(Reason::UpstreamReset);
+                opened = None;
             }
         }
     }
+    let Some(opened) = opened else {
+        reset_on_close(client.get_ref());
+        return None;
+    };
     connection.endpoint = Some(Arc::clone(&opened.endpoint.name));
     connection.opened(outbound_series(shared, &opened.endpoint, &opened.label));
     let mut server = Prefixed::with(said, opened.stream);
@@ -83,7 +104,7 @@ struct Opened {
 struct Held {
     shared: Arc<Shared>,
     endpoint: Arc<Endpoint>,
-    connected_in: std::time::Duration,
+    connected_in: Duration,
 }
 
 impl Drop for Held {

@@ -21,6 +21,7 @@ use weft_engine::reason::Reason;
 use super::Stream;
 use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
+use crate::tcp::wide::Wide;
 
 /// How long a SYN may stay unanswered.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -28,6 +29,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often in a row our first words may come too late (see [`spoke_first`]).
 const MAX_LATE: u32 = 3;
+/// A peer that acknowledges nothing for so long is dead: without it the kernel goes on for a quarter of an hour. A reader that takes nothing
+/// for so long, its window being closed, is dead by that measure too; hence no less.
+pub const USER_TIMEOUT: Duration = Duration::from_mins(2);
 /// First keep-alive probe after this much silence, and the time between probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
 
@@ -114,6 +118,12 @@ pub fn set_options(socket: &TcpStream) {
     let _ = SockRef::from(socket).set_tcp_keepalive(&keepalive);
 }
 
+/// Options of a connection to another pod, whose machine may vanish without a word. Our own application has our kernel.
+pub fn set_user_timeout(socket: &TcpStream) {
+    // Failing only costs a late notice.
+    let _ = SockRef::from(socket).set_tcp_user_timeout(Some(USER_TIMEOUT));
+}
+
 /// `SO_PRIORITY` of the sockets by which the inbound side calls our own application. The pod's rules (weft-capture, where the constant is
 /// `OWN_APP_PRIORITY`) let these through, and bring all else that we send to the pod's own address to our inbound side.
 const OWN_APP_PRIORITY: u32 = 6;
@@ -136,6 +146,9 @@ pub async fn dial(addr: SocketAddr, mark: Option<u32>, application: bool) -> io:
         Err(_) => return Err(io::Error::new(io::ErrorKind::TimedOut, "no answer within a second")),
     };
     set_options(&stream);
+    if !application {
+        set_user_timeout(&stream);
+    }
     Ok(stream)
 }
 
@@ -214,7 +227,7 @@ async fn handshake(
     speak: Speak,
 ) -> Result<Stream, ConnectError> {
     let addr = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
-    let tls = match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, stream)).await {
+    let tls = match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, Wide::new(stream))).await {
         Ok(done) => done.map_err(|error| classify(addr, error))?,
         Err(_) => {
             let error = io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");

@@ -4,6 +4,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use crate::stream::{forward_read, forward_write};
+use crate::tcp::wide::Wide;
 
 /// A connection to an endpoint or to the application.
 #[derive(Debug)]
@@ -11,7 +12,7 @@ pub enum Stream {
     /// To our own application, or out of the mesh.
     Plain(TcpStream),
     /// To another sidecar that has proved who it is.
-    Mesh(Box<TlsStream<TcpStream>>),
+    Mesh(Box<TlsStream<Wide<TcpStream>>>),
 }
 
 impl Stream {
@@ -19,7 +20,7 @@ impl Stream {
     pub fn socket(&self) -> &TcpStream {
         match self {
             Self::Plain(io) => io,
-            Self::Mesh(io) => io.get_ref().0,
+            Self::Mesh(io) => io.get_ref().0.get_ref(),
         }
     }
 }

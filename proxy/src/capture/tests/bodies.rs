@@ -158,6 +158,7 @@ async fn an_external_name_is_resolved_and_called_at_its_port() {
         sni: "far.shop.80.weft".into(),
         external: Some(("localhost".into(), app.addr.port())),
         endpoints: arc_swap::ArcSwap::default(),
+        habit: crate::detect::Habit::default(),
     };
     let destination = Destination::Service(service(Arc::new(external)).into());
     let proxy = World::new().proxy("web", calls(cluster_ip(), destination));

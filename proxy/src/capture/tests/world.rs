@@ -17,6 +17,7 @@ use weft_engine::route::{Route, RouteTable};
 use crate::Shared;
 use crate::capture::inbound::{Applications, serve as serve_inbound};
 use crate::capture::outbound::serve as serve_outbound;
+use crate::detect::Habit;
 use crate::discovery::snapshot::{
     Alpn, Backend, Destination, Endpoint, EndpointSet, EndpointState, Entry, Inbound, InboundPort, Protocol, Service,
     Snapshot,
@@ -74,6 +75,7 @@ pub fn backend(name: &str, members: Vec<Arc<Endpoint>>) -> Arc<Backend> {
         sni: format!("{name}.shop.80.weft").into(),
         external: None,
         endpoints: ArcSwap::from_pointee(EndpointSet { members }),
+        habit: Habit::default(),
     })
 }
 
