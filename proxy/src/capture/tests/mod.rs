@@ -12,6 +12,7 @@ mod messages;
 mod opaque;
 mod raw;
 mod recorder;
+mod sizes;
 mod smuggling;
 mod stopping;
 mod world;

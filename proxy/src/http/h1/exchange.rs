@@ -4,6 +4,8 @@
 //! - The next request of a connection is looked at when the response before it is with the client whole.
 //! - A connection is used again only if both messages on it ended where their framing says.
 //! - A response that breaks off is never ended in order: the client learns that something is missing.
+//! - A client that ends its side is gone, as nginx and Envoy have it: its request is given up, and the application learns of it.
+//! - A response that comes before the request has ended is the connection's last, and its client is told so.
 
 use std::future::poll_fn;
 use std::pin::Pin;
