@@ -2,8 +2,11 @@
 //!
 //! Invariant: a unit of work that holds an [`InFlight`] keeps [`Drain::idle`] waiting; nothing else does.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::Poll;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -39,9 +42,18 @@ impl Drain {
         self.count.begun.load(Ordering::Acquire)
     }
 
-    /// Returns once it has begun.
+    /// Returns once it has begun. Connections poll it beside everything else, and the token's lock is one for all of them: it is asked at
+    /// the first poll, and then when it is known to have begun. The task must stay the same.
     pub async fn wait(&self) {
-        self.begun.cancelled().await;
+        let mut begun = pin!(self.begun.cancelled());
+        let mut asked = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut asked, true) && !self.begun() {
+                return Poll::Pending;
+            }
+            begun.as_mut().poll(cx)
+        })
+        .await;
     }
 
     /// Counts one request or connection.

@@ -1,7 +1,7 @@
 //! One HTTP connection of a client, and one request on it.
 //!
 //! Invariant: whatever becomes of a request, its [`Exchange`] is dropped exactly once, and that is when it is counted: after the last
-//! byte of the response was given to hyper, or when either side went away.
+//! byte of the response was given away, or when either side went away.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
