@@ -218,6 +218,8 @@ async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, Con
     tokio::spawn(async move {
         let ended = drive(connection, alive, &told).await;
         driven.leaving.store(true, Ordering::Relaxed);
+        // Nobody waits for settings that will not come.
+        driven.settled.send_replace(true);
         if let Err(error) = ended {
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
