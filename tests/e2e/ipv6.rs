@@ -75,8 +75,10 @@ fn http_and_tcp_are_meshed() {
     assert!(seen.len() > 1000, "nothing was sniffed");
     assert!(!contains(&seen, CANARY), "plaintext between meshed pods");
     let meshed = |pod| mesh.metric(pod, "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""]);
-    let served = meshed("web-0") + meshed("web-1");
-    assert!((served - 15.0).abs() < f64::EPSILON, "{served} of 15 requests came by mutual TLS");
+    mesh.until("15 requests to have come by mutual TLS", || match meshed("web-0") + meshed("web-1") {
+        served if (served - 15.0).abs() < f64::EPSILON => Ok(()),
+        served => Err(format!("{served} have")),
+    });
 }
 
 fn plaintext_meets_the_ports_mode() {
@@ -85,8 +87,8 @@ fn plaintext_meets_the_ports_mode() {
     mesh.deploy(Service::own("stranger").family(Family::V6).unmeshed());
     let to = six(&mesh, "web-0", 8080);
     assert_eq!(get(mesh.pod("stranger-0"), to, "/").outcome(), (200, ""));
-    let plain = mesh.metric("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"plain\""]);
-    assert!((plain - 1.0).abs() < f64::EPSILON, "the sidecar has seen {plain} plain requests");
+    let labels = ["direction=\"inbound\"", "tls=\"plain\""];
+    mesh.counts("web-0", "weft_requests_total", &labels, |plain| (plain - 1.0).abs() < f64::EPSILON);
     mesh.write("namespace.yaml", STRICT);
     mesh.until("a stranger to be refused", || {
         match try_send(mesh.pod("stranger-0"), to, request(Method::GET, "web", "/", &[])) {
@@ -112,6 +114,6 @@ fn a_service_of_both_families() {
     for to in mesh.addresses("echo") {
         echo(&mesh, to);
     }
-    let meshed = mesh.metric("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""]);
-    assert!((meshed - 20.0).abs() < f64::EPSILON, "{meshed} of 20 requests came by mutual TLS");
+    let labels = ["direction=\"inbound\"", "tls=\"mtls\""];
+    mesh.counts("web-0", "weft_requests_total", &labels, |meshed| (meshed - 20.0).abs() < f64::EPSILON);
 }

@@ -101,7 +101,7 @@ fn a_pod_ip_is_that_very_pod() {
         }
     }
     // With mutual TLS: the server's sidecar has counted no plain request.
-    assert!(mesh.metric("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""]) >= 5.0);
+    mesh.counts("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""], |count| count >= 5.0);
 }
 
 fn tcp_is_meshed_too() {
@@ -147,9 +147,9 @@ fn the_sidecar_is_known_by_uid() {
     }
     let (client, to) = (mesh.pod("client-0"), mesh.address("web"));
     assert_eq!(get(client, to, "/").outcome(), (200, ""));
-    assert!(mesh.metric("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""]) >= 1.0);
+    mesh.counts("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""], |count| count >= 1.0);
     // A pod that calls its own Service goes through both sides of its own sidecar, which have one uid.
     assert_eq!(get(mesh.pod("web-0"), to, "/").outcome(), (200, ""));
-    assert!(mesh.metric("web-0", "weft_requests_total", &["direction=\"outbound\""]) >= 1.0);
-    assert!(mesh.metric("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""]) >= 2.0);
+    mesh.counts("web-0", "weft_requests_total", &["direction=\"outbound\""], |count| count >= 1.0);
+    mesh.counts("web-0", "weft_requests_total", &["direction=\"inbound\"", "tls=\"mtls\""], |count| count >= 2.0);
 }

@@ -189,6 +189,18 @@ impl Mesh {
         self.sidecar(pod).metric(name, labels).unwrap_or_else(|error| panic!("metrics of {pod}: {error}"))
     }
 
+    /// Waits for a metric to be what it should: a request is counted when its response has been passed on, which may be after the client
+    /// has it.
+    ///
+    /// # Panics
+    /// If it is not so soon.
+    pub fn counts(&self, pod: &str, name: &str, labels: &[&str], good: impl Fn(f64) -> bool) {
+        self.until(&format!("{name}{labels:?} of {pod}"), || match self.metric(pod, name, labels) {
+            count if good(count) => Ok(()),
+            count => Err(format!("it is {count}")),
+        });
+    }
+
     /// The cluster address and port of a service, the first if it has several.
     ///
     /// # Panics

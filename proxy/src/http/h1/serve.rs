@@ -39,7 +39,7 @@ pub async fn serve(session: Arc<Session>, io: Downstream) {
     let mut client = Wire::new(io);
     let mut reader = Reader::new(session.shared.config.limits.head_bytes);
     loop {
-        let came = match poll_fn(|cx| reader.poll(cx, &mut client)).await {
+        let came = match poll_fn(|cx| poll_next(cx, &session, &mut reader, &mut client)).await {
             Next::Head(came) => came,
             Next::Nothing => return,
             Next::Refused(reason) => return Box::pin(refuse(&session, client, reason)).await,
@@ -52,6 +52,19 @@ pub async fn serve(session: Arc<Session>, io: Downstream) {
             After::Tunnel(conn, exchange) => return Box::pin(leave(client, conn, *exchange)).await,
         }
     }
+}
+
+// The next head. For want of memory the beginning of one is not kept: what is in flight goes on, and this has not begun.
+fn poll_next(cx: &mut Context<'_>, session: &Session, reader: &mut Reader, client: &mut Client) -> Poll<Next> {
+    let memory = &session.shared.memory;
+    if !client.held().is_empty() && memory.shedding() {
+        return reader.take_held(client).map_or(Poll::Ready(Next::Refused(Reason::Overloaded)), Poll::Ready);
+    }
+    let next = reader.poll(cx, client);
+    if next.is_pending() && !client.held().is_empty() && memory.shedding() {
+        return Poll::Ready(Next::Refused(Reason::Overloaded));
+    }
+    next
 }
 
 // What came is no request: it is counted and logged as one that was refused, without a method.
@@ -148,6 +161,13 @@ impl Reader {
                 Poll::Pending => return self.poll_timers(cx, client.held().is_empty()),
             }
         }
+    }
+
+    // A head that is held already, whole.
+    fn take_held<IO>(&mut self, client: &mut Wire<IO>) -> Option<Next> {
+        let next = self.read(client)?;
+        (self.head, self.active) = (None, true);
+        Some(next)
     }
 
     // A head, or what is wrong with it; `None` if it is not whole.
