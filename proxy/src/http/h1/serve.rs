@@ -56,12 +56,8 @@ pub async fn serve(session: Arc<Session>, io: Downstream) {
 
 // The next head. For want of memory the beginning of one is not kept: what is in flight goes on, and this has not begun.
 fn poll_next(cx: &mut Context<'_>, session: &Session, reader: &mut Reader, client: &mut Client) -> Poll<Next> {
-    let memory = &session.shared.memory;
-    if !client.held().is_empty() && memory.shedding() {
-        return reader.take_held(client).map_or(Poll::Ready(Next::Refused(Reason::Overloaded)), Poll::Ready);
-    }
     let next = reader.poll(cx, client);
-    if next.is_pending() && !client.held().is_empty() && memory.shedding() {
+    if next.is_pending() && !client.held().is_empty() && session.shared.memory.shedding() {
         return Poll::Ready(Next::Refused(Reason::Overloaded));
     }
     next
@@ -161,13 +157,6 @@ impl Reader {
                 Poll::Pending => return self.poll_timers(cx, client.held().is_empty()),
             }
         }
-    }
-
-    // A head that is held already, whole.
-    fn take_held<IO>(&mut self, client: &mut Wire<IO>) -> Option<Next> {
-        let next = self.read(client)?;
-        (self.head, self.active) = (None, true);
-        Some(next)
     }
 
     // A head, or what is wrong with it; `None` if it is not whole.
