@@ -62,14 +62,15 @@ impl RequestHead {
 /// first; all spans are places in `bytes`.
 ///
 /// # Errors
-/// As [`super::check_head`].
+/// [`Reason::HeaderTooLarge`]: no end within the limit, or more than [`MAX_FIELDS`] fields. [`Reason::MalformedRequest`]:
+/// - bare LF or CR, folded lines, space before a colon, control characters;
+/// - `Transfer-Encoding` beside `Content-Length` or of any other value than `chunked`, more than one of either, a length that is no number,
+///   either with `_` in its name (a CGI-like program takes it for the real one), and a body of CONNECT;
+/// - an HTTP/1.1 request without exactly one `Host`, and one whose target names another authority;
+/// - a target that is of none of the forms of RFC 9112 section 3.2, or of the wrong one for its method;
+/// - a method longer than [`MAX_METHOD`].
 pub fn read_request(bytes: &[u8], limit: usize, fields: &mut Vec<Field>) -> Result<Option<RequestHead>, Reason> {
     fields.clear();
-    read(bytes, limit, |field| fields.push(field))
-}
-
-/// [`read_request`], which gives each field to `keep`.
-pub(super) fn read(bytes: &[u8], limit: usize, mut keep: impl FnMut(Field)) -> Result<Option<RequestHead>, Reason> {
     let (bytes, unfinished) = window(bytes, limit);
     // RFC 9112 section 2.2: an empty line before the request is to be ignored (old clients send one after a body).
     let start = match bytes {
@@ -85,9 +86,10 @@ pub(super) fn read(bytes: &[u8], limit: usize, mut keep: impl FnMut(Field)) -> R
         match lines.field()? {
             Line::More => return unfinished,
             Line::Empty => break,
+            Line::Field(_) if fields.len() == MAX_FIELDS => return Err(Reason::HeaderTooLarge),
             Line::Field(field) => {
                 framing.field(field.kind, field.name.of(bytes), field.value.of(bytes))?;
-                keep(field);
+                fields.push(field);
             }
         }
     }
@@ -150,7 +152,6 @@ struct Framing<'a> {
     host: &'a [u8],
     default_port: &'a [u8],
     length: u64,
-    fields: usize,
     hosts: usize,
     lengths: usize,
     codings: usize,
@@ -188,10 +189,6 @@ impl<'a> Framing<'a> {
     }
 
     fn field(&mut self, kind: Kind, name: &[u8], value: &'a [u8]) -> Result<(), Reason> {
-        self.fields += 1;
-        if self.fields > MAX_FIELDS {
-            return Err(Reason::HeaderTooLarge);
-        }
         match kind {
             Kind::Host => {
                 self.hosts += 1;

@@ -2,6 +2,7 @@
 
 use super::scan::{FIELD, field_run, run};
 use super::*;
+use crate::reason::Reason;
 use proptest::prelude::*;
 
 const LIMIT: usize = 4096;

@@ -1,6 +1,7 @@
 //! Responses and trailer sections: tables of what passes and of what does not.
 
 use super::*;
+use crate::reason::Reason;
 
 const LIMIT: usize = 4096;
 
