@@ -133,7 +133,7 @@ fn trailer_sections_end_with_an_empty_line() {
         let found = fields.iter().map(|f| (f.name.of(bytes), f.value.of(bytes), f.kind));
         assert!(found.eq(names.iter().map(|(name, value, kind)| (name.as_bytes(), value.as_bytes(), *kind))));
     }
-    for bad in ["\n", "X: a\n\r\n", "X: a\r\n\n", "X: a\r\n b\r\n\r\n", "X\r\n", " X: a\r\n", "\rX", "X: \0"] {
+    for bad in ["\n", "X: a\n\r\n", "X: a\rY", "X: a\r\n\n", "X: a\r\n b\r\n", "X\r\n", " X: a\r\n", "\rX", "X: \0"] {
         assert_eq!(read_trailers(bad.as_bytes(), LIMIT, &mut Vec::new()), Err(Reason::MalformedRequest), "{bad:?}");
     }
     let with = |fields: usize| format!("{}\r\n", "X: y\r\n".repeat(fields));
