@@ -18,7 +18,7 @@ use crate::identity::Identity;
 use crate::ratelimit::{Key, Limiter};
 use crate::reason::Reason;
 use crate::request::RequestView;
-use crate::route::{Backend, RouteTable};
+use crate::route::{Backend, ConnectionTable, Opening, RouteTable, Rule};
 
 /// Whether a request goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct Explanation {
     pub verdict: Outcome,
     /// The code that the proxy would answer with.
     pub reason: Option<Reason>,
-    /// The HTTP status that the proxy would answer with.
+    /// The HTTP status that the proxy would answer with; none of a connection that is no HTTP: it is reset.
     pub status: Option<u16>,
     /// In the order in which the request meets them.
     pub steps: Vec<Step>,
@@ -71,6 +71,12 @@ impl Explanation {
         }
     }
 
+    /// The same of a connection that is no HTTP: a refusal has no status.
+    #[must_use]
+    pub fn of_connection(self) -> Self {
+        Self { status: None, ..self }
+    }
+
     /// Whether the request goes on.
     pub fn is_allowed(&self) -> bool {
         self.verdict == Outcome::Allowed
@@ -102,7 +108,10 @@ impl Explanation {
             (Some(reason), Some(status)) => {
                 let _ = writeln!(text, "refused: {reason} (HTTP {status})");
             }
-            _ => text.push_str("allowed\n"),
+            (Some(reason), None) => {
+                let _ = writeln!(text, "refused: {reason} (reset)");
+            }
+            (None, _) => text.push_str("allowed\n"),
         }
         text
     }
@@ -117,12 +126,34 @@ pub fn route(table: Option<&RouteTable>, request: &RequestView<'_>) -> Explanati
         let decision = format!("no rule of {} matches", routes_of(table));
         return Explanation::refused("route", Reason::NoRoute, decision, "");
     };
+    backends(rule, "answered 500")
+}
+
+/// The same of a connection that is no HTTP. `None`: the service has no TLSRoute and no TCPRoute.
+pub fn connection(table: Option<&ConnectionTable>, opening: Opening<'_>) -> Explanation {
+    let own = |why: &str| Explanation::allowed("route", format!("{why}: goes to the service's own endpoints"), "");
+    let Some(table) = table else { return own("no TLSRoute and no TCPRoute is attached") };
+    match table.select(opening) {
+        Ok(None) => own("no route is about it"),
+        Ok(Some(taken)) => backends(taken.rule, "refused").of_connection(),
+        Err(reason) => {
+            let asked = match opening {
+                Opening::Tls { sni: Some(sni) } => format!("`{sni}`"),
+                Opening::Tls { sni: None } | Opening::Opaque => "no name".to_owned(),
+            };
+            let decision = format!("TLSRoutes are attached and none is for TLS that asks for {asked}");
+            Explanation::refused("route", reason, decision, "").of_connection()
+        }
+    }
+}
+
+fn backends(rule: &Rule, refused: &str) -> Explanation {
     let by = format!("{} rule {} at {}", rule.route, rule.name, rule.source);
     let sum: u64 = rule.backends.iter().map(|b| u64::from(b.weight)).sum();
     if sum == 0 {
         return Explanation::refused("route", Reason::InvalidBackend, "the rule has no backend with a weight", by);
     }
-    let shares: Vec<String> = rule.backends.iter().filter(|b| b.weight > 0).map(|b| share(b, sum)).collect();
+    let shares: Vec<String> = rule.backends.iter().filter(|b| b.weight > 0).map(|b| share(b, sum, refused)).collect();
     if rule.backends.iter().all(|b| b.weight == 0 || b.invalid.is_some()) {
         return Explanation::refused("route", Reason::InvalidBackend, shares.join(", "), by);
     }
@@ -135,11 +166,11 @@ fn routes_of(table: &RouteTable) -> String {
     if names.is_empty() { "the service's routes".to_owned() } else { names.join(", ") }
 }
 
-fn share(backend: &Backend, sum: u64) -> String {
+fn share(backend: &Backend, sum: u64, refused: &str) -> String {
     let percent = f64::from(backend.weight) * 100.0 / sum as f64;
     match &backend.invalid {
         None => format!("{} {percent:.0}%", backend.service),
-        Some(why) => format!("{} {percent:.0}% (answered 500: {why})", backend.service),
+        Some(why) => format!("{} {percent:.0}% ({refused}: {why})", backend.service),
     }
 }
 
@@ -279,5 +310,33 @@ mod tests {
         assert_eq!(route(Some(&table(vec![])), &request).reason, Some(Reason::InvalidBackend));
         assert_eq!(route(Some(&table(vec![backend(1, Some("x"))])), &request).reason, Some(Reason::InvalidBackend));
         assert_eq!(route(Some(&RouteTable::new(vec![])), &request).reason, Some(Reason::NoRoute));
+    }
+
+    #[test]
+    fn connections_tell_names_and_have_no_status() {
+        let backend = |invalid: Option<&str>| Backend {
+            service: "service/shop/web:80".into(),
+            weight: 1,
+            invalid: invalid.map(Into::into),
+            ..Backend::default()
+        };
+        let table = |backends| {
+            let rule = route::Rule { route: "TLSRoute/shop/r".into(), backends, ..route::Rule::default() };
+            let hostnames = vec![route::Hostname::parse("a.example").unwrap()];
+            let layer = route::Layer::Tls;
+            let route = route::Route { layer, hostnames, rules: vec![rule], ..route::Route::default() };
+            route::Tables::new(vec![route]).connections
+        };
+        let asked = Opening::Tls { sni: Some("a.example") };
+        let told = connection(table(vec![backend(None), backend(Some("gone"))]).as_ref(), asked);
+        assert!(told.is_allowed() && told.steps[0].by.starts_with("TLSRoute/shop/r rule"), "{told:?}");
+        assert!(told.steps[0].decision.contains("50% (refused: gone)"), "{told:?}");
+        let told = connection(table(vec![]).as_ref(), asked);
+        assert_eq!((told.reason, told.status), (Some(Reason::InvalidBackend), None));
+        let told = connection(table(vec![]).as_ref(), Opening::Tls { sni: Some("b.example") });
+        assert_eq!((told.reason, told.status), (Some(Reason::NoRoute), None));
+        assert!(told.to_text().contains("`b.example`") && told.to_text().ends_with("refused: no_route (reset)\n"));
+        assert!(connection(table(vec![]).as_ref(), Opening::Opaque).is_allowed());
+        assert!(connection(None, asked).is_allowed());
     }
 }

@@ -1,6 +1,6 @@
-//! Route tables: which rule of a service's routes takes a request.
+//! Route tables: which rule of a service's routes takes a request, or a connection that is no HTTP ([`ConnectionTable`]).
 //!
-//! Precedence is Gateway API's (HTTPRoute `matches`): exact path, then the longest prefix (a regular expression counts as a prefix of
+//! Of requests precedence is Gateway API's (HTTPRoute `matches`): exact path, then the longest prefix (a regular expression counts as a prefix of
 //! its length), then a method, then most headers, then most query parameters, then the oldest route, then `namespace/name`, then
 //! the first rule, then the first match. It is computed once, when the table is made.
 
@@ -10,10 +10,12 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method};
 
 mod apply;
+mod connection;
 mod matching;
 mod table;
 
 pub use apply::pick_backend;
+pub use connection::{BadHostname, ConnectionTable, Hostname, MAX_HOSTNAME, Opening, Tables, Taken};
 pub use matching::{BadRegex, whole_regex};
 pub use table::{Choice, RouteTable};
 
@@ -45,8 +47,24 @@ pub struct Route {
     pub name: Arc<str>,
     /// Smaller is older.
     pub created: u64,
+    /// What its rules look at.
+    pub layer: Layer,
+    /// Of a TLSRoute: the names that its clients ask for. None: whatever they ask for, or nothing.
+    pub hostnames: Vec<Hostname>,
     /// In the order in which they are written.
     pub rules: Vec<Rule>,
+}
+
+/// What the rules of a route look at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Layer {
+    /// Requests: HTTPRoute, GRPCRoute.
+    #[default]
+    Http,
+    /// The name that a TLS client asks for: TLSRoute.
+    Tls,
+    /// Nothing: TCPRoute.
+    Tcp,
 }
 
 /// All of these must hold.

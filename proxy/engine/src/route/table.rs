@@ -1,6 +1,6 @@
 //! The compiled table: all matches of all routes of a service port, in order of precedence.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 
 use super::matching::written;
 use super::{Match, PathMatch, Route, Rule, pick_backend};
@@ -29,7 +29,7 @@ pub struct Choice<'a> {
 impl RouteTable {
     /// Sorts the matches of all routes once; the order in which the routes are given does not matter.
     pub fn new(mut routes: Vec<Route>) -> Self {
-        routes.sort_by(|a, b| (a.created, by_name(&a.name)).cmp(&(b.created, by_name(&b.name))));
+        routes.sort_by(by_age);
         let rules: Vec<Rule> = routes.into_iter().flat_map(|route| route.rules).collect();
         let mut order = Vec::new();
         for (index, rule) in rules.iter().enumerate() {
@@ -71,6 +71,11 @@ impl RouteTable {
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }
+}
+
+/// The oldest first, then by name.
+pub(super) fn by_age(a: &Route, b: &Route) -> Ordering {
+    (a.created, by_name(&a.name)).cmp(&(b.created, by_name(&b.name)))
 }
 
 /// `NAMESPACE/NAME` first, the kind only to break a tie between kinds.

@@ -124,6 +124,7 @@ fn table(routes: &[WrittenRoute]) -> RouteTable {
                 name: format!("{}/{}", route.kind, route.name).into(),
                 created: route.created,
                 rules: (0..route.rules.len()).map(|index| rule(route, index)).collect(),
+                ..Route::default()
             })
             .collect(),
     )
