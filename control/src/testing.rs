@@ -73,7 +73,8 @@ pub fn edit(model: &mut Model, [what, which, one, two, three]: [u8; 5]) {
     let service_name = name(["web", "cart", "db", "ext"][usize::from(which % 4)]);
     let pod_number = which % 5;
     let pod_name = name(&format!("pod-{pod_number}"));
-    let route_key = ("HTTPRoute".to_owned(), name(&format!("route-{}", which % 3)));
+    let route_kind = ["HTTPRoute", "TLSRoute", "TCPRoute"][usize::from(which % 3)];
+    let route_key = (route_kind.to_owned(), name(&format!("route-{}", which % 3)));
     let policy_name = name(&format!("policy-{}", which % 2));
     let gone = three % 5 == 0;
     match what % 7 {
@@ -155,5 +156,5 @@ fn random_route(one: u8, two: u8, three: u8) -> Route {
     let rule = v1::RouteRule { backends: vec![backend(two), backend(three)], ..Default::default() };
     let parent = ["web", "cart", "db"][usize::from(one % 3)];
     let parents = vec![Parent { service: name(parent), port: one.is_multiple_of(2).then_some(80) }];
-    Route { parents, created: 0, rules: vec![rule] }
+    Route { parents, rules: vec![rule], ..Route::default() }
 }

@@ -20,5 +20,7 @@ pub const FEATURES: &[&str] = &[
     "http-route",
     "local-rate-limit",
     "request-timeouts",
+    "tcp-route",
+    "tls-route",
     "weighted-backends",
 ];

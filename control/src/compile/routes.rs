@@ -28,6 +28,7 @@ pub(super) fn resource(index: &Index<'_>, (kind, name): &(String, Name), route: 
         name: name.name.clone(),
         rules,
         created: route.created,
+        hostnames: route.hostnames.clone(),
         requires,
     };
     Resource::new(&message, points_to)
@@ -44,6 +45,8 @@ fn requires(kind: &str, rules: &[v1::RouteRule]) -> Vec<String> {
         ("header-filters", rules.iter().any(filters)),
         ("http-route", kind == "HTTPRoute"),
         ("request-timeouts", rules.iter().any(timeouts)),
+        ("tcp-route", kind == "TCPRoute"),
+        ("tls-route", kind == "TLSRoute"),
         ("weighted-backends", rules.iter().any(|rule| rule.backends.len() > 1)),
     ];
     features.into_iter().filter(|(_, needed)| *needed).map(|(feature, _)| feature.to_owned()).collect()

@@ -53,11 +53,18 @@ fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<Stri
         name: name.name.clone(),
         port: port.port.into(),
         protocol: port.protocol.into(),
+        requires: requires(&routes),
         routes,
         external_name: service.external_name.clone().unwrap_or_default(),
-        requires: Vec::new(),
     };
     Resource::new(&message, points_to)
+}
+
+/// A proxy that knows nothing of routes of connections would call the service's own endpoints: it shall call none.
+fn requires(routes: &[String]) -> Vec<String> {
+    let attached = |kind: &str| routes.iter().any(|route| route.starts_with(kind));
+    let features = [("tcp-route", attached("TCPRoute/")), ("tls-route", attached("TLSRoute/"))];
+    features.into_iter().filter(|(_, needed)| *needed).map(|(feature, _)| feature.to_owned()).collect()
 }
 
 /// A port that the service does not declare, or of a service that does not exist. An ExternalName takes any port; any other service

@@ -164,7 +164,8 @@ fn a_port_that_the_service_lacks_is_refused_and_not_outside() {
 fn route(backends: &[&str]) -> Route {
     let backends = backends.iter().map(|one| v1::RouteBackend { service: (*one).into(), ..Default::default() });
     let rule = v1::RouteRule { backends: backends.collect(), ..Default::default() };
-    Route { parents: vec![Parent { service: name("web"), port: None }], created: 0, rules: vec![rule] }
+    let parents = vec![Parent { service: name("web"), port: None }];
+    Route { parents, rules: vec![rule], ..Route::default() }
 }
 
 #[test]
@@ -202,6 +203,34 @@ fn a_parent_port_attaches_to_that_port_only() {
     let routes = |name: &str| v1::Service::decode(&*compiled.get(name).unwrap().bytes).unwrap().routes;
     assert!(routes("service/shop/web:80").is_empty());
     assert_eq!(routes("service/shop/web:81"), ["HTTPRoute/shop/only"]);
+}
+
+#[test]
+fn an_edit_of_a_tls_route_is_one_resource() {
+    let key = |kind: &str, route: &str| (kind.to_owned(), name(route));
+    let mut model = shop();
+    let tls = Route { hostnames: vec!["a.example".to_owned()], ..route(&["service/shop/cart:80"]) };
+    model.routes.insert(key("TLSRoute", "names"), tls);
+    model.routes.insert(key("TLSRoute", "other"), route(&["service/shop/web:80"]));
+    model.routes.insert(key("TCPRoute", "rest"), route(&["service/shop/web:80"]));
+    let mut compiled = compile(&model);
+    let web = v1::Service::decode(&*compiled.get("service/shop/web:80").unwrap().bytes).unwrap();
+    assert_eq!(web.routes, ["TCPRoute/shop/rest", "TLSRoute/shop/names", "TLSRoute/shop/other"]);
+    assert_eq!(web.requires, ["tcp-route", "tls-route"]);
+    let made = |compiled: &Compiled, name: &str| v1::Route::decode(&*compiled.get(name).unwrap().bytes).unwrap();
+    assert_eq!(made(&compiled, "TLSRoute/shop/names").requires, ["tls-route"]);
+    assert_eq!(made(&compiled, "TCPRoute/shop/rest").requires, ["tcp-route"]);
+
+    model.routes.get_mut(&key("TLSRoute", "names")).unwrap().hostnames.push("*.b.example".to_owned());
+    let patch = compiled.update(&Arc::new(model.clone()), &Arc::default());
+    let changed: Vec<&str> = patch.changes.names.iter().map(|name| &**name).collect();
+    assert_eq!((changed, patch.changes.len()), (vec!["TLSRoute/shop/names"], 1));
+    compiled.apply(patch);
+    assert_eq!(made(&compiled, "TLSRoute/shop/names").hostnames, ["a.example", "*.b.example"]);
+    // What needs nothing new says nothing new.
+    model.routes.clear();
+    let web = v1::Service::decode(&*compile(&model).get("service/shop/web:80").unwrap().bytes).unwrap();
+    assert!(web.requires.is_empty());
 }
 
 fn workload(compiled: &Compiled, pod: &str) -> v1::Workload {

@@ -43,7 +43,7 @@ pub struct Model {
     pub slices: BTreeMap<Name, Slice>,
     /// Pods.
     pub workloads: BTreeMap<Name, Workload>,
-    /// Routes by kind (`HTTPRoute`, `GRPCRoute`) and name.
+    /// Routes by kind (`HTTPRoute`, `GRPCRoute`, `TLSRoute`, `TCPRoute`) and name.
     pub routes: BTreeMap<(String, Name), Route>,
     /// Authorization policies.
     pub authorization: BTreeMap<Name, AuthorizationPolicy>,
@@ -136,6 +136,8 @@ pub struct Route {
     pub parents: Vec<Parent>,
     /// `metadata.creationTimestamp` in seconds since 1970, or 0 in files without one.
     pub created: u64,
+    /// Of a TLSRoute: names that its clients ask for.
+    pub hostnames: Vec<String>,
     /// Rules; `RouteBackend::service` is a resource name that may lead nowhere yet.
     pub rules: Vec<v1::RouteRule>,
 }

@@ -30,7 +30,7 @@ pub use bindings::{Bound, Held, PortRules};
 pub use endpoint::{Address, Alpn, Endpoint, EndpointHead};
 pub use error::{ErrorCode, ResourceError};
 pub use policy::{RateLimitPolicy, closed_policy};
-pub(crate) use routes::NOT_EDITABLE;
+pub(crate) use routes::{MAX_HOSTNAMES, NOT_EDITABLE};
 pub use workload::{Binding, InboundPort, Protocol, Service, Workload};
 
 /// A resource as the engine and the proxy use it.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 use weft_engine::route::{
-    Backend, BadRegex, Filter, HeaderEdit, Match, PathMatch, Route, Rule, ValueMatch, whole_regex,
+    Backend, BadRegex, Filter, HeaderEdit, Hostname, Layer, Match, PathMatch, Route, Rule, ValueMatch, whole_regex,
 };
 
 use super::error::{ErrorCode, ResourceError};
@@ -13,7 +13,9 @@ use crate::names;
 use crate::wire::v1;
 
 /// Kinds of routes.
-pub(super) const KINDS: &[&str] = &["HTTPRoute", "GRPCRoute"];
+pub(super) const KINDS: &[&str] = &["HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute"];
+/// Hostnames of one route at most (Gateway API).
+pub(crate) const MAX_HOSTNAMES: usize = 16;
 /// Regular expressions of one resource at most: each may take a megabyte when compiled.
 const MAX_REGEXES: usize = 256;
 /// Gateway API's bound on a weight.
@@ -40,6 +42,15 @@ pub(super) fn route(wire: &v1::Route) -> Result<Route, ResourceError> {
     let name = names::object(&wire.kind, &wire.namespace, &wire.name);
     let name = field::object_name(KINDS, &name)?;
     require_features(&name, &wire.requires)?;
+    let layer = match wire.kind.as_str() {
+        "TLSRoute" => Layer::Tls,
+        "TCPRoute" => Layer::Tcp,
+        _ => Layer::Http,
+    };
+    let hostnames = hostnames(&wire.hostnames, layer).map_err(|error| error.within(&name))?;
+    if layer != Layer::Http {
+        plain(&wire.rules).map_err(|error| error.within(&name))?;
+    }
     let mut regexes = Regexes::default();
     let mut rules = Vec::with_capacity(wire.rules.len());
     for (index, found) in wire.rules.iter().enumerate() {
@@ -53,7 +64,46 @@ pub(super) fn route(wire: &v1::Route) -> Result<Route, ResourceError> {
         made.route = std::sync::Arc::clone(&name);
         rules.push(made);
     }
-    Ok(Route { name, created: wire.created, rules })
+    Ok(Route { name, created: wire.created, layer, hostnames, rules })
+}
+
+/// Names that TLS clients ask for; a route of another kind has none.
+fn hostnames(wire: &[String], layer: Layer) -> Result<Vec<Hostname>, ResourceError> {
+    if layer != Layer::Tls && !wire.is_empty() {
+        let message = "only a TLSRoute has hostnames: upgrade the proxy";
+        return Err(ResourceError::new(ErrorCode::UnknownValue, message));
+    }
+    if wire.len() > MAX_HOSTNAMES {
+        let message = format!("{} hostnames, at most {MAX_HOSTNAMES} are allowed", wire.len());
+        return Err(ResourceError::new(ErrorCode::OutOfRange, message));
+    }
+    let hostname = |text: &String| {
+        Hostname::parse(text).map_err(|error| {
+            ResourceError::new(ErrorCode::InvalidAddress, format!("hostname `{}`: {error}", field::cut(text)))
+        })
+    };
+    wire.iter().map(hostname).collect()
+}
+
+/// A route that does not look into requests says nothing of them, and has one rule: a second one could take nothing.
+fn plain(rules: &[v1::RouteRule]) -> Result<(), ResourceError> {
+    if rules.len() > 1 {
+        return Err(ResourceError::new(
+            ErrorCode::OutOfRange,
+            format!("{} rules, one can take connections", rules.len()),
+        ));
+    }
+    let about_requests = |rule: &v1::RouteRule| {
+        !(rule.matches.is_empty() && rule.filters.is_empty())
+            || rule.backends.iter().any(|backend| !backend.filters.is_empty())
+            || rule.request_timeout_ms != 0
+            || rule.backend_request_timeout_ms != 0
+    };
+    if rules.iter().any(about_requests) {
+        let message = "matches, filters and timeouts are of requests, which this kind of route does not look into";
+        return Err(ResourceError::new(ErrorCode::UnknownValue, message));
+    }
+    Ok(())
 }
 
 fn rule(wire: &v1::RouteRule, index: usize, regexes: &mut Regexes) -> Result<Rule, ResourceError> {

@@ -9,7 +9,7 @@ use weft_engine::identity::Identity;
 use weft_engine::ratelimit::Key;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
-use weft_engine::route::{PathMatch, RouteTable};
+use weft_engine::route::{Opening, PathMatch, RouteTable, Tables};
 
 use super::*;
 use crate::FEATURES;
@@ -131,7 +131,7 @@ fn services_and_workloads() {
     let Ok(Decoded::Service(found)) = convert(&service) else { panic!("a good service") };
     assert_eq!((&*found.name, found.external_name.as_deref()), ("service/shop/web:80", Some("db.example.com")));
     assert_eq!(code(&v1::Service { protocol: 77, ..service.clone() }), ErrorCode::UnknownValue);
-    assert_eq!(code(&v1::Service { routes: texts(&["TLSRoute/a/b"]), ..service.clone() }), ErrorCode::InvalidName);
+    assert_eq!(code(&v1::Service { routes: texts(&["UDPRoute/a/b"]), ..service.clone() }), ErrorCode::InvalidName);
     assert_eq!(code(&v1::Service { external_name: "a b".into(), ..service.clone() }), ErrorCode::InvalidAddress);
     let newer = v1::Service { requires: texts(&["http-route", "time-travel"]), ..service.clone() };
     let error = convert(&newer).unwrap_err();
@@ -252,12 +252,56 @@ fn what_a_route_may_not_hold() {
         changed.rules[0].filters[0].filter = Some(v1::filter::Filter::ResponseHeaders(edit));
         assert_eq!(code(&changed), ErrorCode::InvalidHeader, "{name}");
     }
-    assert_eq!(code(&v1::Route { kind: "TCPRoute".into(), ..route() }), ErrorCode::InvalidName);
+    assert_eq!(code(&v1::Route { kind: "UDPRoute".into(), ..route() }), ErrorCode::InvalidName);
+    assert_eq!(code(&v1::Route { hostnames: texts(&["a.example"]), ..route() }), ErrorCode::UnknownValue);
     assert_eq!(code(&v1::Route { requires: texts(&["mirror"]), ..route() }), ErrorCode::UnsupportedFeature);
     let mut unusable = route();
     unusable.rules[0].backends[0].service = "nonsense".into();
     unusable.rules[0].backends[0].invalid = "no such service".into();
     assert!(convert(&unusable).is_ok(), "an invalid backend keeps its share");
+}
+
+fn tls_route() -> v1::Route {
+    let backends = vec![v1::RouteBackend { service: "service/shop/web:443".into(), weight: 1, ..Default::default() }];
+    v1::Route {
+        kind: "TLSRoute".into(),
+        hostnames: texts(&["a.example", "*.B.example."]),
+        rules: vec![v1::RouteRule { backends, ..v1::RouteRule::default() }],
+        requires: texts(&["tls-route"]),
+        ..route()
+    }
+}
+
+#[test]
+fn routes_of_connections_are_compiled() {
+    let Ok(decoded @ Decoded::Route(_)) = convert(&tls_route()) else { panic!("a good route") };
+    assert_eq!(decoded.own_name().as_deref(), Some("TLSRoute/shop/r"));
+    let Decoded::Route(found) = decoded else { unreachable!() };
+    let table = Tables::new(vec![found]).connections.unwrap();
+    let taken = table.select(Opening::Tls { sni: Some("x.b.example") }).unwrap().unwrap();
+    assert_eq!(taken.hostname.map(|name| name.text().to_string()).as_deref(), Some("*.b.example"));
+    assert_eq!(&*taken.backend(0).unwrap().service, "service/shop/web:443");
+    let tcp = v1::Route { kind: "TCPRoute".into(), hostnames: Vec::new(), ..tls_route() };
+    let Ok(Decoded::Route(found)) = convert(&tcp) else { panic!("a good route") };
+    assert!(Tables::new(vec![found]).connections.unwrap().select(Opening::Opaque).unwrap().is_some());
+
+    assert_eq!(code(&v1::Route { hostnames: texts(&["a.example"]), ..tcp.clone() }), ErrorCode::UnknownValue);
+    assert_eq!(code(&v1::Route { rules: vec![v1::RouteRule::default(); 2], ..tcp }), ErrorCode::OutOfRange);
+    assert_eq!(code(&v1::Route { hostnames: texts(&["a..b"]), ..tls_route() }), ErrorCode::InvalidAddress);
+    assert_eq!(code(&v1::Route { hostnames: texts(&["a.example"; 17]), ..tls_route() }), ErrorCode::OutOfRange);
+    assert_eq!(code(&v1::Route { requires: texts(&["tls-alpn"]), ..tls_route() }), ErrorCode::UnsupportedFeature);
+    let edits: [fn(&mut v1::RouteRule); 5] = [
+        |rule| rule.matches = vec![v1::RouteMatch::default()],
+        |rule| rule.filters = route().rules[0].filters.clone(),
+        |rule| rule.backends[0].filters = route().rules[0].filters.clone(),
+        |rule| rule.request_timeout_ms = 1,
+        |rule| rule.backend_request_timeout_ms = 1,
+    ];
+    for (index, edit) in edits.into_iter().enumerate() {
+        let mut changed = tls_route();
+        edit(&mut changed.rules[0]);
+        assert_eq!(code(&changed), ErrorCode::UnknownValue, "case {index}");
+    }
 }
 
 fn policy() -> v1::AuthorizationPolicy {
@@ -445,6 +489,7 @@ proptest! {
         route.rules[0].matches[0].path = Some(v1::route_match::Path::PathRegex(text.clone()));
         route.rules[0].backends[0].service.clone_from(&text);
         let _ = convert(&route);
+        let _ = convert(&v1::Route { hostnames: vec![text.clone()], ..tls_route() });
         let _ = convert(&v1::MeshExtent { cidrs: vec![text] });
     }
 }

@@ -1,4 +1,4 @@
-//! Gateway API kinds as people write them (gateway.networking.k8s.io/v1, standard channel). Fields of the API that this version does
+//! Gateway API kinds as people write them (gateway.networking.k8s.io/v1, standard channel; routes of the alpha versions have the same fields). Fields of the API that this version does
 //! not enforce are [`NotYet`]: they refuse their object instead of being passed over.
 
 use serde::Deserialize;
@@ -305,6 +305,48 @@ pub struct GrpcMethodMatch {
     pub service: Option<At<String>>,
     /// Name of the method.
     pub method: Option<At<String>>,
+}
+
+/// TLSRoute `spec`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TlsRouteSpec {
+    /// What it is attached to.
+    #[serde(default)]
+    pub parent_refs: Vec<At<ParentRef>>,
+    /// Names that TLS clients ask for (SNI).
+    #[serde(default)]
+    pub hostnames: At<Vec<At<String>>>,
+    /// The rule.
+    #[serde(default)]
+    pub rules: At<Vec<At<ConnectionRule>>>,
+    /// Experimental channel.
+    pub use_default_gateways: Option<NotYet>,
+}
+
+/// TCPRoute `spec`.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TcpRouteSpec {
+    /// What it is attached to.
+    #[serde(default)]
+    pub parent_refs: Vec<At<ParentRef>>,
+    /// The rule.
+    #[serde(default)]
+    pub rules: At<Vec<At<ConnectionRule>>>,
+    /// Experimental channel.
+    pub use_default_gateways: Option<NotYet>,
+}
+
+/// The rule of a TLSRoute or TCPRoute.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConnectionRule {
+    /// Name.
+    pub name: Option<At<String>>,
+    /// Where to.
+    #[serde(default)]
+    pub backend_refs: Vec<At<BackendRef>>,
 }
 
 /// ReferenceGrant `spec`.

@@ -18,6 +18,10 @@ pub enum Kind {
     HttpRoute,
     /// Gateway API GRPCRoute.
     GrpcRoute,
+    /// Gateway API TLSRoute.
+    TlsRoute,
+    /// Gateway API TCPRoute.
+    TcpRoute,
     /// Gateway API ReferenceGrant.
     ReferenceGrant,
     /// Ours.
@@ -28,14 +32,23 @@ pub enum Kind {
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Kind; 5] =
-        [Kind::HttpRoute, Kind::GrpcRoute, Kind::ReferenceGrant, Kind::AuthorizationPolicy, Kind::RateLimitPolicy];
+    pub const ALL: [Kind; 7] = [
+        Kind::HttpRoute,
+        Kind::GrpcRoute,
+        Kind::TlsRoute,
+        Kind::TcpRoute,
+        Kind::ReferenceGrant,
+        Kind::AuthorizationPolicy,
+        Kind::RateLimitPolicy,
+    ];
 
     /// As it is written.
     pub const fn name(self) -> &'static str {
         match self {
             Kind::HttpRoute => "HTTPRoute",
             Kind::GrpcRoute => "GRPCRoute",
+            Kind::TlsRoute => "TLSRoute",
+            Kind::TcpRoute => "TCPRoute",
             Kind::ReferenceGrant => "ReferenceGrant",
             Kind::AuthorizationPolicy => "AuthorizationPolicy",
             Kind::RateLimitPolicy => "RateLimitPolicy",
@@ -46,6 +59,14 @@ impl Kind {
     pub const fn api_versions(self) -> &'static [&'static str] {
         match self {
             Kind::HttpRoute | Kind::GrpcRoute => &["gateway.networking.k8s.io/v1"],
+            // Standard since Gateway API 1.5.
+            Kind::TlsRoute => &[
+                "gateway.networking.k8s.io/v1",
+                "gateway.networking.k8s.io/v1alpha3",
+                "gateway.networking.k8s.io/v1alpha2",
+            ],
+            // Standard since Gateway API 1.6.
+            Kind::TcpRoute => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"],
             Kind::ReferenceGrant => &["gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"],
             Kind::AuthorizationPolicy | Kind::RateLimitPolicy => &["weft.dev/v1alpha1"],
         }
@@ -61,9 +82,7 @@ impl Kind {
 const FOR_GATEWAYS: [&str; 6] =
     ["Gateway", "GatewayClass", "ListenerSet", "XListenerSet", "BackendTLSPolicy", "BackendTrafficPolicy"];
 /// Kinds that exist and that this version does not read.
-const NOT_YET_KINDS: [(&str, &str); 7] = [
-    (GATEWAY_GROUP, "TLSRoute"),
-    (GATEWAY_GROUP, "TCPRoute"),
+const NOT_YET_KINDS: [(&str, &str); 5] = [
     (GATEWAY_GROUP, "UDPRoute"),
     (WEFT_GROUP, "TrafficPolicy"),
     (WEFT_GROUP, "EgressPolicy"),

@@ -56,7 +56,7 @@ pub struct Object {
 /// What an object says, in wire form; references are not resolved.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
-    /// HTTPRoute or GRPCRoute.
+    /// HTTPRoute, GRPCRoute, TLSRoute or TCPRoute.
     Route(Route),
     /// ReferenceGrant.
     Grant(Grant),
@@ -124,7 +124,8 @@ pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>>
         }
         (_, name) => {
             let targets = if kind.is_policy() { targets_of(node, &namespace) } else { None };
-            let faults = checker.faults;
+            // What is not there at all stands nowhere else.
+            let faults = checker.faults.into_iter().map(|fault| fault.or_at(node.at)).collect();
             Err(Box::new(Refused { kind, namespace, name, at: node.at, faults, targets }))
         }
     }
@@ -132,7 +133,7 @@ pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>>
 
 fn body(kind: Kind, node: &Node, name: &str, context: &Context<'_>, checker: &mut Checker) -> Option<Body> {
     match kind {
-        Kind::HttpRoute | Kind::GrpcRoute if is_for_gateways_only(node) => Some(Body::Route(Route::default())),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute if is_for_gateways_only(node) => Some(Body::Route(Route::default())),
         Kind::HttpRoute => {
             let object: gateway::Object<gateway::HttpRouteSpec> = checker.take(decode(node))?;
             let mut route = route::http_route(&object.spec, context, checker);
@@ -142,6 +143,21 @@ fn body(kind: Kind, node: &Node, name: &str, context: &Context<'_>, checker: &mu
         Kind::GrpcRoute => {
             let object: gateway::Object<gateway::GrpcRouteSpec> = checker.take(decode(node))?;
             let mut route = route::grpc_route(&object.spec, context, checker);
+            route.created = created(&object.metadata, checker);
+            Some(Body::Route(route))
+        }
+        Kind::TlsRoute => {
+            let object: gateway::Object<gateway::TlsRouteSpec> = checker.take(decode(node))?;
+            // Names are optional in the oldest version only.
+            let version = meta::text_at(node, &["apiVersion"]);
+            let names_needed = version.is_none_or(|version| !version.ends_with("/v1alpha2"));
+            let mut route = route::tls_route(&object.spec, names_needed, context, checker);
+            route.created = created(&object.metadata, checker);
+            Some(Body::Route(route))
+        }
+        Kind::TcpRoute => {
+            let object: gateway::Object<gateway::TcpRouteSpec> = checker.take(decode(node))?;
+            let mut route = route::tcp_route(&object.spec, context, checker);
             route.created = created(&object.metadata, checker);
             Some(Body::Route(route))
         }
@@ -174,6 +190,7 @@ fn proxies_refuse(kind: Kind, namespace: &str, name: &str, body: &Body) -> Optio
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),
                 rules: route.rules.clone(),
+                hostnames: route.hostnames.clone(),
                 ..v1::Route::default()
             };
             tried(v1::Route::TYPE_URL, wire.encode_to_vec())

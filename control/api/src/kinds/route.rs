@@ -1,4 +1,8 @@
-//! Routes -> wire. Everything that can be wrong in one object is collected, not only the first thing.
+//! Routes -> wire. What looks into requests is here, what does not in [`connection`]. Everything that can be wrong in one object is collected, not only the first thing.
+
+mod connection;
+
+pub(super) use connection::{tcp_route, tls_route};
 
 use super::check::{self, Checker};
 use super::decode::At;
@@ -24,6 +28,8 @@ pub struct Route {
     pub created: u64,
     /// Its rules.
     pub rules: Vec<v1::RouteRule>,
+    /// Of a TLSRoute: names that its clients ask for.
+    pub hostnames: Vec<String>,
     /// References to Services of other namespaces, which need a ReferenceGrant: rule, backend, namespace, name, and where.
     pub foreign: Vec<ForeignRef>,
 }
@@ -387,7 +393,7 @@ fn backends(
 ) -> Vec<v1::RouteBackend> {
     checker.at_most(at, refs, 16, "backendRefs");
     if refs.is_empty() {
-        checker.warn(at, "rule has no backendRefs: what it matches is answered 500");
+        checker.warn(at, "rule has no backendRefs: what it takes is refused (`invalid_backend`)");
     }
     let mut found = Vec::new();
     for backend in refs {

@@ -129,7 +129,7 @@ fn a_route_edit_sends_the_route_and_what_is_new() {
     let rule = v1::RouteRule { backends: vec![backend], ..Default::default() };
     let parents = vec![Parent { service: name("web"), port: None }];
     let key = ("HTTPRoute".to_owned(), name("canary"));
-    model.routes.insert(key.clone(), Route { parents, created: 0, rules: vec![rule] });
+    model.routes.insert(key.clone(), Route { parents, rules: vec![rule], ..Route::default() });
     server.publish(&model);
     let said = server.drain();
     assert_eq!(said.len(), 1);

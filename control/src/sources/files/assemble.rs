@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use weft_api::kinds::{Fault, Grant, Position, Route as WrittenRoute};
 use weft_api::names;
+use weft_api::wire::v1::Protocol;
 
 use super::object::{Key, Thing};
 use super::problem::Problem;
 use super::store::{Origin, Present};
 use super::{Loaded, State};
-use crate::model::{Model, Name, Parent, Route, Target};
+use crate::model::{Model, Name, Parent, Route, Service, ServicePort, Target};
 
 pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
     let model = Model { trust_domain: trust_domain.to_owned(), ..Model::default() };
@@ -77,7 +78,12 @@ impl Assembly<'_> {
     }
 
     fn route(&mut self, key: &Key, origin: &Origin, written: &WrittenRoute) -> Route {
-        let mut route = Route { created: written.created, rules: written.rules.clone(), ..Route::default() };
+        let mut route = Route {
+            created: written.created,
+            hostnames: written.hostnames.clone(),
+            rules: written.rules.clone(),
+            ..Route::default()
+        };
         for parent in &written.parents {
             let service = Name::new(key.name.namespace.as_str(), parent.name.as_str());
             let known = self.model.services.get(&service);
@@ -95,18 +101,8 @@ impl Assembly<'_> {
                     }
                 }
             }
-            match known {
-                None => self.warn(origin, key, parent.at, format!("parent Service {service} does not exist")),
-                Some(known) if known.headless || known.external_name.is_some() => {
-                    let message =
-                        format!("parent Service {service} has no ClusterIP: a route has no effect on it (GEP-1294)");
-                    self.warn(origin, key, parent.at, message);
-                }
-                Some(known) => {
-                    if let Some(port) = port.filter(|port| !known.ports.iter().any(|known| known.port == *port)) {
-                        self.warn(origin, key, parent.at, format!("parent Service {service} has no port {port}"));
-                    }
-                }
+            if let Some(doubt) = parent_doubt(key.kind, &service, known, port) {
+                self.warn(origin, key, parent.at, doubt);
             }
             route.parents.push(Parent { service, port });
         }
@@ -120,7 +116,7 @@ impl Assembly<'_> {
             if let Some(backend) = backend {
                 backend.invalid.clone_from(&message);
             }
-            self.warn(origin, key, foreign.at, format!("{message}: its share is answered 500"));
+            self.warn(origin, key, foreign.at, format!("{message}: its share is refused (`invalid_backend`)"));
         }
         route
     }
@@ -212,6 +208,24 @@ impl Assembly<'_> {
         let known = service.ports.iter().any(|port| names::service(&name.namespace, &name.name, port.port) == resource);
         (!known).then(|| format!("backend Service {name} has no such port: {resource}"))
     }
+}
+
+/// Why a route of this kind may do nothing for a parent, or for this port of it.
+fn parent_doubt(kind: &str, service: &Name, known: Option<&Service>, port: Option<u16>) -> Option<String> {
+    let Some(known) = known else { return Some(format!("parent Service {service} does not exist")) };
+    if known.headless || known.external_name.is_some() {
+        return Some(format!("parent Service {service} has no ClusterIP: a route has no effect on it (GEP-1294)"));
+    }
+    let mut ports = known.ports.iter().filter(|known| port.is_none_or(|port| port == known.port)).peekable();
+    if let (None, Some(port)) = (ports.peek(), port) {
+        return Some(format!("parent Service {service} has no port {port}"));
+    }
+    let speaks_http = |port: &&ServicePort| matches!(port.protocol, Protocol::Http1 | Protocol::Http2);
+    let http = ports.find(speaks_http).filter(|_| kind == "TLSRoute")?;
+    Some(format!(
+        "port {} of parent Service {service} speaks HTTP by appProtocol or name: no TLS gets there",
+        http.port
+    ))
 }
 
 fn is_service(resource: &str, name: &Name) -> bool {

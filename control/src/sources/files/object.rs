@@ -300,7 +300,7 @@ fn closed(
             let policy = kinds::closed_rate_limit(namespace, name, why, &source);
             Thing::RateLimit(model::RateLimitPolicy { targets, policy })
         }
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::ReferenceGrant => return None,
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute | Kind::ReferenceGrant => return None,
     };
     Some((key, Arc::new(thing)))
 }

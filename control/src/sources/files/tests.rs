@@ -402,10 +402,29 @@ fn references_are_looked_up() {
     let loaded = files.refresh();
     assert!(rule(&loaded).backends[0].invalid.contains("no ReferenceGrant in other"));
     let warned: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
-    assert!(warned.iter().any(|text| text.contains("its share is answered 500")), "{warned:?}");
+    assert!(warned.iter().any(|text| text.contains("its share is refused")), "{warned:?}");
     assert!(warned.iter().any(|text| text.contains("backend Service shop/web has no such port")), "{warned:?}");
     files.write("grant.yaml", grant);
     assert_eq!(rule(&files.refresh()).backends[0].invalid, "");
+
+    // Routes of connections need the same permission, for their own kind.
+    let tls = foreign
+        .replace("kind: HTTPRoute", "kind: TLSRoute")
+        .replace("  rules: [{matches: [{path: {value: /a}}], ", "  hostnames: [a.example]\n  rules: [{");
+    files.write("tls.yaml", &tls);
+    let loaded = files.refresh();
+    let tls_route = |loaded: &Loaded| loaded.model.routes[&("TLSRoute".to_owned(), shop("web"))].clone();
+    assert_eq!(tls_route(&loaded).hostnames, ["a.example"]);
+    assert!(
+        tls_route(&loaded).rules[0].backends[0].invalid.contains("no ReferenceGrant in other lets TLSRoute/shop/web")
+    );
+    let warned: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert!(warned.iter().any(|text| text.contains("no TLS gets there")), "{warned:?}");
+    files.write("grant.yaml", &grant.replace("kind: HTTPRoute", "kind: TLSRoute"));
+    let loaded = files.refresh();
+    assert_eq!(tls_route(&loaded).rules[0].backends[0].invalid, "");
+    assert!(rule(&loaded).backends[0].invalid.contains("no ReferenceGrant"));
+    fs::remove_file(files.path("tls.yaml")).unwrap();
 
     // The name of a port leads to its number.
     let named = route("/a").replace(
