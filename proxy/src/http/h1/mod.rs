@@ -2,7 +2,7 @@
 //! they are framed. What hyper would make of a message, and the application differently, is no question here: what passes is what
 //! was checked.
 //!
-//! - [`serve`]: a client's connection, request after request. [`exchange`]: one of them.
+//! - [`serve`]: a client's connection, request after request. [`exchange`]: one of them. `sending`: its way to an endpoint.
 //! - [`wire`]: a stream and what was read ahead. [`pump`]: a message under way. [`heads`], [`refusal`]: what is written.
 //!
 //! `Expect: 100-continue` and interim responses (1xx) pass from end to end.
@@ -11,6 +11,7 @@ pub mod exchange;
 pub mod heads;
 pub mod pump;
 pub mod refusal;
+mod sending;
 pub mod serve;
 pub mod wire;
 
