@@ -105,6 +105,7 @@ async fn drain_wait_waits_for_plain_clients_to_be_gone() {
         destination: "shop/web".into(),
         destination_workload: "shop/web-0".into(),
         tls: Tls::Plain,
+        sni: None,
     };
     shared.telemetry.request_series(&plain);
     let begun = tokio::time::Instant::now();

@@ -192,6 +192,7 @@ impl Visit<'_> {
             destination: Arc::clone(&port.service),
             destination_workload: Arc::from(shared.config.workload.to_string()),
             tls: if identity.is_some() { Tls::Mtls } else { Tls::Plain },
+            sni: None,
         });
         let certificate = identity
             .as_ref()

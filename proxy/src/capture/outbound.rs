@@ -43,20 +43,23 @@ async fn recognise(
     ends: (SocketAddr, SocketAddr),
     meaning: &Result<Destination, Reason>,
 ) -> Option<(Speak, Prefixed<TcpStream>)> {
-    let (protocol, habit) = match meaning {
-        Ok(Destination::Service(service)) => (service.protocol, Some(&service.own.habit)),
+    let (protocol, habit, by_name) = match meaning {
+        Ok(Destination::Service(service)) => (service.protocol, Some(&service.own.habit), service.reads_tls()),
         // Not ours to look into.
-        Ok(Destination::Outside) => (Protocol::Tcp, None),
-        Ok(Destination::Endpoint(endpoint)) => (Protocol::Detect, Some(&endpoint.state.habit)),
-        Err(_) => (Protocol::Detect, None),
+        Ok(Destination::Outside) => (Protocol::Tcp, None, false),
+        Ok(Destination::Endpoint(endpoint)) => (Protocol::Detect, Some(&endpoint.state.habit), false),
+        Err(_) => (Protocol::Detect, None, false),
     };
     match protocol {
-        Protocol::Tcp => return Some((Speak::Tcp, Prefixed::new(stream))),
+        Protocol::Tcp if !by_name => return Some((Speak::Tcp, Prefixed::new(stream))),
         Protocol::Http1 => return Some((Speak::H1, Prefixed::new(stream))),
         Protocol::Http2 => return Some((Speak::H2, Prefixed::new(stream))),
-        Protocol::Detect => {}
+        Protocol::Tcp | Protocol::Detect => {}
     }
-    let (found, stream) = first_bytes(stream, habit.map_or(SILENCE, Habit::patience)).await.ok()?;
+    let speaking = |found| if protocol == Protocol::Tcp { Speak::Tcp } else { speaking(found) };
+    // Where names decide, TLS is expected: its clients speak first, and whom to call before they have is not known.
+    let patience = habit.filter(|_| !by_name).map_or(SILENCE, Habit::patience);
+    let (found, stream) = first_bytes(stream, patience).await.ok()?;
     if let Some(habit) = habit {
         habit.learn(found);
     }

@@ -9,12 +9,14 @@
 mod downstream;
 mod habit;
 mod prefixed;
+mod sni;
 
 use std::io;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use rustls::server::Acceptor;
+use rustls::server::{Acceptor, ClientHello};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -23,6 +25,7 @@ pub use weft_engine::detect::Detected;
 pub use self::downstream::Downstream;
 pub use self::habit::{HESITATION, Habit};
 pub use self::prefixed::Prefixed;
+pub use self::sni::{server_name, server_name_in};
 
 /// A client that has said nothing for so long may be waiting for the server to speak.
 pub const SILENCE: Duration = Duration::from_millis(100);
@@ -78,41 +81,51 @@ pub enum Hello {
 /// # Errors
 /// The connection broke, ended, or took longer than [`HEAD_TIMEOUT`].
 pub async fn client_hello(stream: Prefixed<TcpStream>) -> io::Result<(Hello, Prefixed<TcpStream>)> {
+    let is_ours = |hello: &ClientHello<'_>| hello.alpn().into_iter().flatten().any(|name| name.starts_with(MESH_ALPN));
+    let (ours, stream) = whole_hello(stream, is_ours).await?;
+    Ok((if ours == Some(true) { Hello::Mesh } else { Hello::Foreign }, stream))
+}
+
+/// What `read` says of the whole ClientHello; `None` if it is none after all, or too long. The bytes stay in the prefix.
+async fn whole_hello<T>(
+    stream: Prefixed<TcpStream>,
+    read: impl Fn(&ClientHello<'_>) -> T,
+) -> io::Result<(Option<T>, Prefixed<TcpStream>)> {
     let (mut prefix, mut stream) = stream.into_parts();
     let mut acceptor = Acceptor::default();
     let mut fed = 0;
     let reading = async {
         loop {
-            let mut more = &prefix[fed..];
-            while !more.is_empty() {
-                if acceptor.read_tls(&mut more).is_err() {
-                    return Ok::<_, io::Error>(Hello::Foreign);
-                }
-                match acceptor.accept() {
-                    Ok(None) => {}
-                    Ok(Some(accepted)) => {
-                        let mut alpn = accepted.client_hello().alpn().into_iter().flatten();
-                        return Ok(if alpn.any(|name| name.starts_with(MESH_ALPN)) {
-                            Hello::Mesh
-                        } else {
-                            Hello::Foreign
-                        });
-                    }
-                    Err(_) => return Ok(Hello::Foreign),
-                }
+            if let Poll::Ready(found) = feed(&mut acceptor, &prefix[fed..], &read) {
+                return Ok::<_, io::Error>(found);
             }
             fed = prefix.len();
             if fed >= MAX_HEAD {
-                return Ok(Hello::Foreign);
+                return Ok(None);
             }
             prefix.reserve(READ);
             if stream.read_buf(&mut prefix).await? == 0 {
-                return Ok(Hello::Foreign);
+                return Ok(None);
             }
         }
     };
-    let hello = timeout(HEAD_TIMEOUT, reading).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    Ok((hello, Prefixed::with(prefix, stream)))
+    let found = timeout(HEAD_TIMEOUT, reading).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    Ok((found, Prefixed::with(prefix, stream)))
+}
+
+/// Gives more bytes to an acceptor. Pending: the ClientHello is not whole; `None`: it is none.
+fn feed<T>(acceptor: &mut Acceptor, mut more: &[u8], read: &impl Fn(&ClientHello<'_>) -> T) -> Poll<Option<T>> {
+    while !more.is_empty() {
+        if acceptor.read_tls(&mut more).is_err() {
+            return Poll::Ready(None);
+        }
+        match acceptor.accept() {
+            Ok(None) => {}
+            Ok(Some(accepted)) => return Poll::Ready(Some(read(&accepted.client_hello()))),
+            Err(_) => return Poll::Ready(None),
+        }
+    }
+    Poll::Pending
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ use weft_api::convert::{self, Address, Decoded};
 use weft_api::names;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
-use weft_engine::route::RouteTable;
+use weft_engine::route::Tables;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::inbound::InboundBuilder;
@@ -186,10 +186,15 @@ impl Builder {
             self.incomplete = true;
             return Ok(before.map(|(_, service)| service));
         };
-        let table =
-            (!parts.routes.is_empty()).then(|| Arc::new(RouteTable::new(parts.routes.into_iter().cloned().collect())));
-        let service =
-            Arc::new(Service { name: Arc::clone(name), protocol: protocol(parts.own.protocol), table, own, backends });
+        let tables = Tables::new(parts.routes.into_iter().cloned().collect());
+        let service = Arc::new(Service {
+            name: Arc::clone(name),
+            protocol: protocol(parts.own.protocol),
+            table: tables.requests.map(Arc::new),
+            connections: tables.connections.map(Arc::new),
+            own,
+            backends,
+        });
         self.services.insert(Arc::clone(name), (parts.print, Arc::clone(&service)));
         Ok(Some(service))
     }

@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use weft_engine::route::Rule;
 
 use super::Discovery;
 use super::driver::Held;
@@ -51,21 +52,24 @@ fn entry(entry: &Entry, now: Duration) -> Value {
 }
 
 fn service(service: &Service, now: Duration) -> Value {
-    let rules = service.table.iter().flat_map(|table| table.rules()).map(|rule| {
-        let backends = rule.backends.iter().map(|to| {
-            json!({ "service": to.service, "weight": to.weight, "invalid": to.invalid })
-        });
-        json!({ "route": rule.route, "rule": rule.name, "source": rule.source, "backends": backends.collect::<Vec<_>>() })
-    });
+    let rules = service.table.iter().flat_map(|table| table.rules()).map(rule);
+    let of_connections = service.connections.iter().flat_map(|table| table.rules()).map(rule);
     let backends: serde_json::Map<String, Value> =
         service.backends.values().map(|found| (found.name.to_string(), backend(found, now))).collect();
     json!({
         "name": service.name,
         "protocol": protocol(service.protocol),
         "rules": rules.collect::<Vec<_>>(),
+        "connection_rules": of_connections.collect::<Vec<_>>(),
         "own": backend(&service.own, now),
         "backends": backends,
     })
+}
+
+fn rule(rule: &Rule) -> Value {
+    let backends =
+        rule.backends.iter().map(|to| json!({ "service": to.service, "weight": to.weight, "invalid": to.invalid }));
+    json!({ "route": rule.route, "rule": rule.name, "source": rule.source, "backends": backends.collect::<Vec<_>>() })
 }
 
 fn backend(backend: &Backend, now: Duration) -> Value {

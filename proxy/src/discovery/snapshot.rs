@@ -17,7 +17,7 @@ use ipnet::IpNet;
 use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
-use weft_engine::route::RouteTable;
+use weft_engine::route::{ConnectionTable, RouteTable};
 use weft_engine::{authz, ratelimit};
 
 use crate::detect::Habit;
@@ -81,12 +81,26 @@ pub struct Service {
     pub name: Arc<str>,
     /// How it speaks.
     pub protocol: Protocol,
-    /// `None`: no route is attached and all goes to `own`.
+    /// What takes HTTP requests. `None`: no route is about them and all go to `own`.
     pub table: Option<Arc<RouteTable>>,
+    /// What takes other connections. `None`: as above.
+    pub connections: Option<Arc<ConnectionTable>>,
     /// The service's own endpoints.
     pub own: Arc<Backend>,
-    /// Every backend of the table by resource name, `own` included if it is named.
+    /// Every backend of both tables by resource name, `own` included if it is named.
     pub backends: HashMap<Arc<str>, Arc<Backend>>,
+}
+
+impl Service {
+    /// The backend of this name that a table of this service has chosen.
+    pub fn backend(&self, name: &str) -> Option<&Arc<Backend>> {
+        if *self.own.name == *name { Some(&self.own) } else { self.backends.get(name) }
+    }
+
+    /// Whether the name that a TLS client asks for decides where it goes.
+    pub fn reads_tls(&self) -> bool {
+        self.connections.as_ref().is_some_and(|table| table.reads_tls())
+    }
 }
 
 /// A set of endpoints that requests can go to. Lives as long as anything refers to it.

@@ -5,7 +5,6 @@
 //! - A request goes to a meshed endpoint over mesh TLS or not at all.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Sleep;
@@ -15,7 +14,7 @@ use weft_engine::route::{self, Filter, HeaderEdit, Rule};
 
 use super::attempt::Goal;
 use super::session::Session;
-use crate::discovery::snapshot::{Backend, Destination, Service};
+use crate::discovery::snapshot::Destination;
 
 /// Where a request goes, and what its route says of it.
 pub struct Way<'a> {
@@ -52,12 +51,8 @@ pub fn way<'a>(destination: &'a Destination, request: &RequestView<'_>) -> Resul
     let choice = table.choose(request, fastrand::u64(..))?;
     let rule = choice.rule;
     let chosen = &rule.backends[choice.backend];
-    let backend = find(service, &chosen.service).ok_or(Reason::InvalidBackend)?;
+    let backend = service.backend(&chosen.service).ok_or(Reason::InvalidBackend)?;
     Ok(Way { goal: Goal::Backend(backend), rule: Some((rule, chosen)) })
-}
-
-fn find<'a>(service: &'a Service, name: &str) -> Option<&'a Arc<Backend>> {
-    if *service.own.name == *name { Some(&service.own) } else { service.backends.get(name) }
 }
 
 impl<'a> Way<'a> {

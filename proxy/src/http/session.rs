@@ -147,15 +147,19 @@ impl Exchange {
 
 /// Where requests and connections to an endpoint count; resolved at the first.
 pub fn outbound_series<'a>(shared: &Shared, endpoint: &'a Endpoint, label: &Arc<str>) -> &'a Arc<RequestSeries> {
-    endpoint.state.series.get_or_init(|| {
-        shared.telemetry.request_series(&SeriesKey {
-            direction: Direction::Outbound,
-            source: Arc::from(shared.config.workload.to_string()),
-            destination: Arc::clone(label),
-            destination_workload: Arc::clone(&endpoint.workload),
-            tls: if endpoint.identity.is_some() { Tls::Mtls } else { Tls::Unmeshed },
-        })
-    })
+    endpoint.state.series.get_or_init(|| shared.telemetry.request_series(&outbound_key(shared, endpoint, label)))
+}
+
+/// The labels of what goes to an endpoint.
+pub fn outbound_key(shared: &Shared, endpoint: &Endpoint, label: &Arc<str>) -> SeriesKey {
+    SeriesKey {
+        direction: Direction::Outbound,
+        source: Arc::from(shared.config.workload.to_string()),
+        destination: Arc::clone(label),
+        destination_workload: Arc::clone(&endpoint.workload),
+        tls: if endpoint.identity.is_some() { Tls::Mtls } else { Tls::Unmeshed },
+        sni: None,
+    }
 }
 
 /// What is counted for a client that went away before there was a response (nginx's code for it).
@@ -195,6 +199,7 @@ impl Drop for Exchange {
             reason: self.reason,
             took,
             bytes: None,
+            sni: None,
         });
         self.settle(now);
     }

@@ -96,6 +96,8 @@ pub(crate) struct Connection {
     pub series: Option<Arc<RequestSeries>>,
     /// Why it was refused or broke off.
     pub reason: Option<Reason>,
+    /// The name that the client of an application's own TLS asks for.
+    pub sni: Option<Arc<str>>,
     /// What was moved.
     pub moved: Relayed,
     // It goes on as something else, which counts it.
@@ -120,6 +122,7 @@ impl Connection {
             endpoint: None,
             series: None,
             reason: None,
+            sni: None,
             moved: Relayed::default(),
             forgotten: false,
             _in_flight: shared.drain.guard(),
@@ -161,6 +164,7 @@ impl Drop for Connection {
             reason: self.reason,
             took: self.shared.clock.now().saturating_sub(self.started),
             bytes: Some((self.moved.sent, self.moved.received)),
+            sni: self.sni.as_deref(),
         });
     }
 }

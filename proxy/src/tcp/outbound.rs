@@ -1,5 +1,6 @@
 //! Opaque bytes of our own application, on their way out.
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,6 +9,7 @@ use bytes::BytesMut;
 use tokio::net::TcpStream;
 use weft_engine::outcome::MAX_ATTEMPTS;
 use weft_engine::reason::Reason;
+use weft_engine::route::Opening;
 
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
@@ -15,18 +17,18 @@ use tokio::time::timeout;
 use super::relay::{Broken, relay};
 use super::{Connection, FirstWord, first_word, reset_on_close};
 use crate::Shared;
-use crate::detect::{Detected, Habit, Prefixed, SILENCE, first_bytes};
+use crate::detect::{Detected, Habit, Prefixed, SILENCE, first_bytes, server_name, server_name_in};
 use crate::discovery::snapshot::{Backend, Destination, Endpoint};
-use crate::http::session::outbound_series;
-use crate::telemetry::Direction;
+use crate::http::session::{outbound_key, outbound_series};
+use crate::telemetry::{Direction, OTHER, RequestSeries, SeriesKey};
 use crate::upstream::pick::{Picked, pick};
 use crate::upstream::{Speak, Stream, Target, connect};
 
 /// How long a connection that turned out to be of no use may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Relays a connection to what its destination means. `silent`: its client has said nothing yet; it is given back if it speaks HTTP before
-/// the server says anything, and what it was is told to that habit.
+/// Relays a connection to what its destination means, by the first bytes that were read of it. `silent`: its client has said nothing yet; it is
+/// given back if it speaks HTTP before the server says anything, or TLS whose name decides where it goes, and what it was is told to that habit.
 pub async fn serve(
     shared: &Arc<Shared>,
     mut client: Prefixed<TcpStream>,
@@ -35,15 +37,17 @@ pub async fn serve(
     silent: Option<&Habit>,
 ) -> Option<(Detected, Prefixed<TcpStream>)> {
     let mut connection = Connection::begin(shared, Direction::Outbound, from, to);
-    let opened = match meaning {
-        Err(reason) => Err(*reason),
-        Ok(Destination::Service(service)) => Box::pin(open_backend(shared, &service.own)).await,
-        Ok(Destination::Endpoint(endpoint)) => Box::pin(open_endpoint(shared, endpoint)).await,
-        Ok(Destination::Outside) => {
-            let endpoint = shared.discovery.external_endpoint(to);
-            Box::pin(open_endpoint(shared, &endpoint)).await
+    let by_name = matches!(meaning, Ok(Destination::Service(service)) if service.reads_tls());
+    let mut tls;
+    match look(client, by_name).await {
+        Ok((found, sni, looked)) => (tls, connection.sni, client) = (found, sni, looked),
+        Err(error) => {
+            connection.reason = (error.kind() == ErrorKind::TimedOut).then_some(Reason::RequestTimeout);
+            return None;
         }
-    };
+    }
+    let opening = if tls { Opening::Tls { sni: connection.sni.as_deref() } } else { Opening::Opaque };
+    let opened = Box::pin(open_way(shared, to, meaning, opening)).await;
     let mut opened = match opened {
         Ok(opened) => Some(opened),
         Err(reason) => {
@@ -53,11 +57,13 @@ pub async fn serve(
     };
     let mut said = BytesMut::new();
     if let Some(habit) = silent {
-        match first_word(client.get_ref(), opened.as_mut().map(|opened| &mut opened.stream), habit.is_http()).await {
+        let speaks = habit.is_http() || by_name;
+        match first_word(client.get_ref(), opened.as_mut().map(|opened| &mut opened.stream), speaks).await {
             FirstWord::Client => {
                 let (found, looked) = first_bytes(client.into_parts().1, SILENCE).await.ok()?;
                 habit.learn(found);
-                if matches!(found, Detected::Http1 | Detected::Http2) {
+                tls = found == Detected::Tls;
+                if matches!(found, Detected::Http1 | Detected::Http2) || (tls && by_name) {
                     connection.forget();
                     if let Some(mut opened) = opened {
                         // In order: a server logs a reset, and says nothing of a client that has thought better of it.
@@ -66,6 +72,7 @@ pub async fn serve(
                     return Some((found, looked));
                 }
                 client = looked;
+                connection.sni = if tls { server_name_in(client.prefix()) } else { None };
             }
             FirstWord::Server(bytes) => {
                 habit.learn(Detected::Opaque);
@@ -82,7 +89,7 @@ pub async fn serve(
         return None;
     };
     connection.endpoint = Some(Arc::clone(&opened.endpoint.name));
-    connection.opened(outbound_series(shared, &opened.endpoint, &opened.label));
+    connection.opened(&opened.series(shared, tls));
     let mut server = Prefixed::with(said, opened.stream);
     connection.moved = relay(&mut client, &mut server).await;
     match &connection.moved.broken {
@@ -93,11 +100,36 @@ pub async fn serve(
     None
 }
 
+/// Whether what was read of a connection begins TLS, and the name that its client asks for: read whole if it decides where it goes, else as
+/// far as it has come.
+async fn look(client: Prefixed<TcpStream>, by_name: bool) -> io::Result<(bool, Option<Arc<str>>, Prefixed<TcpStream>)> {
+    if weft_engine::detect::detect(client.prefix()) != Detected::Tls {
+        return Ok((false, None, client));
+    }
+    let (sni, client) =
+        if by_name { Box::pin(server_name(client)).await? } else { (server_name_in(client.prefix()), client) };
+    Ok((true, sni, client))
+}
+
 struct Opened {
     stream: Stream,
     endpoint: Arc<Endpoint>,
     label: Arc<str>,
+    /// The hostname of the route that led here.
+    hostname: Option<Arc<str>>,
     _load: Held,
+}
+
+impl Opened {
+    // Of an application's own TLS by the hostname that it went by: each is one of a route, so there are few.
+    fn series(&self, shared: &Shared, tls: bool) -> Arc<RequestSeries> {
+        if !tls {
+            return Arc::clone(outbound_series(shared, &self.endpoint, &self.label));
+        }
+        let sni = Some(self.hostname.clone().unwrap_or_else(|| OTHER.into()));
+        let key = outbound_key(shared, &self.endpoint, &self.label);
+        shared.telemetry.request_series(&SeriesKey { sni, ..key })
+    }
 }
 
 // Counts as one request of the endpoint's load while it is open: many connections are many users.
@@ -111,6 +143,26 @@ impl Drop for Held {
     fn drop(&mut self) {
         self.endpoint.state.load.end(self.shared.clock.now(), self.connected_in, true);
     }
+}
+
+async fn open_way(
+    shared: &Arc<Shared>,
+    to: SocketAddr,
+    meaning: &Result<Destination, Reason>,
+    opening: Opening<'_>,
+) -> Result<Opened, Reason> {
+    let service = match meaning {
+        Err(reason) => return Err(*reason),
+        Ok(Destination::Service(service)) => service,
+        Ok(Destination::Endpoint(endpoint)) => return open_endpoint(shared, endpoint).await,
+        Ok(Destination::Outside) => return open_endpoint(shared, &shared.discovery.external_endpoint(to)).await,
+    };
+    let taken = service.connections.as_ref().map_or(Ok(None), |table| table.select(opening))?;
+    let Some(taken) = taken else { return open_backend(shared, &service.own).await };
+    let chosen = taken.backend(fastrand::u64(..))?;
+    let backend = service.backend(&chosen.service).ok_or(Reason::InvalidBackend)?;
+    let opened = open_backend(shared, backend).await?;
+    Ok(Opened { hostname: taken.hostname.map(|hostname| Arc::clone(hostname.text())), ..opened })
 }
 
 async fn open_backend(shared: &Arc<Shared>, backend: &Arc<Backend>) -> Result<Opened, Reason> {
@@ -141,5 +193,5 @@ async fn open(shared: &Arc<Shared>, target: Target<'_>, label: &Arc<str>) -> Res
     let endpoint = Arc::clone(target.endpoint);
     let connected_in = shared.clock.now().saturating_sub(begun);
     let load = Held { shared: Arc::clone(shared), endpoint: Arc::clone(&endpoint), connected_in };
-    Ok(Opened { stream, endpoint, label: Arc::clone(label), _load: load })
+    Ok(Opened { stream, endpoint, label: Arc::clone(label), hostname: None, _load: load })
 }

@@ -25,6 +25,8 @@ use super::Direction;
 const QUEUE: usize = 4096;
 /// Bytes of a path that are logged.
 const MAX_PATH: usize = 1024;
+/// Bytes of a name that a TLS client asks for that are logged: all that a host name may have.
+const MAX_SNI: usize = 253;
 /// Bytes of a method that are logged.
 const MAX_METHOD: usize = 32;
 /// Bytes that are written at once.
@@ -66,6 +68,8 @@ pub struct AccessRecord<'a> {
     pub took: Duration,
     /// Bytes from the client and to it, of a connection of opaque bytes.
     pub bytes: Option<(u64, u64)>,
+    /// The name that the client of an application's own TLS asks for.
+    pub sni: Option<&'a str>,
 }
 
 /// A line, as it is written.
@@ -89,6 +93,8 @@ struct Line<'a> {
     sent_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     received_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sni: Option<&'a str>,
     peer: Option<String>,
 }
 
@@ -170,6 +176,7 @@ impl AccessLog {
             duration_ms: (record.took.as_secs_f64() * 1e6).round() / 1e3,
             sent_bytes: record.bytes.map(|(sent, _)| sent),
             received_bytes: record.bytes.map(|(_, received)| received),
+            sni: record.sni.map(|sni| bounded(sni, MAX_SNI)),
             peer: record.peer.map(ToString::to_string),
         };
         let mut bytes = serde_json::to_vec(&line).ok()?;
@@ -275,6 +282,7 @@ mod tests {
             reason: None,
             took: Duration::from_micros(1_500),
             bytes: None,
+            sni: None,
         }
     }
 
@@ -318,9 +326,12 @@ mod tests {
     #[test]
     fn what_strangers_write_is_bounded_and_stays_one_line() {
         let path = format!("/\u{1}\"\n{}", "ä".repeat(4000));
-        let line = &logged(1.0, &[AccessRecord { path: Some(&path), ..record() }])[0];
+        let sni = path.trim_start_matches('/');
+        let line = &logged(1.0, &[AccessRecord { path: Some(&path), sni: Some(sni), ..record() }])[0];
         let seen = line["path"].as_str().unwrap();
         assert!(seen.len() <= MAX_PATH && path.starts_with(seen));
+        let seen = line["sni"].as_str().unwrap();
+        assert!(seen.len() <= MAX_SNI && sni.starts_with(seen));
     }
 
     #[test]

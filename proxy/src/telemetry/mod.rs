@@ -29,7 +29,7 @@ pub use self::access::AccessRecord;
 use self::access::{AccessLog, Sink};
 use self::counters::{Bounds, Refusals};
 use self::series::Store;
-pub use self::series::{RequestSeries, SeriesKey};
+pub use self::series::{OTHER, RequestSeries, SeriesKey};
 use crate::Clock;
 
 /// Which way a request goes, seen from the workload.

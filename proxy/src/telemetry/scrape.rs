@@ -139,7 +139,8 @@ fn requests(page: &mut Page, all: &Series) -> prometheus::Result<()> {
 fn connections(page: &mut Page, all: &Series) -> prometheus::Result<()> {
     let [mut opened, mut open, mut sent, mut received] = <[Values; 4]>::default();
     for (key, series) in all {
-        let labels: Labels<'_> = &labels(key);
+        let all: Vec<_> = labels(key).into_iter().chain(key.sni.as_deref().map(|sni| ("sni", sni))).collect();
+        let labels: Labels<'_> = &all;
         let [opens, closes, bytes_sent, bytes_received] = series.tcp();
         if opens == 0 {
             continue;
@@ -230,6 +231,7 @@ mod tests {
             destination: destination.into(),
             destination_workload: "shop/web-0".into(),
             tls,
+            sni: None,
         };
         let series = shared.telemetry.request_series(&key("team-a", "b", Tls::Mtls));
         series.record(StatusCode::OK, None, Duration::from_millis(2));

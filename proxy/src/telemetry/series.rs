@@ -33,6 +33,8 @@ const BUCKET_NANOS: [u64; BUCKETS.len()] = {
 pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The labels of requests beyond the bound.
 pub const OVERFLOW: &str = "_overflow";
+/// The label `sni` of an application's own TLS that no hostname of a route names. No host name begins like this.
+pub const OTHER: &str = "_other";
 /// The store looks for idle series at most this often.
 const SWEEP_EVERY: Duration = Duration::from_mins(1);
 
@@ -49,6 +51,9 @@ pub struct SeriesKey {
     pub destination_workload: Arc<str>,
     /// How the connection is protected.
     pub tls: Tls,
+    /// Of an application's own TLS on its way out: the hostname of the route that took it, as it is written there, or [`OTHER`]. What clients
+    /// ask for is never a label: they could make as many as they like.
+    pub sni: Option<Arc<str>>,
 }
 
 /// Counters of one series. All of it is atomic words.
@@ -173,6 +178,7 @@ impl Store {
             destination: Arc::clone(&other),
             destination_workload: other,
             tls: key.tls,
+            sni: None,
         };
         Arc::clone(self.overflow.write().entry(key).or_default())
     }
@@ -221,6 +227,7 @@ mod tests {
             destination: destination.into(),
             destination_workload: "shop/web-0".into(),
             tls: Tls::Mtls,
+            sni: None,
         }
     }
 

@@ -21,7 +21,7 @@ fn rule(backends: &[(&str, u32)]) -> Rule {
 }
 
 fn route(rule: Rule) -> Route {
-    Route { name: "HTTPRoute/shop/r".into(), created: 0, rules: vec![rule] }
+    Route { name: "HTTPRoute/shop/r".into(), rules: vec![rule], ..Route::default() }
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ mod http1;
 mod http2;
 mod inbound;
 mod messages;
+mod names;
 mod opaque;
 mod raw;
 mod recorder;

@@ -12,7 +12,7 @@ use weft_certs::ca::Ca;
 use weft_certs::svid::{KeyPair, Svid};
 use weft_engine::authz::PolicySet;
 use weft_engine::identity::Identity;
-use weft_engine::route::{Route, RouteTable};
+use weft_engine::route::{Route, Tables};
 
 use crate::Shared;
 use crate::capture::inbound::{Applications, serve as serve_inbound};
@@ -80,13 +80,26 @@ pub fn backend(name: &str, members: Vec<Arc<Endpoint>>) -> Arc<Backend> {
 }
 
 pub fn service(own: Arc<Backend>) -> Service {
-    Service { name: Arc::clone(&own.name), protocol: Protocol::Detect, table: None, own, backends: HashMap::new() }
+    Service {
+        name: Arc::clone(&own.name),
+        protocol: Protocol::Detect,
+        table: None,
+        connections: None,
+        own,
+        backends: HashMap::new(),
+    }
 }
 
 /// A service with one route, whose backends are all there.
 pub fn routed(own: Arc<Backend>, backends: Vec<Arc<Backend>>, route: Route) -> Service {
+    routed_by(own, backends, vec![route])
+}
+
+/// The same with several routes.
+pub fn routed_by(own: Arc<Backend>, backends: Vec<Arc<Backend>>, routes: Vec<Route>) -> Service {
     let backends = backends.into_iter().map(|backend| (Arc::clone(&backend.name), backend)).collect();
-    Service { table: Some(Arc::new(RouteTable::new(vec![route]))), backends, ..service(own) }
+    let Tables { requests, connections } = Tables::new(routes);
+    Service { table: requests.map(Arc::new), connections: connections.map(Arc::new), backends, ..service(own) }
 }
 
 pub fn calls(addr: SocketAddr, destination: Destination) -> Snapshot {

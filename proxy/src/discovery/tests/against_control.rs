@@ -190,10 +190,11 @@ impl World {
                 let rule = v1::RouteRule { backends: to.iter().map(backend).collect(), ..Default::default() };
                 let made = Route {
                     parents: vec![Parent { service: service(*from), port: None }],
-                    created: 0,
                     rules: vec![rule],
+                    ..Route::default()
                 };
-                put(&mut self.model.routes, ("HTTPRoute".into(), service(*from)), made, *gone);
+                let kind = if to.len() == 1 { "TLSRoute" } else { "HTTPRoute" };
+                put(&mut self.model.routes, (kind.into(), service(*from)), made, *gone);
             }
             Event::Policy { on, line, gone } => {
                 let policy = v1::AuthorizationPolicy {

@@ -79,6 +79,7 @@ async fn refuse(session: &Session, mut client: Client, reason: Reason) {
         reason: Some(reason),
         took: Duration::ZERO,
         bytes: None,
+        sni: None,
     });
     // It may be gone already; then there is nobody to tell.
     let _ = write(&mut client, last(reason, session.may_know())).await;
