@@ -15,6 +15,7 @@
 //! - [`balance`]: which endpoint.
 //! - [`flood`]: frames of HTTP/2 that cost and bring nothing.
 //! - [`shed`]: when load is shed for want of memory.
+//! - [`keepalive`]: how long an idle connection is kept.
 //! - [`outcome`]: what became of an attempt, and whether another one is safe.
 //! - [`explain`]: the same decisions, told step by step.
 
@@ -26,6 +27,7 @@ pub mod flood;
 pub mod framing;
 pub mod head;
 pub mod identity;
+pub mod keepalive;
 pub mod outcome;
 pub mod ratelimit;
 pub mod reason;
