@@ -13,6 +13,8 @@
 
 pub mod client;
 pub mod dns;
+#[cfg(test)]
+mod docs;
 pub mod manifests;
 pub mod mesh;
 pub mod sniff;
