@@ -38,6 +38,8 @@ const ASSUMED_STREAMS: usize = 100;
 pub struct H2Conn {
     tx: SendRequest<Bytes>,
     state: Arc<State>,
+    // Kept open to the next request: see [`H2Stream::ended`].
+    last: Mutex<Option<SendStream<Bytes>>>,
 }
 
 // What the connection's task and its users tell each other; it keeps nothing open.
@@ -76,7 +78,16 @@ impl H2Stream {
     /// # Errors
     /// Nothing was sent: the connection takes no further streams, or the head cannot be written.
     pub fn open(&self, head: Request<()>, end: bool) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-        self.0.tx.clone().send_request(head, end)
+        let opened = self.0.tx.clone().send_request(head, end);
+        drop(self.0.last.lock().take());
+        opened
+    }
+
+    /// The request and its response have ended in order. The library wakes a connection when a stream is let go of, to see whether it was
+    /// the last; it goes with the next request, which wakes the connection anyway: one poll of it in three less.
+    pub fn ended(self, up: SendStream<Bytes>) {
+        let before = self.0.last.lock().replace(up);
+        drop(before);
     }
 
     /// Its connection is not chosen again.
@@ -224,7 +235,7 @@ async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, Con
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
-    Ok(H2Conn { tx, state })
+    Ok(H2Conn { tx, state, last: Mutex::default() })
 }
 
 async fn drive(

@@ -67,7 +67,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Connection<T> {
         while let Poll::Ready(came) = connection.poll_accept(cx) {
             match came {
                 Some(Ok((request, respond))) => {
-                    tokio::spawn(run(Arc::clone(&this.session), request, respond));
+                    // As a pointer: the runtime moves what it is given several times, and this is kilobytes.
+                    tokio::spawn(Box::pin(run(Arc::clone(&this.session), request, respond)));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(error)),
                 None => return Poll::Ready(Ok(())),

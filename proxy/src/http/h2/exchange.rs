@@ -136,7 +136,7 @@ struct Answer {
     // The rest of the request goes here.
     up: SendStream<Bytes>,
     meshed: bool,
-    _stream: H2Stream,
+    stream: H2Stream,
 }
 
 // A request on its way, by as many attempts as it takes.
@@ -261,7 +261,7 @@ impl Sending {
     }
 
     async fn respond(mut self, mut exchange: Exchange, answer: Answer, mut deadline: Deadline) {
-        let Answer { head, mut body, mut up, meshed, _stream } = answer;
+        let Answer { head, mut body, mut up, meshed, stream } = answer;
         let grpc_status = head.headers().get("grpc-status").and_then(|value| value.to_str().ok()?.parse().ok());
         exchange.answered_with(head.status(), grpc_status);
         // A refusal by another sidecar is its own to count; here it is told in the log.
@@ -302,8 +302,10 @@ impl Sending {
             }
         })
         .await;
-        if let Err(broke) = passed {
-            exchange.reason = self.break_off(broke, &mut up, &mut down).or(exchange.reason);
+        match passed {
+            Ok(()) if self.upload.is_done() => stream.ended(up),
+            Ok(()) => {}
+            Err(broke) => exchange.reason = self.break_off(broke, &mut up, &mut down).or(exchange.reason),
         }
     }
 
@@ -395,7 +397,7 @@ impl Message for Sending {
                 let (head, body) = came.into_parts();
                 let (head, body) = (Response::from_parts(head, ()), Incoming::new(body));
                 let meshed = target.endpoint.identity.is_some();
-                Ok((Answer { head, body, up, meshed, _stream: stream }, connecting))
+                Ok((Answer { head, body, up, meshed, stream }, connecting))
             }
             Err(broke) => {
                 if matches!(&broke, Broke::Server(error) if error.is_go_away() || error.is_io()) {
