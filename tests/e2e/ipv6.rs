@@ -1,12 +1,10 @@
 //! The mesh over IPv6: addresses of services and pods, capture, mutual TLS, HTTP and opaque TCP; and both families at once.
 
-use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 
 use http::Method;
-use weft_tests::client::{get, request, try_send};
+use weft_tests::client::{echo, get, request, try_send};
 use weft_tests::manifests::Family;
-use weft_tests::mesh::SOON;
 use weft_tests::sniff::{Sniffer, contains};
 use weft_tests::{Mesh, Service, Trial, test};
 
@@ -33,18 +31,6 @@ fn six(mesh: &Mesh, pod: &str, port: u16) -> SocketAddr {
     SocketAddr::from((mesh.pod(pod).ip6().unwrap(), port))
 }
 
-fn echo(mesh: &Mesh, to: SocketAddr) {
-    let mut stream = mesh.pod("client-0").connect(to).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    let mut greeting = [0; "hello echo-0 v1\n".len()];
-    stream.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"hello echo-0 v1\n");
-    stream.write_all(CANARY.as_bytes()).unwrap();
-    let mut back = [0; CANARY.len()];
-    stream.read_exact(&mut back).unwrap();
-    assert_eq!(&back, CANARY.as_bytes());
-}
-
 fn http_and_tcp_are_meshed() {
     let mut mesh = Mesh::new();
     mesh.deploy(Service::http("web").pods(2).family(Family::V6)).deploy(Service::tcp("echo").family(Family::V6));
@@ -69,7 +55,7 @@ fn http_and_tcp_are_meshed() {
     }
     for to in [mesh.address("echo"), six(&mesh, "echo-0", 7000)] {
         assert!(to.is_ipv6());
-        echo(&mesh, to);
+        echo(mesh.pod("client-0"), to, "echo-0 v1", CANARY);
     }
     let seen = sniffer.stop();
     assert!(seen.len() > 1000, "nothing was sniffed");
@@ -112,7 +98,7 @@ fn a_service_of_both_families() {
         }
     }
     for to in mesh.addresses("echo") {
-        echo(&mesh, to);
+        echo(mesh.pod("client-0"), to, "echo-0 v1", CANARY);
     }
     let labels = ["direction=\"inbound\"", "tls=\"mtls\""];
     mesh.counts("web-0", "weft_requests_total", &labels, |meshed| (meshed - 20.0).abs() < f64::EPSILON);

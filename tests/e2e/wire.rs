@@ -1,7 +1,7 @@
 //! What is on the wire between pods, and what a strict port takes.
 
 use http::Method;
-use weft_tests::client::{get, request, try_send};
+use weft_tests::client::{echo, get, request, try_send};
 use weft_tests::sniff::{Sniffer, contains};
 use weft_tests::{Mesh, Service, Trial, test};
 
@@ -105,20 +105,12 @@ fn a_pod_ip_is_that_very_pod() {
 }
 
 fn tcp_is_meshed_too() {
-    use std::io::{Read as _, Write as _};
+    use std::io::Read as _;
     let mut mesh = Mesh::new();
     mesh.deploy(Service::tcp("echo")).client("client");
     let sniffer = Sniffer::start(&mesh.lab);
-    let mut stream = mesh.pod("client-0").connect(mesh.address("echo")).unwrap();
-    stream.set_read_timeout(Some(weft_tests::mesh::SOON)).unwrap();
     // The server speaks first.
-    let mut greeting = [0; "hello echo-0 v1\n".len()];
-    stream.read_exact(&mut greeting).unwrap();
-    assert_eq!(&greeting, b"hello echo-0 v1\n");
-    stream.write_all(CANARY.as_bytes()).unwrap();
-    let mut back = [0; CANARY.len()];
-    stream.read_exact(&mut back).unwrap();
-    assert_eq!(&back, CANARY.as_bytes());
+    let mut stream = echo(mesh.pod("client-0"), mesh.address("echo"), "echo-0 v1", CANARY);
     // Half-close: the end of one direction reaches the server, whose end comes back.
     stream.shutdown(std::net::Shutdown::Write).unwrap();
     assert_eq!(stream.read(&mut [0; 8]).unwrap(), 0);

@@ -1,6 +1,7 @@
 //! An HTTP client inside a pod: plain HTTP/1.1 or HTTP/2 by prior knowledge, captured like any application's.
 
 use std::future::Future;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,8 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use weft::lab::Pod;
+
+use crate::mesh::SOON;
 
 /// The longest that a test waits for one answer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -137,4 +140,23 @@ pub fn try_send(pod: &Pod, to: SocketAddr, request: Request<Full<Bytes>>) -> Res
 /// If there is no answer.
 pub fn get(pod: &Pod, to: SocketAddr, path: &str) -> Got {
     try_send(pod, to, request(Method::GET, &to.to_string(), path, &[])).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Calls a TCP service ([`crate::Service::tcp`]), which speaks first, as `greeter` (its pod's name and its version), and sends back what it
+/// is told. The connection, on which `text` has come back.
+///
+/// # Panics
+/// If it does anything else, or nothing within [`SOON`].
+pub fn echo(pod: &Pod, to: SocketAddr, greeter: &str, text: &str) -> std::net::TcpStream {
+    let mut stream = pod.connect(to).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let hears = |stream: &mut std::net::TcpStream, what: &str| {
+        let mut heard = vec![0; what.len()];
+        stream.read_exact(&mut heard).unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard), what);
+    };
+    hears(&mut stream, &format!("hello {greeter}\n"));
+    stream.write_all(text.as_bytes()).unwrap();
+    hears(&mut stream, text);
+    stream
 }
