@@ -5,7 +5,9 @@ use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::Prefixed;
+use crate::scratch;
 use crate::stream::{forward_read, forward_write};
+use crate::tcp::relay::Joined;
 use crate::tcp::wide::Wide;
 
 /// An accepted connection, classified.
@@ -23,6 +25,25 @@ impl Downstream {
         match self {
             Self::Plain(io) => io.get_ref(),
             Self::Mesh(io) => io.get_ref().0.get_ref().get_ref(),
+        }
+    }
+}
+
+impl Joined for Downstream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self.socket())
+    }
+
+    fn read_bulk(&mut self, on: bool) {
+        if let Self::Mesh(io) = self {
+            io.get_mut().0.bulk(on);
+        }
+    }
+
+    fn write_bulk(&mut self, on: bool) {
+        if let Self::Mesh(io) = self {
+            // Records are encrypted up to here before they are written, all at once.
+            io.get_mut().1.set_buffer_limit(Some(if on { scratch::BULK } else { scratch::SIZE }));
         }
     }
 }

@@ -6,8 +6,10 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::stream::forward_write;
+use crate::tcp::relay::Joined;
 
 /// `prefix`, then `io`. Once the prefix is read its memory is given back.
 #[derive(Debug)]
@@ -40,6 +42,20 @@ impl<IO> Prefixed<IO> {
     /// The bytes not given back yet, and the stream below.
     pub fn into_parts(self) -> (BytesMut, IO) {
         (self.prefix, self.io)
+    }
+}
+
+impl<IO: Joined> Joined for Prefixed<IO> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.io.socket()
+    }
+
+    fn read_bulk(&mut self, on: bool) {
+        self.io.read_bulk(on);
+    }
+
+    fn write_bulk(&mut self, on: bool) {
+        self.io.write_bulk(on);
     }
 }
 

@@ -2,12 +2,11 @@
 //!
 //! Each hop is upgraded on its own; between them bytes are relayed. The tunnel counts as one request until it ends.
 
-use tokio::io::{AsyncRead, AsyncWrite};
 use weft_engine::reason::Reason;
 
 use super::session::Exchange;
 use crate::tcp::inbound::Watch;
-use crate::tcp::relay::relay_until;
+use crate::tcp::relay::{Joined, relay_until};
 
 /// Ends when the peer may no longer make the request that began the tunnel; never for our own application.
 pub fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
@@ -27,10 +26,11 @@ pub fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
 /// Relays between both ends until they have ended.
 pub async fn tunnel<A, B>(mut client: A, mut server: B, mut exchange: Exchange)
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Joined,
+    B: Joined,
 {
     let (moved, withdrawn) = relay_until(&mut client, &mut server, withdrawn(&exchange)).await;
+    moved.pass_break_on(&client, &server);
     tracing::debug!(sent = moved.sent, received = moved.received, "upgraded connection ended");
     if withdrawn.is_some() {
         exchange.reason = withdrawn;

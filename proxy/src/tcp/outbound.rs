@@ -14,7 +14,7 @@ use weft_engine::route::Opening;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::relay::{Broken, relay};
+use super::relay::relay;
 use super::{Connection, FirstWord, first_word, reset_on_close};
 use crate::Shared;
 use crate::detect::{Detected, Habit, Prefixed, SILENCE, first_bytes, server_name, server_name_in};
@@ -92,11 +92,7 @@ pub async fn serve(
     connection.opened(&opened.series(shared, tls));
     let mut server = Prefixed::with(said, opened.stream);
     connection.moved = relay(&mut client, &mut server).await;
-    match &connection.moved.broken {
-        Some(Broken::First(_)) => reset_on_close(server.get_ref().socket()),
-        Some(Broken::Second(_)) => reset_on_close(client.get_ref()),
-        None => {}
-    }
+    connection.moved.pass_break_on(&client, &server);
     None
 }
 

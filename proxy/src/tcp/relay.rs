@@ -2,21 +2,47 @@
 //!
 //! Invariants
 //! - An idle pair holds no buffer: bytes are read into the thread's own buffer and written at once; only what the other side does not
-//!   take is kept, [`scratch::SIZE`] bytes at most for each direction, and nothing more is read meanwhile.
+//!   take is kept, and nothing more is read meanwhile. That is one read for each direction: 64 KiB, or 256 KiB of a stream that has
+//!   filled those; the first that is not taken at once makes it 64 KiB again.
 //! - The end of one direction is passed on as a half-close; the other goes on until it ends too.
+//! - A stream that breaks while nobody reads from it is noticed within [`LOOK`].
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
 
+use super::reset_on_close;
 use crate::scratch;
 
 /// Moves in one poll, after which others get their turn.
-const MOVES: usize = 16;
+const MOVES: usize = 8;
+/// How often a stream is looked at for a reset while it is not read.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A stream that can be joined with another.
+pub trait Joined: AsyncRead + AsyncWrite + Unpin {
+    /// The socket below; `None` where there is none.
+    fn socket(&self) -> Option<&TcpStream>;
+
+    /// Bytes are asked for by the [`scratch::BULK`]; what stands between here and the socket reads as many, until told otherwise.
+    fn read_bulk(&mut self, _on: bool) {}
+
+    /// The same for what is written.
+    fn write_bulk(&mut self, _on: bool) {}
+}
+
+impl Joined for TcpStream {
+    fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
 
 /// What was relayed.
 #[derive(Debug, Default)]
@@ -38,11 +64,25 @@ pub enum Broken {
     Second(io::Error),
 }
 
+impl Relayed {
+    /// If one stream broke, has the close of the other be a reset, so that its end learns of it.
+    pub fn pass_break_on(&self, a: &impl Joined, b: &impl Joined) {
+        let other = match &self.broken {
+            Some(Broken::First(_)) => b.socket(),
+            Some(Broken::Second(_)) => a.socket(),
+            None => None,
+        };
+        if let Some(socket) = other {
+            reset_on_close(socket);
+        }
+    }
+}
+
 /// Relays until both directions have ended or one stream breaks.
 pub async fn relay<A, B>(a: &mut A, b: &mut B) -> Relayed
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Joined,
+    B: Joined,
 {
     relay_until(a, b, std::future::pending::<()>()).await.0
 }
@@ -50,11 +90,12 @@ where
 /// As [`relay`], until `stop` completes. It is asked before any byte is moved, each time that there may be some.
 pub async fn relay_until<A, B, T>(a: &mut A, b: &mut B, stop: impl Future<Output = T>) -> (Relayed, Option<T>)
 where
-    A: AsyncRead + AsyncWrite + Unpin,
-    B: AsyncRead + AsyncWrite + Unpin,
+    A: Joined,
+    B: Joined,
 {
     let mut there = Direction::default();
     let mut back = Direction::default();
+    let mut lookout = Lookout::default();
     let mut stop = std::pin::pin!(stop);
     let (broken, stopped) = poll_fn(|cx| {
         if let Poll::Ready(stopped) = stop.as_mut().poll(cx) {
@@ -68,7 +109,11 @@ where
             Poll::Ready(Err(fault)) => return Poll::Ready((Some(fault.of(Broken::Second, Broken::First)), None)),
             polled => polled.is_ready(),
         };
-        if forth && backwards { Poll::Ready((None, None)) } else { Poll::Pending }
+        if forth && backwards {
+            return Poll::Ready((None, None));
+        }
+        let unread = (there.unread().then(|| a.socket()).flatten(), back.unread().then(|| b.socket()).flatten());
+        lookout.poll(cx, unread).map(|broken| (Some(broken), None))
     })
     .await;
     (Relayed { sent: there.moved, received: back.moved, broken }, stopped)
@@ -88,10 +133,44 @@ impl Fault {
     }
 }
 
+/// Looks at streams that nobody reads from: those that have ended, and those whose bytes the other side does not take. The runtime has no way
+/// to wait for an error alone while others use the stream, and an error is rare; so it is asked for.
+#[derive(Default)]
+struct Lookout {
+    // Runs on while both are read, and wakes this at most once then.
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Lookout {
+    // Those of the two that are not read; ready when one has broken.
+    fn poll(&mut self, cx: &mut Context<'_>, (a, b): (Option<&TcpStream>, Option<&TcpStream>)) -> Poll<Broken> {
+        if a.is_none() && b.is_none() {
+            return Poll::Pending;
+        }
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(LOOK)));
+        loop {
+            ready!(timer.as_mut().poll(cx));
+            if let Some(error) = a.and_then(fault) {
+                return Poll::Ready(Broken::First(error));
+            }
+            if let Some(error) = b.and_then(fault) {
+                return Poll::Ready(Broken::Second(error));
+            }
+            timer.as_mut().reset(Instant::now() + LOOK);
+        }
+    }
+}
+
+fn fault(socket: &TcpStream) -> Option<io::Error> {
+    socket.take_error().unwrap_or_else(Some)
+}
+
 #[derive(Default)]
 struct Direction {
     // Read, and not taken by the other side yet.
     held: Bytes,
+    // Many bytes are moved at a time. Each costs less then: fewer calls of the kernel, and above all fewer times that a process is woken.
+    bulk: bool,
     moved: u64,
     unflushed: bool,
     ended: bool,
@@ -99,10 +178,29 @@ struct Direction {
 }
 
 impl Direction {
+    fn size(&self) -> usize {
+        if self.bulk { scratch::BULK } else { scratch::SIZE }
+    }
+
+    // After a read: much is moved at a time once a read was full, until one is not taken whole.
+    fn learn<R: Joined, W: Joined>(&mut self, read: usize, from: &mut R, to: &mut W) {
+        let bulk = self.held.is_empty() && (self.bulk || read == scratch::SIZE);
+        if bulk != self.bulk {
+            self.bulk = bulk;
+            from.read_bulk(bulk);
+            to.write_bulk(bulk);
+        }
+    }
+
+    // Whether nothing is read: a reset would not be noticed.
+    fn unread(&self) -> bool {
+        self.ended || !self.held.is_empty()
+    }
+
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Joined,
+        W: Joined,
     {
         for _ in 0..MOVES {
             while !self.held.is_empty() {
@@ -136,11 +234,11 @@ impl Direction {
     // Reads what there is, and writes it as far as the other side takes it.
     fn fill<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Joined,
+        W: Joined,
     {
         let mut fault = None;
-        let read = scratch::with(|memory| {
+        let read = scratch::with_size(self.size(), |memory| {
             let mut buf = ReadBuf::new(memory);
             let outcome = ready!(gather(cx, from, &mut buf));
             self.ended = matches!(outcome, Ok(true));
@@ -162,12 +260,14 @@ impl Direction {
                 }
             }
             self.moved += at as u64;
-            Poll::Ready(Ok(()))
+            Poll::Ready(Ok(read.len()))
         });
-        match fault {
-            Some(fault) => Poll::Ready(Err(fault)),
-            None => read.map_err(Fault::Reading),
+        if let Some(fault) = fault {
+            return Poll::Ready(Err(fault));
         }
+        let read = ready!(read).map_err(Fault::Reading)?;
+        self.learn(read, from, to);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -197,9 +297,23 @@ fn write<W: AsyncWrite + Unpin>(cx: &mut Context<'_>, to: &mut W, bytes: &[u8]) 
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Join, duplex};
+    use tokio::net::TcpListener;
+    use tokio::time::timeout;
 
     use super::*;
+
+    impl Joined for DuplexStream {
+        fn socket(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
+
+    impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Joined for Join<R, W> {
+        fn socket(&self) -> Option<&TcpStream> {
+            None
+        }
+    }
 
     fn joined(capacity: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Relayed>) {
         let (client, mut a) = duplex(capacity);
@@ -273,5 +387,72 @@ mod tests {
         let (relayed, stopped) = relay_until(&mut a, &mut b, async { 7 }).await;
         assert_eq!(stopped, Some(7));
         assert_eq!(relayed.sent, 0);
+    }
+
+    // The end that stays, and the end that is relayed.
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    // Relays between two sockets, and passes a break on as both sides of the proxy do.
+    async fn connected() -> (TcpStream, TcpStream) {
+        let ((client, mut a), (server, mut b)) = (pair().await, pair().await);
+        tokio::spawn(async move { relay(&mut a, &mut b).await.pass_break_on(&a, &b) });
+        (client, server)
+    }
+
+    // Within a second, and a bit for a busy machine. Who has read the end reads it again; the error is told on asking and on writing.
+    async fn is_reset(socket: TcpStream) {
+        let waiting = async {
+            while fault(&socket).is_none() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        };
+        timeout(Duration::from_secs(2), waiting).await.expect("the reset in time");
+    }
+
+    async fn half_closes(near: &mut TcpStream, far: &mut TcpStream) {
+        near.shutdown().await.unwrap();
+        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_reset_after_a_half_close_is_passed_on_while_the_other_is_silent() {
+        let (mut client, mut server) = connected().await;
+        half_closes(&mut client, &mut server).await;
+        reset_on_close(&client);
+        drop(client);
+        is_reset(server).await;
+
+        let (mut client, mut server) = connected().await;
+        half_closes(&mut server, &mut client).await;
+        reset_on_close(&server);
+        drop(server);
+        is_reset(client).await;
+    }
+
+    #[tokio::test]
+    async fn half_closed_and_silent_for_long_it_goes_on() {
+        let (mut client, mut server) = connected().await;
+        half_closes(&mut client, &mut server).await;
+        sleep(LOOK * 3).await;
+        server.write_all(b"late").await.unwrap();
+        drop(server);
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "late");
+    }
+
+    #[tokio::test]
+    async fn a_reset_is_passed_on_to_who_does_not_read() {
+        let (mut client, server) = connected().await;
+        // Until nobody takes any more: neither the sockets nor the relay.
+        let block = vec![7; 1 << 20];
+        while timeout(Duration::from_millis(300), client.write(&block)).await.is_ok() {}
+        reset_on_close(&client);
+        drop(client);
+        is_reset(server).await;
     }
 }

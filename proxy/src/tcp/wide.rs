@@ -1,7 +1,7 @@
 //! A stream below TLS that is read widely: rustls asks for 4 KiB at a time, which is five calls of the kernel for each full record.
 //!
-//! Invariant: an idle stream holds no buffer. Bytes are read into the thread's own; a stream keeps it, [`SIZE`] bytes, only while TLS has not
-//! taken all of them, and the thread makes itself another.
+//! Invariant: an idle stream holds no buffer. Bytes are read into the thread's own; a stream keeps it, [`SIZE`] bytes (in bulk
+//! [`scratch::BULK`]), only while TLS has not taken all of them, and the thread makes itself another.
 
 use std::cell::Cell;
 use std::io;
@@ -10,14 +10,28 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
+use crate::scratch;
 use crate::stream::forward_write;
 
-/// Read at a time: one full record and most of another.
+/// Read at a time, unless much is to be moved: one full record and most of another.
 pub const SIZE: usize = 32 << 10;
 
 thread_local! {
-    // Empty while it is lent.
+    // Empty while they are lent, and before anybody asked.
     static SPARE: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    static SPARE_BULK: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+// The thread's buffer of that kind.
+fn spare(bulk: bool) -> Vec<u8> {
+    let (spare, size) = if bulk { (&SPARE_BULK, scratch::BULK) } else { (&SPARE, SIZE) };
+    let memory = spare.take();
+    if memory.is_empty() { vec![0; size] } else { memory }
+}
+
+fn give_back(memory: Vec<u8>) {
+    let spare = if memory.len() == SIZE { &SPARE } else { &SPARE_BULK };
+    spare.set(memory);
 }
 
 /// `io`, read in large pieces and given out in whatever is asked for.
@@ -27,13 +41,19 @@ pub struct Wide<IO> {
     memory: Vec<u8>,
     at: usize,
     end: usize,
+    bulk: bool,
     io: IO,
 }
 
 impl<IO> Wide<IO> {
     /// Nothing was read yet.
     pub fn new(io: IO) -> Self {
-        Self { memory: Vec::new(), at: 0, end: 0, io }
+        Self { memory: Vec::new(), at: 0, end: 0, bulk: false, io }
+    }
+
+    /// Reads much at a time from now on, or no longer.
+    pub fn bulk(&mut self, on: bool) {
+        self.bulk = on;
     }
 
     /// The stream below.
@@ -47,7 +67,7 @@ impl<IO> Wide<IO> {
         buf.put_slice(&self.memory[self.at..self.at + n]);
         self.at += n;
         if self.at == self.end {
-            SPARE.set(std::mem::take(&mut self.memory));
+            give_back(std::mem::take(&mut self.memory));
         }
     }
 }
@@ -56,16 +76,13 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Wide<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.memory.is_empty() {
-            let mut memory = SPARE.take();
-            if memory.is_empty() {
-                memory = vec![0; SIZE];
-            }
+            let mut memory = spare(this.bulk);
             let mut wide = ReadBuf::new(&mut memory);
             let polled = Pin::new(&mut this.io).poll_read(cx, &mut wide);
             let end = wide.filled().len();
             if end == 0 {
                 // The end, an error, or nothing yet.
-                SPARE.set(memory);
+                give_back(memory);
                 return polled;
             }
             ready!(polled)?;
