@@ -16,6 +16,7 @@ use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use weft_engine::balance::Load;
 use weft_engine::identity::Identity;
+use weft_engine::keepalive::KeepAlive;
 use weft_engine::reason::Reason;
 use weft_engine::route::{ConnectionTable, RouteTable};
 use weft_engine::{authz, ratelimit};
@@ -165,6 +166,8 @@ pub struct EndpointState {
     pub load: Load,
     /// Its connections.
     pub pools: PerWorker<Pool>,
+    /// When it ends idle ones, unless it is a sidecar.
+    pub keepalive: KeepAlive,
     /// Its series, resolved at first use.
     pub series: OnceLock<Arc<RequestSeries>>,
     /// What connections to it were, if it was called by its own address.
@@ -174,7 +177,13 @@ pub struct EndpointState {
 impl EndpointState {
     /// Nothing is known of it yet.
     pub fn new(now: Duration) -> Self {
-        Self { load: Load::new(now), pools: PerWorker::default(), series: OnceLock::new(), habit: Habit::default() }
+        Self {
+            load: Load::new(now),
+            pools: PerWorker::default(),
+            keepalive: KeepAlive::default(),
+            series: OnceLock::new(),
+            habit: Habit::default(),
+        }
     }
 }
 

@@ -130,6 +130,12 @@ impl Exchange {
         self.ticket.as_ref().map(|ticket| &ticket.endpoint)
     }
 
+    /// When the endpoint's response began, by the proxy's clock.
+    pub fn head_came(&self) -> Option<Duration> {
+        let ticket = self.ticket.as_ref()?;
+        Some(ticket.begun + ticket.head?.0)
+    }
+
     /// Method and path of the request, to ask about again later.
     pub fn request(&self) -> (Method, Arc<str>) {
         (self.method.clone(), Arc::clone(&self.path))

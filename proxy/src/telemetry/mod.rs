@@ -114,6 +114,8 @@ pub struct Telemetry {
     // By direction. Signed, since a beginning and its end may be seen in either order.
     in_flight: [AtomicI64; 2],
     unmeshed: AtomicU64,
+    /// Idle HTTP/1 connections that the server ended before we did.
+    pub(crate) idle_closed: Arc<AtomicU64>,
     /// Milliseconds of the clock, plus one, at which a plain client was seen last; 0 is never.
     plain_seen: AtomicU64,
 }
@@ -141,6 +143,7 @@ impl Telemetry {
             log,
             in_flight: Default::default(),
             unmeshed: AtomicU64::new(0),
+            idle_closed: Arc::default(),
             plain_seen: AtomicU64::new(0),
             clock,
         }

@@ -98,6 +98,8 @@ impl Telemetry {
         page.add("weft_bound_hit_total", "Times that a bound of the proxy was hit.", MetricType::COUNTER, bounds)?;
         let unmeshed = self.unmeshed.load(Ordering::Relaxed);
         page.counter("weft_unmeshed_connections_total", "Connections to destinations outside the mesh.", unmeshed)?;
+        let help = "Idle HTTP/1 connections that the server ended before the proxy did.";
+        page.counter("weft_upstream_idle_closed_total", help, self.idle_closed.load(Ordering::Relaxed))?;
         page.gauge("weft_series", "Series of requests and connections that are held.", self.series.len() as f64)?;
         page.counter("weft_access_log_lines_total", "Lines handed to the access log's writer.", self.log.written())?;
         let help = "Lines that the access log's writer could not keep up with.";

@@ -8,6 +8,7 @@ mod floods;
 mod http1;
 mod http2;
 mod inbound;
+mod keepalive;
 mod messages;
 mod names;
 mod opaque;

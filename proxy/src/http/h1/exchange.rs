@@ -181,9 +181,9 @@ impl Sending<'_> {
         let whole = self.upload.is_done() && !answer.head.close && answer.head.body != ResponseBody::UntilClose;
         if whole
             && answer.conn.wire.held().is_empty()
-            && let Some(endpoint) = exchange.endpoint()
+            && let Some((endpoint, answered)) = exchange.endpoint().zip(exchange.head_came())
         {
-            Pool::put(&self.session.shared, endpoint, answer.conn);
+            Pool::put(&self.session.shared, endpoint, answer.conn, answered);
         }
         if back.keeps { After::Keep } else { After::Close }
     }

@@ -66,8 +66,9 @@ pub struct Pump {
     end: End,
     // Everything so far stays in `out`, to be sent again.
     keep: bool,
-    // The receiver was given some of it.
-    sent: bool,
+    // Bytes that the receiver was given, and in how many writes.
+    sent: usize,
+    writes: u32,
     form: Form,
     ended: bool,
     // The sender's framing makes no sense: nothing behind it does either.
@@ -85,7 +86,7 @@ impl Pump {
             ResponseBody::UntilClose => (End::Close, Form::Raw),
         };
         let ended = matches!(end, End::Framed(body) if body.ended());
-        Self { out: head, at: 0, end, keep: false, sent: false, form, ended, malformed: false, done: false }
+        Self { out: head, at: 0, end, keep: false, sent: 0, writes: 0, form, ended, malformed: false, done: false }
     }
 
     /// The same, kept to be sent again.
@@ -103,7 +104,7 @@ impl Pump {
 
     /// Whether all of it that was read is at hand, to be sent from its beginning.
     pub fn is_whole(&self) -> bool {
-        self.keep || !self.sent
+        self.keep || self.is_unsent()
     }
 
     /// Begins anew with another receiver; false, and nothing happens, if a part of it is gone.
@@ -111,7 +112,7 @@ impl Pump {
     pub fn rewind(&mut self) -> bool {
         if self.is_whole() {
             self.at = 0;
-            self.sent = false;
+            (self.sent, self.writes) = (0, 0);
             self.done = false;
         }
         self.is_whole()
@@ -128,7 +129,12 @@ impl Pump {
 
     /// Whether nothing of it was given to the receiver.
     pub fn is_unsent(&self) -> bool {
-        !self.sent
+        self.sent == 0
+    }
+
+    /// How many bytes the receiver was given, if that was in one write.
+    pub fn sent_at_once(&self) -> Option<usize> {
+        (self.writes == 1).then_some(self.sent)
     }
 
     /// Whether its last byte was read from the sender.
@@ -181,14 +187,20 @@ impl Pump {
 
     fn poll_out<B: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut Wire<B>) -> Poll<io::Result<()>> {
         while self.at < self.out.len() {
-            self.at += ready!(to.poll_write(cx, &self.out[self.at..]))?;
-            self.sent = true;
+            let written = ready!(to.poll_write(cx, &self.out[self.at..]))?;
+            self.at += written;
+            self.count(written);
         }
         if !self.keep {
             self.out.clear();
             self.at = 0;
         }
         Poll::Ready(Ok(()))
+    }
+
+    fn count(&mut self, written: usize) {
+        self.sent += written;
+        self.writes = self.writes.saturating_add(1);
     }
 
     // Bytes have just been read; what is no part of this body is held for whoever reads next.
@@ -231,8 +243,9 @@ impl Pump {
         while at < used {
             match to.poll_write(cx, &bytes[at..used]) {
                 Poll::Ready(written) => {
-                    at += written?;
-                    self.sent = true;
+                    let written = written?;
+                    at += written;
+                    self.count(written);
                 }
                 Poll::Pending => {
                     self.out.extend_from_slice(&bytes[at..used]);

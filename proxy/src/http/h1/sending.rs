@@ -2,7 +2,8 @@
 //!
 //! Invariants
 //! - An attempt sends the request from its beginning, or nothing: half a request would be the next one's beginning.
-//! - A request that found its pooled connection closed before a byte had left goes to a new connection, whatever its method.
+//! - A request that found its pooled connection closed before a byte had left, or had reached its server, goes to a new connection,
+//!   whatever its method.
 //! - A client that goes away meanwhile is noticed, and its request given up.
 
 use std::future::poll_fn;
@@ -22,7 +23,7 @@ use super::pump::{Fault, Pump};
 use crate::http::attempt::{Failure, Message};
 use crate::http::session::Session;
 use crate::upstream::h1::H1Conn;
-use crate::upstream::{Pool, Target};
+use crate::upstream::{self, Pool, Target};
 
 /// Interim responses (1xx) to one request.
 const INTERIMS: usize = 16;
@@ -38,8 +39,12 @@ pub(super) struct Answer {
 
 impl Answer {
     pub(super) fn value(&self, kind: Kind) -> Option<&str> {
+        std::str::from_utf8(self.raw(kind)?).ok()
+    }
+
+    fn raw(&self, kind: Kind) -> Option<&[u8]> {
         let field = self.fields.iter().find(|field| field.kind == kind)?;
-        std::str::from_utf8(field.value.of(&self.bytes)).ok()
+        Some(field.value.of(&self.bytes))
     }
 
     // What another sidecar says that it was.
@@ -203,7 +208,13 @@ impl<'a> Sending<'a> {
             }
         };
         let client = matches!(broke, Broke::Gone | Broke::Malformed);
-        Failure { what, reason, reused: conn.reused, client }
+        Failure { what, reason, reused: conn.reused.is_some(), client }
+    }
+
+    // Whether a connection that ended without a word had ended before the request came to its server.
+    fn never_arrived(&self, target: Target<'_>, conn: &H1Conn) -> bool {
+        let sent = self.upload.sent_at_once().filter(|_| self.upload.is_whole());
+        sent.is_some_and(|sent| conn.was_closed_before(sent, target.endpoint.application))
     }
 }
 
@@ -227,15 +238,24 @@ impl Message for Sending<'_> {
                 Ok(head) => {
                     let bytes = conn.wire.split(head.len);
                     let meshed = target.endpoint.identity.is_some();
-                    return Ok((Answer { conn, head, bytes, fields, meshed }, connecting));
+                    let answer = Answer { conn, head, bytes, fields, meshed };
+                    upstream::answered(target.endpoint, &answer.conn, answer.raw(Kind::KeepAlive));
+                    return Ok((answer, connecting));
                 }
                 Err(broke) => broke,
             };
-            if conn.reused && matches!(broke, Broke::Server) && self.upload.is_unsent() {
+            let failure = self.failure(&broke, &conn);
+            let unseen = match failure.what {
+                Failed::NotProcessed => true,
+                Failed::NoResponseByte => self.never_arrived(target, &conn),
+                Failed::ResponseStarted => false,
+            };
+            if conn.reused.is_some() && unseen {
+                upstream::ended_before(target, &conn);
                 fresh = true;
                 continue;
             }
-            return Err(self.failure(&broke, &conn));
+            return Err(failure);
         }
     }
 
