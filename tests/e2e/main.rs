@@ -10,6 +10,7 @@ mod grpc;
 mod ipv6;
 mod lab;
 mod life;
+mod opaque;
 mod policy;
 mod routing;
 mod smuggling;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let mut trials = Vec::new();
     trials.extend(lab::tests());
     trials.extend(wire::tests());
+    trials.extend(opaque::tests());
     trials.extend(smuggling::tests());
     trials.extend(ipv6::tests());
     trials.extend(routing::tests());

@@ -118,7 +118,7 @@ fn tcp_is_meshed_too() {
 }
 
 /// Whether this process is root beyond its own user namespace, and so can have other uids.
-fn was_root() -> bool {
+pub fn was_root() -> bool {
     std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| map.split_whitespace().nth(2) != Some("1"))
         && rustix::process::geteuid().is_root()
 }

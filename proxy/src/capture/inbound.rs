@@ -137,6 +137,7 @@ impl Visit<'_> {
                 (Hello::Foreign, plain) => stream = plain,
             }
         }
+        self.application.state.habit.learn(found);
         if self.port.protocol == Protocol::Tcp {
             found = Detected::Opaque;
         }
@@ -146,15 +147,18 @@ impl Visit<'_> {
     }
 
     // Where the application may speak first, and plain clients are let in: a peer that stays silent will get its word. A sidecar must not be taken for
-    // one that waits, because what the application says is no TLS; it may be late when its machine is busy. So control is asked who it is.
+    // one that waits, because what the application says is no TLS; it may be late when its machine is busy. So control is asked who it is, unless
+    // it has said so already and the application is known for speaking first.
     async fn hesitate(&self, stream: TcpStream) -> io::Result<(Detected, Prefixed<TcpStream>)> {
         let begun = Instant::now();
-        let (found, stream) = first_bytes(stream, HESITATION).await?;
+        let source = SocketAddr::new(self.client.ip(), self.destination.port());
+        let greets = self.application.state.habit.greets();
+        let known = greets && self.shared.discovery.snapshot().by_addr.contains_key(&source);
+        let (found, stream) = first_bytes(stream, if known { Duration::ZERO } else { HESITATION }).await?;
         if found != Detected::NeedMore {
             return Ok((found, stream));
         }
         let (_, stream) = stream.into_parts();
-        let source = SocketAddr::new(self.client.ip(), self.destination.port());
         let mut byte = [0];
         let patience = tokio::select! {
             biased;

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use weft_engine::reason::Reason;
 
 use crate::Shared;
@@ -17,11 +18,12 @@ use crate::upstream::Speak;
 /// Serves one connection to its end.
 pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, destination: SocketAddr) {
     let ends = (client, destination);
+    let begun = Instant::now();
     let meaning = shared.discovery.resolve(destination).await;
     if matches!(meaning, Ok(Destination::Outside)) {
         shared.telemetry.unmeshed();
     }
-    let recognised = Box::pin(recognise(&shared, stream, ends, &meaning)).await;
+    let recognised = Box::pin(recognise(&shared, stream, begun, ends, &meaning)).await;
     let Some((speak, stream)) = recognised else { return };
     if speak == Speak::Tcp {
         Box::pin(tcp::outbound::serve(&shared, stream, ends, &meaning, None)).await;
@@ -36,10 +38,12 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
 /// What a connection speaks. `None`: its bytes are opaque and it has been served, or it broke.
 ///
 /// A client that is silent may be waiting for the server, which is called then, with what is known: that no HTTP has come. How long it is
-/// silent before, depends on what connections to this destination were before: not at all, or long enough for any client.
+/// silent before, depends on what connections to this destination were before: not at all, or long enough for any client. The time that it
+/// took to find out what the destination means is part of that: the client could have spoken.
 async fn recognise(
     shared: &Arc<Shared>,
     stream: TcpStream,
+    begun: Instant,
     ends: (SocketAddr, SocketAddr),
     meaning: &Result<Destination, Reason>,
 ) -> Option<(Speak, Prefixed<TcpStream>)> {
@@ -59,6 +63,7 @@ async fn recognise(
     let speaking = |found| if protocol == Protocol::Tcp { Speak::Tcp } else { speaking(found) };
     // Where names decide, TLS is expected: its clients speak first, and whom to call before they have is not known.
     let patience = habit.filter(|_| !by_name).map_or(SILENCE, Habit::patience);
+    let patience = patience.saturating_sub(begun.elapsed());
     let (found, stream) = first_bytes(stream, patience).await.ok()?;
     if let Some(habit) = habit {
         habit.learn(found);

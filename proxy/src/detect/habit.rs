@@ -1,9 +1,9 @@
-//! What a destination's connections turned out to be, so that the next one need not wait to find out.
+//! What the connections of a destination, or of our own application, turned out to be, so that the next one need not wait to find out.
 //!
 //! Invariants
 //! - It is a guess about when to connect, never about what a connection is: that is told by its own bytes each time. A wrong one costs a
 //!   connection that is not used, or [`super::SILENCE`], once.
-//! - It lives in what discovery holds of the destination: bounded and forgotten with it.
+//! - It lives in what is held of the destination or the application: bounded and forgotten with it.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -16,6 +16,7 @@ pub const HESITATION: Duration = Duration::from_millis(20);
 
 const HTTP: u8 = 1;
 const OPAQUE: u8 = 2;
+const GREETS: u8 = 3;
 
 /// What was seen last.
 #[derive(Debug, Default)]
@@ -26,7 +27,7 @@ impl Habit {
     pub fn patience(&self) -> Duration {
         match self.0.load(Ordering::Relaxed) {
             HTTP => SILENCE,
-            OPAQUE => Duration::ZERO,
+            OPAQUE | GREETS => Duration::ZERO,
             _ => HESITATION,
         }
     }
@@ -36,14 +37,28 @@ impl Habit {
         self.0.load(Ordering::Relaxed) == HTTP
     }
 
-    /// A connection was this.
+    /// Whether the last connection's client was greeted by its server before it had said a word.
+    pub fn greets(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == GREETS
+    }
+
+    /// A connection was this, by what its client said first.
     pub fn learn(&self, found: Detected) {
         let now = match found {
             Detected::Http1 | Detected::Http2 => HTTP,
             Detected::Tls | Detected::Opaque => OPAQUE,
             Detected::NeedMore => return,
         };
-        // A look first: workers do not pass the line from core to core for what is known.
+        self.set(now);
+    }
+
+    /// The server of a connection spoke first.
+    pub fn learn_greets(&self) {
+        self.set(GREETS);
+    }
+
+    // A look first: workers do not pass the line from core to core for what is known.
+    fn set(&self, now: u8) {
         if self.0.load(Ordering::Relaxed) != now {
             self.0.store(now, Ordering::Relaxed);
         }
@@ -68,6 +83,9 @@ mod tests {
         ] {
             habit.learn(found);
             assert_eq!((habit.patience(), habit.is_http()), (patience, patience == SILENCE), "{found:?}");
+            assert!(!habit.greets());
         }
+        habit.learn_greets();
+        assert_eq!((habit.patience(), habit.is_http(), habit.greets()), (Duration::ZERO, false, true));
     }
 }

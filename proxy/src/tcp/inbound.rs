@@ -55,7 +55,10 @@ pub async fn serve(
                 connection.forget();
                 return Some(client);
             }
-            FirstWord::Server(bytes) => said = bytes,
+            FirstWord::Server(bytes) => {
+                peer.application.state.habit.learn_greets();
+                said = bytes;
+            }
             FirstWord::Nobody => {
                 connection.reason = Some(Reason::UpstreamReset);
                 reset_on_close(client.socket());

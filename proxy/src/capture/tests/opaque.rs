@@ -122,6 +122,25 @@ async fn nobody_waits_for_detection() {
 }
 
 #[tokio::test]
+async fn while_a_destination_is_looked_up_its_client_could_have_spoken() {
+    let world = World::new();
+    let app = greeting_app().await;
+    let mut best = Duration::MAX;
+    for _ in 0..8 {
+        let extent = vec!["10.96.0.0/16".parse().unwrap()];
+        let proxy = world.proxy("web", Snapshot { extent, ..Snapshot::default() });
+        let mut client = Client::connect(outbound_side(&proxy, cluster_ip()).await).await.0;
+        tokio::time::sleep(HESITATION * 2).await;
+        let destination = Destination::Service(service(backend("cart", vec![endpoint(app, None)])).into());
+        crate::testing::replace(&proxy, calls(cluster_ip(), destination));
+        let answered = Instant::now();
+        client.read_exact(&mut [0; 6]).await.unwrap();
+        best = best.min(answered.elapsed());
+    }
+    assert!(best < HESITATION, "{best:?}");
+}
+
+#[tokio::test]
 async fn what_was_learnt_of_a_destination_may_be_wrong() {
     let app = super::app::App::start("cart").await;
     let (opaque, http) = (greeting_app().await, app.addr);
@@ -205,10 +224,45 @@ async fn a_permissive_port_that_speaks_first_serves_meshed_and_plain_clients() {
         assert_eq!(late_sidecar(&web, side, ms(late)).await.unwrap(), "hello ", "{late} ms late");
     }
     assert_eq!(conversation(side).await, "hello words bye");
-    // Control knows it as none of the mesh: it does not wait.
+    // Control knows it as none of the mesh: it does not wait, at all once the application has been heard to speak first.
     let side = inbound_side(&world.proxy("cart", source(None)), app).await;
+    let greeted = greeted_within(1, async || side).await;
+    assert!(greeted > HESITATION, "{greeted:?}");
     let greeted = greeted_within(8, async || side).await;
-    assert!(greeted < SILENCE, "{greeted:?}");
+    assert!(greeted < HESITATION, "{greeted:?}");
+}
+
+#[tokio::test]
+async fn what_was_learnt_of_an_application_may_be_wrong() {
+    let app = super::app::App::start("cart").await;
+    let (greets, http) = (greeting_app().await, app.addr);
+    // One port that is now this application, now that.
+    let now = Arc::new(parking_lot::Mutex::new(greets));
+    let which = Arc::clone(&now);
+    let port = listen(move |mut stream, _| {
+        let to = *which.lock();
+        async move {
+            let mut server = TcpStream::connect(to).await.unwrap();
+            let _ = tokio::io::copy_bidirectional(&mut stream, &mut server).await;
+        }
+    })
+    .await;
+    let peer = Destination::Endpoint(endpoint(SocketAddr::new(port.ip(), 9), None));
+    let tables = Snapshot { inbound: enforces(open_port(false)).inbound, ..calls(port, peer) };
+    let side = inbound_side(&World::new().proxy("cart", tables), port).await;
+    for _ in 0..2 {
+        *now.lock() = greets;
+        for _ in 0..2 {
+            assert_eq!(conversation(side).await, "hello words bye");
+        }
+        *now.lock() = http;
+        for _ in 0..2 {
+            let (head, body) = Client::connect(side).await.send("GET /a HTTP/1.1\r\nHost: shop\r\n\r\n").await;
+            assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+            // Told by a header that only the HTTP way sets.
+            assert!(body.contains("x-forwarded-for: 127.0.0.1\n"), "{body}");
+        }
+    }
 }
 
 #[tokio::test]
