@@ -9,7 +9,7 @@ use bytes::BytesMut;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
-use super::relay::{Broken, relay_until};
+use super::relay::relay_until;
 use super::{Connection, FirstWord, LAST_WORD, first_word, reset_on_close, spoken};
 use crate::Shared;
 use crate::detect::{Downstream, Prefixed};
@@ -69,16 +69,11 @@ pub async fn serve(
     connection.opened(&peer.series);
     let mut application = Prefixed::with(said, application);
     let (moved, stopped) = relay_until(&mut client, &mut application, watch.withdrawn()).await;
-    let application = application.get_ref();
-    match (&moved.broken, stopped) {
-        (Some(Broken::First(_)), _) => reset_on_close(application),
-        (Some(Broken::Second(_)), _) => reset_on_close(client.socket()),
-        (None, Some(reason)) => {
-            connection.reason = Some(reason);
-            reset_on_close(application);
-            reset_on_close(client.socket());
-        }
-        (None, None) => {}
+    moved.pass_break_on(&client, &application);
+    if let Some(reason) = stopped {
+        connection.reason = Some(reason);
+        reset_on_close(application.get_ref());
+        reset_on_close(client.socket());
     }
     connection.moved = moved;
     None
