@@ -156,6 +156,8 @@ second implementation of a rule.
 Examples:
   weft explain --from shop/web GET http://catalog.shop/items --files deploy/examples/shop
   weft explain --from shop/web POST http://cart.shop/add -H 'x-user: 7' --files . --json
+  weft explain --from shop/web tls://vault.shop:443 --sni vault.example.com --files .
+  weft explain --from shop/web tcp://db.shop:5432 --files .
 
 Exit code 0 if the request is let through, 1 if it is refused, 4 if the files or the request cannot be read.";
 
@@ -165,10 +167,12 @@ pub struct Explain {
     /// Who asks: NAMESPACE/SERVICE-ACCOUNT, or a whole SPIFFE ID
     #[arg(long, value_name = "NS/SA")]
     pub from: String,
-    /// HTTP method
-    pub method: http::Method,
-    /// http://SERVICE.NAMESPACE[:PORT]/PATH, or http://IP:PORT/PATH
-    pub url: http::Uri,
+    /// An HTTP method and http://SERVICE.NAMESPACE[:PORT]/PATH or http://IP:PORT/PATH; or tls://HOST:PORT, tcp://HOST:PORT alone
+    #[arg(required = true, num_args = 1..=2, value_names = ["METHOD", "URL"])]
+    pub asked: Vec<String>,
+    /// The name that the application's own TLS asks for; default: the host of tls://HOST:PORT
+    #[arg(long, value_name = "NAME")]
+    pub sni: Option<String>,
     /// A header field of the request; repeatable
     #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = crate::app::client::header)]
     pub header: Vec<(http::HeaderName, http::HeaderValue)>,

@@ -1,4 +1,4 @@
-//! The way of a request, asked of the engine part by part.
+//! The way of a request or a connection, asked of the engine part by part.
 
 use std::sync::Arc;
 
@@ -11,17 +11,22 @@ use weft_engine::explain::{self as engine, Explanation as Told};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
-use weft_engine::route::{Backend, Filter, RouteTable};
+use weft_engine::route::{Backend, ConnectionTable, Filter, Opening, RouteTable, Rule};
 
 use super::resources::Resources;
-use super::{Explanation, Outcome, Verdict};
+use super::{Connection, Explanation, Outcome, Verdict};
 
 /// One question, with all that it needs.
 struct Asked<'a> {
     resources: Resources<'a>,
     from: &'a Identity,
-    request: &'a http::request::Parts,
-    headers: HeaderMap,
+    what: What<'a>,
+}
+
+/// What is sent.
+enum What<'a> {
+    Request(&'a http::request::Parts, HeaderMap),
+    Connection(Opening<'a>),
 }
 
 /// See [`super::explain`].
@@ -34,30 +39,52 @@ pub fn ask(compiled: &Compiled, from: &Identity, request: &http::request::Parts)
     {
         headers.insert(HOST, value);
     }
-    let asked = Asked { resources: Resources::new(compiled, &from.trust_domain), from, request, headers };
-    let name = format!("{host}:{port}");
-    match asked.resources.address(&name) {
-        None => ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{name} cannot be read"), "")),
-        Some(Address::Outside { reason }) => {
-            let decision = format!("{name} is outside the mesh ({reason}): passes as it is");
-            ended(Told::allowed("address", decision, ""))
-        }
-        Some(Address::Workload(endpoint) | Address::HeadlessMember(endpoint)) => {
-            let steps = Told::allowed("address", format!("{name} is the pod {}", workload(&endpoint)), "");
-            let outcomes = asked.endpoints("", 1.0, &[endpoint], &asked.headers);
-            conclude(steps, outcomes)
-        }
-        Some(Address::Service(service)) => match asked.resources.service(&service) {
-            Some(service) => asked.service(&name, &service),
-            None => ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{service} is not known"), "")),
-        },
-    }
+    let resources = Resources::new(compiled, &from.trust_domain);
+    Asked { resources, from, what: What::Request(request, headers) }.at(&format!("{host}:{port}"))
+}
+
+/// See [`super::explain_connection`].
+pub fn ask_connection(compiled: &Compiled, from: &Identity, asked: &Connection) -> Explanation {
+    let opening = if asked.tls { Opening::Tls { sni: asked.sni.as_deref() } } else { Opening::Opaque };
+    let resources = Resources::new(compiled, &from.trust_domain);
+    let name = format!("{}:{}", asked.host, asked.port);
+    let mut told = Asked { resources, from, what: What::Connection(opening) }.at(&name);
+    // It is reset, whatever the reason.
+    told.status = None;
+    told.outcomes.iter_mut().for_each(|outcome| outcome.status = None);
+    told
 }
 
 impl Asked<'_> {
-    fn view<'v>(&'v self, headers: &'v HeaderMap) -> RequestView<'v> {
-        let uri = &self.request.uri;
-        RequestView { method: &self.request.method, path: uri.path(), query: uri.query(), headers: headers.into() }
+    fn at(&self, name: &str) -> Explanation {
+        match self.resources.address(name) {
+            None => ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{name} cannot be read"), "")),
+            Some(Address::Outside { reason }) => {
+                let decision = format!("{name} is outside the mesh ({reason}): passes as it is");
+                ended(Told::allowed("address", decision, ""))
+            }
+            Some(Address::Workload(endpoint) | Address::HeadlessMember(endpoint)) => {
+                let steps = Told::allowed("address", format!("{name} is the pod {}", workload(&endpoint)), "");
+                let headers = match &self.what {
+                    What::Request(_, headers) => Some(headers),
+                    What::Connection(_) => None,
+                };
+                conclude(steps, self.endpoints("", 1.0, &[endpoint], headers))
+            }
+            Some(Address::Service(service)) => match self.resources.service(&service) {
+                Some(service) => self.service(name, &service),
+                None => {
+                    ended(Told::refused("address", Reason::DiscoveryTimeout, format!("{service} is not known"), ""))
+                }
+            },
+        }
+    }
+
+    /// The head of the request, with these fields.
+    fn view<'v>(&'v self, headers: &'v HeaderMap) -> Option<RequestView<'v>> {
+        let What::Request(request, _) = &self.what else { return None };
+        let uri = &request.uri;
+        Some(RequestView { method: &request.method, path: uri.path(), query: uri.query(), headers: headers.into() })
     }
 
     fn service(&self, name: &str, service: &Service) -> Explanation {
@@ -67,30 +94,58 @@ impl Asked<'_> {
                 Told::allowed("address", format!("it is another name of {host}: passes to it as it is"), "")
             }));
         }
-        if service.protocol == Protocol::Tcp {
-            let told = told.then(|| Told::allowed("route", "the port carries opaque bytes: routes do not apply", ""));
-            return conclude(told, self.backend(&service.name, 1.0, &self.headers, true));
-        }
-        let table = match self.resources.table(service) {
-            Ok(table) => table,
+        let tables = match self.resources.tables(service) {
+            Ok(tables) => tables,
             Err(error) => {
                 return ended(told.then(|| Told::refused("route", Reason::InvalidBackend, error.to_string(), "")));
             }
         };
-        let told = told.then(|| engine::route(table.as_ref(), &self.view(&self.headers)));
+        match (&self.what, service.protocol) {
+            (What::Request(..), Protocol::Tcp) => {
+                self.connection(told, service, tables.connections.as_ref(), Opening::Opaque)
+            }
+            (What::Request(_, headers), _) => self.request(told, service, tables.requests.as_ref(), headers),
+            (What::Connection(_), Protocol::Http1 | Protocol::Http2) => {
+                let decision = "the port is declared to speak HTTP: what cannot be read as that is refused";
+                ended(told.then(|| Told::refused("route", Reason::MalformedRequest, decision, "")))
+            }
+            (What::Connection(opening), _) => self.connection(told, service, tables.connections.as_ref(), *opening),
+        }
+    }
+
+    fn request(&self, told: Told, service: &Service, table: Option<&RouteTable>, headers: &HeaderMap) -> Explanation {
+        let Some(view) = self.view(headers) else { return ended(told) };
+        let told = told.then(|| engine::route(table, &view));
         if !told.is_allowed() {
             return ended(told);
         }
-        let outcomes = match &table {
-            Some(table) => self.routed(table),
-            None => self.backend(&service.name, 1.0, &self.headers, false),
+        let outcomes = match table {
+            Some(table) => table.select(&view).map(|(rule, _)| self.routed(rule, Some(headers))).unwrap_or_default(),
+            None => self.backend(&service.name, 1.0, Some(headers)),
         };
         conclude(told, outcomes)
     }
 
-    /// Each backend of the rule that takes the request, with its share.
-    fn routed(&self, table: &RouteTable) -> Vec<Outcome> {
-        let Some((rule, _)) = table.select(&self.view(&self.headers)) else { return Vec::new() };
+    fn connection(
+        &self,
+        told: Told,
+        service: &Service,
+        table: Option<&ConnectionTable>,
+        opening: Opening<'_>,
+    ) -> Explanation {
+        let told = told.then(|| engine::connection(table, opening));
+        if !told.is_allowed() {
+            return ended(told);
+        }
+        let outcomes = match table.map(|table| table.select(opening)) {
+            Some(Ok(Some(taken))) => self.routed(taken.rule, None),
+            _ => self.backend(&service.name, 1.0, None),
+        };
+        conclude(told, outcomes)
+    }
+
+    /// Each backend of a rule, with its share. `headers` are none of a connection that is no HTTP.
+    fn routed(&self, rule: &Rule, headers: Option<&HeaderMap>) -> Vec<Outcome> {
         let sum: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         let mut outcomes = Vec::new();
         for backend in rule.backends.iter().filter(|backend| backend.weight > 0) {
@@ -100,38 +155,30 @@ impl Asked<'_> {
                 outcomes.push(outcome(share, &backend.service, Vec::new(), told));
                 continue;
             }
-            let headers = self.edited(&rule.filters, backend);
-            outcomes.extend(self.backend(&backend.service, share, &headers, false));
+            let headers = headers.map(|headers| edited(headers, &rule.filters, backend));
+            outcomes.extend(self.backend(&backend.service, share, headers.as_ref()));
         }
         outcomes
     }
 
-    /// The head as it leaves the client's sidecar.
-    fn edited(&self, of_rule: &[Filter], backend: &Backend) -> HeaderMap {
-        let mut headers = self.headers.clone();
-        for filter in of_rule.iter().chain(&backend.filters) {
-            if let Filter::RequestHeaders(edit) = filter {
-                edit.apply(&mut headers);
-            }
-        }
-        headers
-    }
-
-    fn backend(&self, service: &Arc<str>, share: f64, headers: &HeaderMap, opaque: bool) -> Vec<Outcome> {
+    fn backend(&self, service: &Arc<str>, share: f64, headers: Option<&HeaderMap>) -> Vec<Outcome> {
         let endpoints = self.resources.endpoints(service);
         if endpoints.is_empty() {
             let told = Told::refused("endpoint", Reason::NoEndpoints, format!("{service} has no endpoint"), "");
             return vec![outcome(share, service, Vec::new(), told)];
         }
-        if opaque {
-            return grouped(service, share, &endpoints, |endpoint| self.endpoint(endpoint, None));
-        }
         self.endpoints(service, share, &endpoints, headers)
     }
 
-    fn endpoints(&self, service: &str, share: f64, endpoints: &[Endpoint], headers: &HeaderMap) -> Vec<Outcome> {
-        let view = self.view(headers);
-        grouped(&service.into(), share, endpoints, |endpoint| self.endpoint(endpoint, Some(&view)))
+    fn endpoints(
+        &self,
+        service: &str,
+        share: f64,
+        endpoints: &[Endpoint],
+        headers: Option<&HeaderMap>,
+    ) -> Vec<Outcome> {
+        let view = headers.and_then(|headers| self.view(headers));
+        grouped(&service.into(), share, endpoints, |endpoint| self.endpoint(endpoint, view.as_ref()))
     }
 
     /// One endpoint's own side. `view` is none for opaque bytes.
@@ -155,6 +202,17 @@ impl Asked<'_> {
         }
         told
     }
+}
+
+/// The head as it leaves the client's sidecar.
+fn edited(headers: &HeaderMap, of_rule: &[Filter], backend: &Backend) -> HeaderMap {
+    let mut headers = headers.clone();
+    for filter in of_rule.iter().chain(&backend.filters) {
+        if let Filter::RequestHeaders(edit) = filter {
+            edit.apply(&mut headers);
+        }
+    }
+    headers
 }
 
 /// The way ends before it parts.

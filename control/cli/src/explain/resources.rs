@@ -7,7 +7,7 @@ use weft_api::convert::{self, Address, Bound, Decoded, Endpoint, ErrorCode, Reso
 use weft_control::compile::Compiled;
 use weft_engine::authz::PolicySet;
 use weft_engine::ratelimit::Limiter;
-use weft_engine::route::RouteTable;
+use weft_engine::route::Tables;
 
 /// Reads resources for proxies of one trust domain.
 pub struct Resources<'c> {
@@ -55,8 +55,8 @@ impl<'c> Resources<'c> {
         }
     }
 
-    /// The routes of a service; `None` if none is attached, the refused resource's error if one cannot be used.
-    pub fn table(&self, service: &Service) -> Result<Option<RouteTable>, ResourceError> {
+    /// The routes of a service; the refused resource's error if one cannot be used.
+    pub fn tables(&self, service: &Service) -> Result<Tables, ResourceError> {
         let mut routes = Vec::new();
         for name in &service.routes {
             match self.decode(name) {
@@ -65,7 +65,7 @@ impl<'c> Resources<'c> {
                 _ => {}
             }
         }
-        Ok((!service.routes.is_empty()).then(|| RouteTable::new(routes)))
+        Ok(Tables::new(routes))
     }
 
     /// The endpoints of a service port.

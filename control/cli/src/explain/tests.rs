@@ -64,3 +64,58 @@ fn every_address_has_an_answer() {
     assert_eq!(ask("shop/web", "GET", "http://10.244.0.50:8080/").verdict, Verdict::Allowed);
     assert_eq!(ask("shop/intern", "GET", "http://10.244.0.70:8080/entries").reason, Some(Reason::NotAllowed));
 }
+
+const NAMES: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: TLSRoute
+metadata: {name: vault, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: vault}]
+  hostnames: [a.example, '*.b.example']
+  rules: [{backendRefs: [{name: ledger, port: 80, weight: 3}, {name: nosuch, port: 443}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: TCPRoute
+metadata: {name: vault, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: vault}]
+  rules: [{backendRefs: [{name: ledger, port: 80}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: vault, namespace: shop}
+spec: {clusterIP: 10.96.0.99, ports: [{port: 443}]}
+";
+
+#[test]
+fn connections_go_by_their_name() {
+    let dir = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/shop"));
+    let more = tempfile::tempdir().unwrap();
+    std::fs::write(more.path().join("names.yaml"), NAMES).unwrap();
+    let loaded = files::load(&[dir, more.path().to_path_buf()], "cluster.local");
+    assert_eq!(loaded.problems, Vec::new());
+    let compiled = weft_control::compile::compile(&loaded.model);
+    let from = crate::token::identity("shop/web", "cluster.local").unwrap();
+    let ask = |url: &str, sni: Option<&str>| {
+        let asked = connection(url, sni).unwrap_or_else(|_| panic!("{url} is not taken"));
+        explain_connection(&compiled, &from, &asked)
+    };
+    let told = ask("tls://vault.shop:443", Some("x.b.example"));
+    assert_eq!(told.verdict, Verdict::Depends, "{told:?}");
+    let route = told.steps.iter().find(|step| step.room == "route").unwrap();
+    assert!(route.by.contains("TLSRoute/shop/vault rule 0 at") && route.by.contains("names.yaml:"), "{route:?}");
+    let shares: Vec<_> = told.outcomes.iter().map(|outcome| (&*outcome.backend, outcome.share)).collect();
+    assert_eq!(shares, [("service/shop/ledger:80", 0.75), ("service/shop/nosuch:443", 0.25)]);
+    assert_eq!(told.outcomes[1].reason, Some(Reason::InvalidBackend));
+    assert!(told.outcomes.iter().all(|outcome| outcome.status.is_none()));
+    // Of itself it asks for the host that it calls.
+    let told = ask("tls://vault.shop:443", None);
+    assert_eq!((told.verdict, told.reason, told.status), (Verdict::Refused, Some(Reason::NoRoute), None), "{told:?}");
+    assert!(told.steps.last().unwrap().decision.contains("`vault.shop`"), "{told:?}");
+    let told = ask("tcp://vault.shop:443", None);
+    assert!(told.steps.iter().any(|step| step.by.contains("TCPRoute/shop/vault")), "{told:?}");
+    assert_eq!(ask("tcp://elsewhere.example:1", None).verdict, Verdict::Allowed);
+    for wrong in ["tls://vault.shop", "http://vault.shop:1", "tls://vault.shop:1/path", "vault", "GET"] {
+        assert!(connection(wrong, None).is_err(), "{wrong}");
+    }
+    assert!(connection("tcp://vault.shop:1", Some("a")).is_err());
+}

@@ -9,10 +9,9 @@ use super::{Explanation, Outcome, Verdict};
 use crate::output::Paint;
 
 /// The whole page.
-pub fn page(told: &Explanation, from: &Identity, request: &http::request::Parts, paint: Paint) -> String {
+pub fn page(told: &Explanation, from: &Identity, asked: &str, paint: Paint) -> String {
     let mut page = String::new();
-    let asked = format!("{} {} from {}", request.method, request.uri, from.short());
-    let _ = writeln!(page, "{}", paint.strong(asked));
+    let _ = writeln!(page, "{}", paint.strong(format!("{asked} from {}", from.short())));
     for step in &told.steps {
         line(&mut page, "", step, paint);
     }
@@ -25,6 +24,7 @@ pub fn page(told: &Explanation, from: &Identity, request: &http::request::Parts,
     let verdict = match (told.verdict, told.reason, told.status) {
         (Verdict::Allowed, ..) => paint.good("allowed"),
         (Verdict::Refused, Some(reason), Some(status)) => paint.bad(format!("refused: {reason} (HTTP {status})")),
+        (Verdict::Refused, Some(reason), None) => paint.bad(format!("refused: {reason} (reset)")),
         (Verdict::Refused, ..) => paint.bad("refused"),
         (Verdict::Depends, ..) => paint.warn("depends on the endpoint that is drawn"),
     };
