@@ -14,6 +14,7 @@ mod opaque;
 mod policy;
 mod routing;
 mod smuggling;
+mod sni;
 mod telemetry;
 mod wire;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
     trials.extend(smuggling::tests());
     trials.extend(ipv6::tests());
     trials.extend(routing::tests());
+    trials.extend(sni::tests());
     trials.extend(policy::tests());
     trials.extend(discovery::tests());
     trials.extend(explain::tests());
