@@ -40,17 +40,17 @@ impl RequestHead {
 
     /// Path and query within the target: what a target in origin form is (RFC 9112 section 3.2.1), behind a slash if
     /// [`Self::needs_slash`]. Nothing of CONNECT, whose target is no path.
-    pub fn origin_form(&self, _bytes: &[u8]) -> Span {
+    pub fn origin_form(&self) -> Span {
         Span { start: self.path_at, end: self.target.end }
     }
 
     /// Whether the target is in absolute form without a path: as `http://a` or `http://a?b`.
     pub fn needs_slash(&self, bytes: &[u8]) -> bool {
-        self.absolute && self.origin_form(bytes).of(bytes).first() != Some(&b'/')
+        self.absolute && self.origin_form().of(bytes).first() != Some(&b'/')
     }
 
     fn split<'a>(&self, bytes: &'a [u8]) -> (&'a [u8], Option<&'a [u8]>) {
-        let all = self.origin_form(bytes).of(bytes);
+        let all = self.origin_form().of(bytes);
         match all.iter().position(|b| *b == b'?') {
             Some(at) => (&all[..at], Some(&all[at + 1..])),
             None => (all, None),

@@ -161,7 +161,7 @@ fn targets_have_their_path_and_query() {
         let bytes = head.as_bytes();
         let read = read_request(bytes, LIMIT, &mut Vec::new()).unwrap().unwrap();
         assert_eq!((read.path(bytes), read.query(bytes)), (path, query), "{target}");
-        assert_eq!(read.origin_form(bytes).of(bytes), origin.as_bytes(), "{target}");
+        assert_eq!(read.origin_form().of(bytes), origin.as_bytes(), "{target}");
         assert_eq!(read.needs_slash(bytes), slash, "{target}");
         assert_eq!(read.target.of(bytes), target.as_bytes());
         // Other bytes than it was read from: nothing to be had, and no panic.

@@ -67,8 +67,7 @@ impl Came {
 
     // What a target in absolute form names.
     fn authority(&self) -> Option<&[u8]> {
-        let before_path =
-            &self.bytes[self.head.target.start as usize..self.head.origin_form(&self.bytes).start as usize];
+        let before_path = &self.bytes[self.head.target.start as usize..self.head.origin_form().start as usize];
         before_path.splitn(2, |b| *b == b':').nth(1)?.strip_prefix(b"//")
     }
 
@@ -110,7 +109,7 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
         if head.needs_slash(bytes) {
             out.push(b'/');
         }
-        out.extend_from_slice(head.origin_form(bytes).of(bytes));
+        out.extend_from_slice(head.origin_form().of(bytes));
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     let dropped = Dropped::new(bytes, fields, outgoing.edits);
