@@ -94,6 +94,7 @@ pub async fn serve(shared: Arc<Shared>, control: Target, listeners: Listeners) -
     Ok(())
 }
 
+/// Takes one port's connections, [`CONNECTIONS`] at once at most; the others wait in the kernel's queue.
 async fn accept(listener: TcpListener, admin: Admin, port: Port) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
@@ -131,6 +132,7 @@ async fn answer(admin: &Admin, port: Port, request: Request<Incoming>) -> Result
     })
 }
 
+/// Whether a method only asks.
 fn reads(method: &Method) -> bool {
     method == Method::GET || method == Method::HEAD
 }

@@ -1,3 +1,5 @@
+//! What the three ports answer, and to whom.
+
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
