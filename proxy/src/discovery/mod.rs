@@ -89,6 +89,8 @@ pub struct Discovery {
     snapshot: ArcSwap<Snapshot>,
     /// Changes with every snapshot.
     published: watch::Sender<u64>,
+    /// Changes with what our own side enforces, which is seldom: long-lived connections listen to it.
+    enforced: watch::Sender<()>,
     wants: mpsc::Sender<Want>,
     names: Names,
     externals: Externals,
@@ -145,6 +147,7 @@ impl Discovery {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
             published: watch::Sender::new(0),
+            enforced: watch::Sender::new(()),
             wants,
             names,
             externals: Externals::default(),
@@ -239,6 +242,11 @@ impl Discovery {
         self.published.subscribe()
     }
 
+    /// Changes with what our own side enforces.
+    pub fn inbound_changes(&self) -> watch::Receiver<()> {
+        self.enforced.subscribe()
+    }
+
     /// Writes the tables to disk, if something in them is not there yet. Waits for that, but not for ever.
     pub async fn flush(&self) {
         let (done, written) = oneshot::channel();
@@ -329,8 +337,12 @@ impl Discovery {
     }
 
     fn publish(&self, snapshot: Snapshot) {
-        self.snapshot.store(Arc::new(snapshot));
+        let snapshot = Arc::new(snapshot);
+        let before = self.snapshot.swap(Arc::clone(&snapshot));
         self.announce();
+        if !Arc::ptr_eq(&before.inbound, &snapshot.inbound) {
+            self.enforced.send_replace(());
+        }
     }
 
     fn announce(&self) {

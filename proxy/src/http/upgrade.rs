@@ -7,8 +7,9 @@ use weft_engine::reason::Reason;
 use super::session::Exchange;
 use crate::tcp::inbound::Watch;
 use crate::tcp::relay::{Joined, relay_until};
+use crate::tcp::reset_on_close;
 
-/// Ends when the peer may no longer make the request that began the tunnel; never for our own application.
+/// Ends as soon as the peer may no longer make the request that began the tunnel; never for our own application.
 pub fn withdrawn(exchange: &Exchange) -> impl Future<Output = Reason> + use<> {
     let session = &exchange.session;
     let watch = session.inbound.as_ref().map(|peer| {
@@ -34,5 +35,9 @@ where
     tracing::debug!(sent = moved.sent, received = moved.received, "upgraded connection ended");
     if withdrawn.is_some() {
         exchange.reason = withdrawn;
+        // No orderly end: neither side has said that it is done.
+        for socket in [client.socket(), server.socket()].into_iter().flatten() {
+            reset_on_close(socket);
+        }
     }
 }

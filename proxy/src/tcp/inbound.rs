@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 
@@ -113,9 +114,23 @@ impl Watch {
         authorize(port_of(&snapshot.inbound, self.port), self.peer.as_ref(), http)
     }
 
-    /// Ends with the reason when it may no longer be open. It is asked when bytes come, not when tables change: an idle connection
-    /// is closed before it passes another byte.
+    /// Ends with the reason when it may no longer be open: as soon as the rules have changed, however idle it is. It is asked before bytes pass
+    /// too, so that none does in between.
     pub async fn withdrawn(mut self) -> Reason {
-        poll_fn(|_| self.check().map_or_else(Poll::Ready, |()| Poll::Pending)).await
+        let mut changes = self.shared.discovery.inbound_changes();
+        loop {
+            let mut changed = pin!(changes.changed());
+            let withdrawn = poll_fn(|cx| match self.check() {
+                Err(reason) => Poll::Ready(Some(reason)),
+                Ok(()) => match changed.as_mut().poll(cx) {
+                    Poll::Ready(Ok(())) => Poll::Ready(None),
+                    // Nothing will change any more.
+                    Poll::Ready(Err(_)) | Poll::Pending => Poll::Pending,
+                },
+            });
+            if let Some(reason) = withdrawn.await {
+                return reason;
+            }
+        }
     }
 }

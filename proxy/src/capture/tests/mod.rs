@@ -17,4 +17,5 @@ mod recorder;
 mod sizes;
 mod smuggling;
 mod stopping;
+mod withdrawn;
 mod world;

@@ -13,7 +13,9 @@ use http::{HeaderMap, Method, Request, Response};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
+use super::super::withdrawn::{AT_ONCE, closed_port, reason_is_told};
 use super::super::world::*;
 use crate::Shared;
 use crate::discovery::snapshot::Destination;
@@ -194,6 +196,32 @@ async fn both_ways_of_a_connect_go_on_until_both_end() {
 }
 
 #[tokio::test]
+async fn a_tunnel_that_is_no_longer_allowed_is_closed_at_once() {
+    let mut app = App::start(true).await;
+    for protocol in [Some("websocket"), None] {
+        let (addr, server) = through_both(app.addr).await;
+        let mut tx = client(addr, 65_535).await;
+        let (warm, _) = tx.send_request(post(), true).unwrap();
+        app.next().await.1.send_response(Response::new(()), true).unwrap();
+        warm.await.unwrap();
+        let (response, mut up) = tx.send_request(connect(protocol), false).unwrap();
+        let (mut request, mut respond) = app.next().await;
+        let _down = respond.send_response(Response::new(()), false).unwrap();
+        let mut response = response.await.unwrap();
+        // Other rules, which allow it too: it goes on.
+        crate::testing::replace(&server, enforces(open_port(true)));
+        up.send_data("question".into(), false).unwrap();
+        assert_eq!(request.body_mut().data().await.unwrap().unwrap(), "question");
+        // Nobody says anything when it is withdrawn.
+        crate::testing::replace(&server, enforces(closed_port()));
+        let (near, far) = (reset_of(response.body_mut()), reset_of(request.body_mut()));
+        let codes = timeout(AT_ONCE, async { tokio::join!(near, far) }).await.expect("it is still open");
+        assert_eq!(codes, (Reason::CANCEL, Reason::CANCEL), "{protocol:?}");
+        reason_is_told(&server).await;
+    }
+}
+
+#[tokio::test]
 async fn an_application_without_extended_connect_is_not_asked() {
     let mut app = App::start(false).await;
     let (addr, _) = through_both(app.addr).await;
@@ -248,7 +276,7 @@ async fn a_response_that_breaks_off_ends_in_grpc_s_own_status() {
         let (_request, mut respond) = connection.accept().await.unwrap().unwrap();
         let mut body = respond.send_response(Response::new(()), false).unwrap();
         body.send_data("part".into(), false).unwrap();
-        let closing = tokio::time::timeout(Duration::from_millis(100), connection.accept());
+        let closing = timeout(Duration::from_millis(100), connection.accept());
         assert!(closing.await.is_err());
     })
     .await;
