@@ -3,8 +3,8 @@
 //! Invariants
 //! - Precedence is Gateway API's: an exact hostname, then the longest wildcard, then a route without hostnames; of equals the oldest route,
 //!   then `namespace/name`. It is computed once, when the table is made.
-//! - A more specific kind of route hides the others from what it is about (GEP-1294): HTTPRoute and GRPCRoute from requests, TLSRoute from
-//!   TLS, TCPRoute takes what is left. What a TLSRoute is attached to refuses TLS that none of its routes matches.
+//! - A more specific kind of route hides the others from what it is about, in GEP-1294's order: HTTPRoute and GRPCRoute from requests,
+//!   TLSRoute from TLS, TCPRoute takes what is left. What a TLSRoute is attached to refuses TLS that none of its routes matches.
 //! - Names are compared without regard to case and without the root's dot.
 
 use std::cmp::Reverse;

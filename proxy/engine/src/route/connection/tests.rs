@@ -158,7 +158,7 @@ fn oracle(routes: &[Route], sni: Option<&str>) -> String {
     let labels = |name: &str| -> Vec<String> {
         name.trim_end_matches('.').to_lowercase().split('.').rev().map(str::to_owned).collect()
     };
-    let mut best: Option<((u8, Reverse<usize>, u64, String), String)> = None;
+    let mut found = Vec::new();
     for route in routes {
         let mut offers: Vec<(u8, usize, String)> = Vec::new();
         for hostname in &route.hostnames {
@@ -178,12 +178,10 @@ fn oracle(routes: &[Route], sni: Option<&str>) -> String {
         }
         for (class, length, hostname) in offers {
             let rank = (class, Reverse(length), route.created, route.name.to_string());
-            if best.as_ref().is_none_or(|(known, _)| rank < *known) {
-                best = Some((rank, format!("{} {hostname}", route.name)));
-            }
+            found.push((rank, format!("{} {hostname}", route.name)));
         }
     }
-    best.map_or_else(|| "no_route".to_owned(), |(_, found)| found)
+    found.into_iter().min().map_or_else(|| "no_route".to_owned(), |(_, taken)| taken)
 }
 
 proptest! {
