@@ -16,7 +16,7 @@ fn files_that_documents_name_exist() {
         // What is built there is not always there.
         Some(("" | "target", _)) => false,
         Some((folder, _)) => from.iter().any(|from| from.join(folder).is_dir()),
-        None => name.ends_with(".rs"),
+        None => Path::new(name).extension().is_some_and(|end| end == "rs"),
     };
     let (mut named, mut gone) = (0, Vec::new());
     for document in documents {
