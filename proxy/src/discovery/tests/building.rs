@@ -2,6 +2,7 @@
 
 use weft_engine::authz::{Question, Verdict};
 use weft_engine::reason::Reason;
+use weft_engine::route::Opening;
 
 use super::super::build::Builder;
 use super::super::driver::{restore, to_save};
@@ -22,16 +23,20 @@ fn places(backend: &Backend) -> Vec<String> {
 }
 
 fn route(name: &str, backends: &[&str]) -> Resource {
+    route_of("HTTPRoute", name, backends)
+}
+
+fn route_of(kind: &str, name: &str, backends: &[&str]) -> Resource {
     let backend = |service: &&str| v1::RouteBackend { service: (*service).to_owned(), weight: 1, ..Default::default() };
     let rule = v1::RouteRule { backends: backends.iter().map(backend).collect(), ..Default::default() };
     let message = v1::Route {
-        kind: "HTTPRoute".into(),
+        kind: kind.into(),
         namespace: "shop".into(),
         name: name.into(),
         rules: vec![rule],
         ..Default::default()
     };
-    resource(&format!("HTTPRoute/shop/{name}"), &message)
+    resource(&format!("{kind}/shop/{name}"), &message)
 }
 
 fn other(last: u8) -> [Resource; 3] {
@@ -98,6 +103,25 @@ fn an_endpoint_keeps_its_state_under_a_new_name_and_loses_it_with_its_identity()
     machine.hear(response("3", vec![taken]), NOW);
     builder.update_set(&machine, WEB_SET, NOW);
     assert!(!Arc::ptr_eq(&first, &state()), "another identity is another endpoint");
+}
+
+#[test]
+fn routes_of_connections_have_a_table_of_their_own() {
+    let (mut machine, mut builder) = (holding(&[1]), Builder::default());
+    let other_name = "service/shop/other:80";
+    let routed = web(&["TLSRoute/shop/t", "TCPRoute/shop/c"]);
+    let routes = [route_of("TLSRoute", "t", &[other_name]), route_of("TCPRoute", "c", &[WEB])];
+    machine.hear(response("2", [routed].into_iter().chain(routes).chain(other(7)).collect()), NOW);
+    let found = service(&builder.snapshot(&machine, NOW));
+    assert!(found.reads_tls());
+    let by = |opening| {
+        let taken = found.connections.as_ref().unwrap().select(opening).unwrap().unwrap();
+        Arc::clone(found.backend(&taken.backend(0).unwrap().service).unwrap())
+    };
+    assert_eq!(places(&by(Opening::Tls { sni: Some("a.example") })), ["10.0.0.7:8080"]);
+    assert!(Arc::ptr_eq(&by(Opening::Opaque), &found.own));
+    // Requests go by the TCPRoute, for want of one of their own.
+    assert_eq!(found.table.as_ref().unwrap().rules().len(), 1);
 }
 
 #[test]
