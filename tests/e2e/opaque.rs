@@ -3,7 +3,7 @@
 //!
 //! On this machine a round trip takes microseconds, so what shows is whether anybody waited: 100 ms on either side, had a silence been sat
 //! out; 20 ms for the first words of a client to an address that was never called before. What is left is work: a lookup at control for that
-//! first one, and a connection and a handshake for each, unoptimised.
+//! first one, and a connection and a handshake for each, unoptimised. (A client that speaks first: `interop_redis`.)
 #![allow(clippy::print_stderr, reason = "the figures are what these tests are for")]
 
 mod greeters;
@@ -155,9 +155,10 @@ fn late_sidecar() {
     {
         for late in delays {
             let by_hand = ByHand::new(config.clone(), Duration::from_millis(*late));
-            // What was later than a silence, because this machine had other things to do, was not what is asked here.
-            let heard = (0..10).map(|_| by_hand.call(net, to, greeting.len()));
-            let heard = heard.into_iter().find(|heard| known || heard.spoke_after < SILENCE);
+            // What was later than that, because this machine had other things to do, was not what is asked here.
+            let in_time = Duration::from_millis(90);
+            let mut heard = (0..10).map(|_| by_hand.call(net, to, greeting.len()));
+            let heard = heard.find(|heard| known || heard.spoke_after < in_time);
             let heard = heard.expect("this machine is too busy");
             match heard.words {
                 Ok(words) => assert!(words == greeting, "{}", words.escape_ascii()),
