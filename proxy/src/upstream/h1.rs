@@ -22,6 +22,8 @@ pub struct H1Conn {
     pub(super) idle_since: Duration,
     /// The earliest moment from which the server may count its idle time.
     pub(super) counts_from: Duration,
+    /// From then on it is not kept.
+    pub(super) until: Duration,
     // Its share of the idle time, from three quarters: connections opened together are not closed together.
     share: f32,
     /// How long it had been idle when it was taken, if it has served a request before: then the server may have closed it meanwhile.
@@ -29,10 +31,11 @@ pub struct H1Conn {
 }
 
 impl H1Conn {
-    /// A connection that has just been made.
-    pub fn new(stream: Stream) -> Self {
+    /// A connection that has just been made, which is kept until then.
+    pub fn new(stream: Stream, until: Duration) -> Self {
         Self {
             wire: Wire::new(stream),
+            until,
             idle_since: Duration::ZERO,
             counts_from: Duration::ZERO,
             share: 1.0 - fastrand::f32() / 4.0,
@@ -88,7 +91,7 @@ mod tests {
     async fn pair() -> (H1Conn, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (H1Conn::new(Stream::Plain(near)), listener.accept().await.unwrap().0)
+        (H1Conn::new(Stream::Plain(near), Duration::MAX), listener.accept().await.unwrap().0)
     }
 
     #[tokio::test]

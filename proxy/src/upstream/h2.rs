@@ -19,8 +19,8 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::{sleep, timeout};
 use weft_engine::reason::Reason;
 
-use super::connect::{ConnectError, Speak, connect};
-use super::{Stream, Target};
+use super::connect::{ConnectError, Speak};
+use super::{Stream, Target, end_of_life};
 use crate::http::h2::{CONN_WINDOW, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
 
 /// Connections to one endpoint; beyond, streams queue in those there are.
@@ -38,6 +38,8 @@ const ASSUMED_STREAMS: usize = 100;
 pub struct H2Conn {
     tx: SendRequest<Bytes>,
     state: Arc<State>,
+    // From then on it takes no further streams.
+    until: Duration,
     // Kept open to the next request: see [`H2Stream::ended`].
     last: Mutex<Option<SendStream<Bytes>>>,
 }
@@ -56,6 +58,10 @@ struct State {
 impl H2Conn {
     fn is_leaving(&self) -> bool {
         self.state.leaving.load(Ordering::Relaxed)
+    }
+
+    fn leave(&self) {
+        self.state.leaving.store(true, Ordering::Relaxed);
     }
 
     fn streams(&self) -> usize {
@@ -92,7 +98,7 @@ impl H2Stream {
 
     /// Its connection is not chosen again.
     pub fn leave(&self) {
-        self.0.state.leaving.store(true, Ordering::Relaxed);
+        self.0.leave();
     }
 
     /// Whether the server takes extended CONNECT (RFC 8441); waits for its settings.
@@ -179,12 +185,16 @@ impl H2Pool {
         }
     }
 
-    /// Drops connections that are closed, or have been idle since before `idle_before`; true if none is left. To be called every so
-    /// often: a connection counts as idle from the first call that finds it without streams.
+    /// Drops connections that are closed, or have been idle since before `idle_before`, or are past their age: those end with their last
+    /// stream. True if none is left. To be called every so often: a connection counts as idle from the first call that finds it without
+    /// streams.
     pub fn sweep(&self, now: Duration, idle_before: Duration) -> bool {
         let mut conns = self.conns.lock();
         conns.retain(|conn| {
             let millis = now.as_millis() as u64;
+            if now >= conn.until {
+                conn.leave();
+            }
             if conn.is_leaving() {
                 return false;
             }
@@ -207,7 +217,7 @@ impl H2Pool {
 // A connection with one stream taken; a task moves its bytes until its last user has gone.
 async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, ConnectError> {
     let addr = target.endpoint.addr;
-    let stream = connect(target.shared, target.endpoint, target.sni, Speak::H2).await?;
+    let stream = target.connect(Speak::H2).await?;
     let (tx, mut connection) = client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONN_WINDOW)
@@ -235,7 +245,7 @@ async fn open(target: &Target<'_>, max: &Arc<AtomicUsize>) -> Result<H2Conn, Con
             tracing::debug!(%addr, %error, "http/2 connection to an endpoint ended");
         }
     });
-    Ok(H2Conn { tx, state, last: Mutex::default() })
+    Ok(H2Conn { tx, state, until: end_of_life(target.shared.clock.now()), last: Mutex::default() })
 }
 
 async fn drive(
@@ -269,5 +279,38 @@ async fn keep_alive(pings: Option<PingPong>, state: Arc<State>, sidecar: bool) {
         if sidecar && busy && timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn past_its_age_a_connection_takes_no_further_stream_and_ends_with_its_last() {
+        let (near, far) = tokio::io::duplex(4096);
+        tokio::spawn(async move {
+            let mut server = h2::server::handshake(far).await.unwrap();
+            while server.accept().await.is_some() {}
+        });
+        let (tx, connection) = client::handshake(near).await.unwrap();
+        let mut ended = tokio::spawn(connection);
+        let state = Arc::new(State {
+            streams: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(u64::MAX),
+            leaving: AtomicBool::new(false),
+            settled: watch::Sender::new(false),
+        });
+        let pool = H2Pool::default();
+        let until = Duration::from_secs(10);
+        pool.conns.lock().push(Arc::new(H2Conn { tx, state, until, last: Mutex::default() }));
+        let stream = pool.reserve(false).unwrap();
+        assert!(!pool.sweep(until - Duration::from_millis(1), Duration::ZERO));
+        drop(pool.reserve(false).unwrap());
+        assert!(pool.sweep(until, Duration::ZERO));
+        assert!(pool.reserve(false).is_none());
+        assert!(timeout(Duration::from_millis(50), &mut ended).await.is_err(), "it has a stream yet");
+        drop(stream);
+        timeout(Duration::from_secs(5), ended).await.unwrap().unwrap().unwrap();
     }
 }

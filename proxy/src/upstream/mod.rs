@@ -1,6 +1,6 @@
 //! The way out of the proxy: connections to endpoints, and to our own application.
 //!
-//! - [`connect`]: TCP and mesh TLS, failing closed.
+//! - [`connect`]: TCP and mesh TLS, failing closed. [`pick`]: to which endpoint; [`eyeballs`]: to which address of a name.
 //! - [`h1`]: HTTP/1 connections, driven by the requests that use them.
 //! - [`h2`]: HTTP/2 connections, shared.
 //! - [`Pool`]: what an endpoint has of both. It lives in the endpoint's state, so a change of tables closes no connection.
@@ -12,6 +12,7 @@
 //!   connection. One that the server closes all the same is noticed when that happens, not when it is looked for.
 
 pub mod connect;
+pub mod eyeballs;
 pub mod h1;
 pub mod h2;
 pub mod pick;
@@ -24,6 +25,7 @@ use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use tokio::task::coop::unconstrained;
 use tokio::time::{Instant, sleep};
 use weft_engine::keepalive;
@@ -47,6 +49,14 @@ const JUST_USED: Duration = Duration::from_millis(1);
 /// Idle time of an HTTP/2 connection; it announces its end, so nothing is lost whichever side closes.
 const IDLE_H2: Duration = Duration::from_mins(1);
 
+/// Age of a connection at which it takes no further request: certificates are renewed and sidecars replaced behind those that live long.
+const MAX_AGE: Duration = Duration::from_hours(1);
+
+/// When a connection that is opened now is past its age: a quarter less at random, so that those opened together are not closed together.
+fn end_of_life(now: Duration) -> Duration {
+    now + MAX_AGE.mul_f64(1.0 - fastrand::f64() / 4.0)
+}
+
 /// Where a request goes, and by what name.
 #[derive(Clone, Copy)]
 pub struct Target<'a> {
@@ -56,6 +66,21 @@ pub struct Target<'a> {
     pub endpoint: &'a Arc<Endpoint>,
     /// The backend's SNI; `None` for a pod called by its own address.
     pub sni: Option<&'a str>,
+    /// A connection to it that was opened to find out whether it answers.
+    pub dialled: Option<&'a Mutex<Option<TcpStream>>>,
+}
+
+impl Target<'_> {
+    /// A connection: the one that is open already, else a new one.
+    ///
+    /// # Errors
+    /// [`ConnectError`]; the endpoint's health has been told.
+    pub async fn connect(&self, speak: Speak) -> Result<Stream, ConnectError> {
+        match self.dialled.and_then(|dialled| dialled.lock().take()) {
+            Some(stream) => Ok(Stream::Plain(stream)),
+            None => connect::connect(self.shared, self.endpoint, self.sni, speak).await,
+        }
+    }
 }
 
 /// The connections of one endpoint.
@@ -102,7 +127,7 @@ impl Pool {
     /// the server may count what we read later.
     pub fn put(shared: &Shared, endpoint: &Arc<Endpoint>, mut conn: Box<H1Conn>, answered: Duration) {
         let now = shared.clock.now();
-        if limit(endpoint, now).is_none() {
+        if limit(endpoint, now).is_none() || now >= conn.until {
             return;
         }
         conn.idle_since = now;
@@ -186,8 +211,8 @@ fn limit(endpoint: &Endpoint, now: Duration) -> Option<Duration> {
 }
 
 async fn open_h1(target: Target<'_>) -> Result<Box<H1Conn>, ConnectError> {
-    let stream = connect::connect(target.shared, target.endpoint, target.sni, Speak::H1).await?;
-    Ok(Box::new(H1Conn::new(stream)))
+    let stream = target.connect(Speak::H1).await?;
+    Ok(Box::new(H1Conn::new(stream, end_of_life(target.shared.clock.now()))))
 }
 
 // What the server did with an idle connection: counted, and learnt from. Sidecars are not learnt from: they end idle ones when they leave.
