@@ -119,9 +119,12 @@ impl World {
         self.control = Some(runtime);
     }
 
-    /// Kills control: the connection is cut, nothing is said.
-    fn kill(&mut self) {
+    /// Kills control: the connection is cut, nothing is said. Its port is free afterwards.
+    async fn kill(&mut self) {
         self.control.take().unwrap().shutdown_background();
+        while tokio::net::TcpListener::bind(self.listen).await.is_err() {
+            tokio::task::yield_now().await;
+        }
     }
 
     fn proxy(&self) -> Proxy {
@@ -251,7 +254,7 @@ async fn a_proxy_follows_control_through_edits_its_death_and_its_return() {
     assert_eq!(new, [("Address", Change::New, 3)], "only what was asked for just now");
 
     // Control dies: what is known stays, what is not fails after a second.
-    world.kill();
+    world.kill().await;
     proxy.until("end of the stream", |discovery| !discovery.status().connected).await;
     assert!(Arc::ptr_eq(&web, &proxy.web().await));
     let begun = Instant::now();
