@@ -1,8 +1,10 @@
 //! Who may, and how often.
 
-use http::Method;
+use std::io::{ErrorKind, Read, Write};
 use std::time::{Duration, Instant};
-use weft_tests::client::{Session, get, request, run};
+
+use http::Method;
+use weft_tests::client::{Session, echo, get, request, run};
 use weft_tests::{Mesh, Service, Trial, test};
 
 pub fn tests() -> Vec<Trial> {
@@ -10,6 +12,7 @@ pub fn tests() -> Vec<Trial> {
         test("policy_allow_by_identity_method_and_path", allow_by_identity_method_and_path),
         test("policy_deny_wins", deny_wins),
         test("policy_a_broken_one_closes_and_its_last_good_version_stays", a_broken_one_closes),
+        test("policy_withdrawn_permission_closes_an_idle_session", withdrawn_permission),
         test("policy_rate_limit_admits_rate_times_time_plus_burst", rate_limit),
     ]
 }
@@ -94,6 +97,26 @@ fn a_broken_one_closes() {
         other => Err(format!("{other:?}")),
     });
     assert_eq!(get(pod, to, "/").outcome(), (200, ""));
+}
+
+fn withdrawn_permission() {
+    let mut mesh = Mesh::new();
+    mesh.deploy(Service::tcp("web").pods(1)).deploy(Service::tcp("other")).client("client");
+    let pod = mesh.pod("client-0");
+    let [mut idle, mut other] =
+        ["web", "other"].map(|name| echo(pod, mesh.address(name), &format!("{name}-0 v1"), "a word"));
+    mesh.write("deny.yaml", &policy("no", "Deny", "  - from: [{identities: [shop/client]}]\n"));
+    let written = Instant::now();
+    // Nobody says anything on either.
+    let ended = idle.read(&mut [0; 16]);
+    assert!(ended.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset));
+    assert!(written.elapsed() < Duration::from_secs(4), "{:?}", written.elapsed());
+    mesh.counts("web-0", "weft_refused_total", &["direction=\"inbound\"", "denied_by_policy"], |count| count >= 1.0);
+    // The other service's is as it was.
+    other.write_all(b"again").unwrap();
+    let mut heard = [0; 5];
+    other.read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"again");
 }
 
 fn rate_limit() {
