@@ -20,7 +20,7 @@ pub fn tests() -> Vec<Trial> {
 }
 
 /// Whether namespaces of this machine have IPv6.
-fn has_ipv6() -> bool {
+pub fn has_ipv6() -> bool {
     let off = |which| std::fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{which}/disable_ipv6"));
     ["all", "default"].into_iter().all(|which| off(which).is_ok_and(|text| text.trim() == "0"))
 }

@@ -1,13 +1,16 @@
 //! Routes: what is matched, what is changed on the way, and where it goes.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http::Method;
 use weft_tests::client::{Got, Session, get, request, run, try_send};
 use weft_tests::dns::Dns;
+use weft_tests::manifests::Family;
 use weft_tests::{Mesh, Service, Trial, test};
+
+use crate::ipv6::has_ipv6;
 
 pub fn tests() -> Vec<Trial> {
     vec![
@@ -16,6 +19,8 @@ pub fn tests() -> Vec<Trial> {
         test("routing_request_timeout", request_timeout),
         test("routing_grpc_route_matches_method", grpc_route_matches_method),
         test("routing_external_name_moves_with_its_ttl", external_name_moves_with_its_ttl),
+        test("routing_an_address_that_leads_nowhere_costs_little", an_address_that_leads_nowhere_costs_little)
+            .with_ignored_flag(!has_ipv6()),
         test("routing_a_slow_endpoint_gets_little", a_slow_endpoint_gets_little),
         test("routing_a_killed_endpoint_loses_no_get", a_killed_endpoint_loses_no_get),
     ]
@@ -234,4 +239,48 @@ fn a_killed_endpoint_loses_no_get() {
     let by = spread(&load.join().unwrap());
     assert_eq!(by.values().sum::<usize>(), 3000);
     assert!(by.len() == 3, "{by:?}");
+}
+
+/// A name with an IPv6 address where nobody is, before the IPv4 address of a pod: it costs the first connection a quarter of a second, and
+/// those after it nothing.
+fn an_address_that_leads_nowhere_costs_little() {
+    let mut mesh = Mesh::new();
+    let dns = Dns::start(&mesh.lab);
+    mesh.deploy(Service::http("far").unmeshed().ports(8080, 8080).family(Family::Dual));
+    mesh.deploy(Service::own("client").family(Family::Dual));
+    mesh.deploy(Service::http("web"));
+    let mut nowhere = mesh.pod("far-0").ip6().unwrap().segments();
+    nowhere[7] = 0xdead;
+    let both = [Ipv6Addr::from(nowhere).into(), mesh.pod("far-0").ip().into()];
+    dns.set_all("far.example.org", &both, 60);
+    mesh.write(
+        "external.yaml",
+        "apiVersion: v1
+kind: Service
+metadata: {name: external, namespace: shop}
+spec:
+  type: ExternalName
+  externalName: far.example.org
+  ports: [{name: main, port: 8080}]
+",
+    );
+    mesh.write("route.yaml", &route("  - backendRefs: [{name: external, port: 8080}]\n"));
+    let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
+    let mut first = None;
+    mesh.until("the external name to answer", || match get(pod, to, "/") {
+        got if got.status == 200 && got.by() == "far-0" => {
+            first = Some(got.took);
+            Ok(())
+        }
+        got => Err(format!("{got:?}")),
+    });
+    let first = first.unwrap();
+    assert!(first >= Duration::from_millis(200) && first < Duration::from_millis(400), "{first:?}");
+    // Longer than a connection is kept, and than the first back-off of an address that failed: others find out whether it is back.
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(2100));
+        let got = get(pod, to, "/");
+        assert_eq!(got.outcome(), (200, ""));
+        assert!(got.took < Duration::from_millis(150), "{:?}", got.took);
+    }
 }

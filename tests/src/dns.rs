@@ -1,19 +1,19 @@
-//! The lab's name server: answers A questions from a table that a test changes, on the node's port 53.
+//! The lab's name server: answers A and AAAA questions from a table that a test changes, on the node's port 53.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
-use hickory_proto::rr::rdata::A;
+use hickory_proto::rr::rdata::{A, AAAA};
 use hickory_proto::rr::{RData, Record, RecordType};
 use parking_lot::Mutex;
 use weft::lab::{Lab, NODE};
 
-type Names = Arc<Mutex<BTreeMap<String, (Ipv4Addr, u32)>>>;
+type Names = Arc<Mutex<BTreeMap<String, (Vec<IpAddr>, u32)>>>;
 
 /// A running name server; stops when dropped.
 #[derive(Debug)]
@@ -48,7 +48,12 @@ impl Dns {
 
     /// From now on `name` is at `address`, for `ttl` seconds.
     pub fn set(&self, name: &str, address: Ipv4Addr, ttl: u32) {
-        self.names.lock().insert(format!("{name}."), (address, ttl));
+        self.set_all(name, &[address.into()], ttl);
+    }
+
+    /// The same for several addresses, of either family.
+    pub fn set_all(&self, name: &str, addresses: &[IpAddr], ttl: u32) {
+        self.names.lock().insert(format!("{name}."), (addresses.to_vec(), ttl));
     }
 
     /// Questions answered so far.
@@ -74,10 +79,16 @@ fn answer(question: &[u8], names: &Names) -> Option<Vec<u8>> {
     reply.metadata.recursion_available = true;
     reply.metadata.authoritative = true;
     match names.lock().get(&query.name().to_lowercase().to_ascii()) {
-        Some((address, ttl)) if query.query_type() == RecordType::A => {
-            reply.add_answer(Record::from_rdata(query.name().clone(), *ttl, RData::A(A(*address))));
+        Some((addresses, ttl)) => {
+            for address in addresses {
+                let data = match (address, query.query_type()) {
+                    (IpAddr::V4(ip), RecordType::A) => RData::A(A(*ip)),
+                    (IpAddr::V6(ip), RecordType::AAAA) => RData::AAAA(AAAA(*ip)),
+                    _ => continue,
+                };
+                reply.add_answer(Record::from_rdata(query.name().clone(), *ttl, data));
+            }
         }
-        Some(_) => {}
         None => reply.metadata.response_code = ResponseCode::NXDomain,
     }
     reply.add_query(query);

@@ -106,7 +106,7 @@ pub async fn send<M: Message>(
     for attempt in 1.. {
         let Some((picked, fresh)) = next(shared, goal, &tried, last).await? else { return Err(last) };
         exchange.assign(&picked.endpoint, goal.label());
-        let target = Target { shared, endpoint: &picked.endpoint, sni: picked.sni.as_deref() };
+        let target = picked.target(shared);
         let failure = match bounded(message.attempt(target, fresh), limit).await {
             Ok((answer, connecting)) => {
                 exchange.connected_in(connecting);
@@ -126,7 +126,7 @@ pub async fn send<M: Message>(
         if !may_retry(method, failure.what, attempt, message.is_replayable()) {
             return Err(last);
         }
-        tried.push(Picked { stale: failure.reused, ..picked });
+        tried.push(Picked { stale: failure.reused, dialled: None, ..picked });
     }
     Err(last)
 }

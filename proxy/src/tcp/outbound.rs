@@ -22,7 +22,7 @@ use crate::discovery::snapshot::{Backend, Destination, Endpoint};
 use crate::http::session::{outbound_key, outbound_series};
 use crate::telemetry::{Direction, OTHER, RequestSeries, SeriesKey};
 use crate::upstream::pick::{Picked, pick};
-use crate::upstream::{Speak, Stream, Target, connect};
+use crate::upstream::{Speak, Stream, Target};
 
 /// How long a connection that turned out to be of no use may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -166,7 +166,7 @@ async fn open_backend(shared: &Arc<Shared>, backend: &Arc<Backend>) -> Result<Op
     let mut last = Reason::NoEndpoints;
     for _ in 0..MAX_ATTEMPTS {
         let Some(picked) = pick(shared, backend, &tried).await? else { break };
-        let target = Target { shared, endpoint: &picked.endpoint, sni: picked.sni.as_deref() };
+        let target = picked.target(shared);
         match open(shared, target, &backend.label).await {
             Ok(opened) => return Ok(opened),
             Err(reason) => last = reason,
@@ -177,14 +177,12 @@ async fn open_backend(shared: &Arc<Shared>, backend: &Arc<Backend>) -> Result<Op
 }
 
 async fn open_endpoint(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) -> Result<Opened, Reason> {
-    open(shared, Target { shared, endpoint, sni: None }, &endpoint.workload).await
+    open(shared, Target { shared, endpoint, sni: None, dialled: None }, &endpoint.workload).await
 }
 
 async fn open(shared: &Arc<Shared>, target: Target<'_>, label: &Arc<str>) -> Result<Opened, Reason> {
     let begun = shared.clock.now();
-    let stream = connect::connect(target.shared, target.endpoint, target.sni, Speak::Tcp)
-        .await
-        .map_err(|error| error.reason())?;
+    let stream = target.connect(Speak::Tcp).await.map_err(|error| error.reason())?;
     target.endpoint.state.load.begin();
     let endpoint = Arc::clone(target.endpoint);
     let connected_in = shared.clock.now().saturating_sub(begun);

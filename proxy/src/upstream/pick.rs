@@ -1,14 +1,22 @@
 //! Which endpoint of a backend: the engine's choice over what is known of each.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
 use weft_engine::balance::{Candidate, Load, choose};
 use weft_engine::reason::Reason;
 
+use super::Target;
+use super::connect::dial;
+use super::eyeballs::{order, race};
 use crate::Shared;
 use crate::discovery::snapshot::{Backend, Destination, Endpoint};
+
+/// Addresses of one name that are looked at for one connection.
+const ADDRESSES: usize = 16;
 
 /// An endpoint that was chosen.
 #[derive(Clone)]
@@ -19,12 +27,19 @@ pub struct Picked {
     pub sni: Option<Arc<str>>,
     /// An attempt at it failed for its pooled connection only.
     pub stale: bool,
+    /// The connection by which it was found to answer, until it is used.
+    pub dialled: Option<Arc<Mutex<Option<TcpStream>>>>,
 }
 
 impl Picked {
     /// A pod called by its own address.
     pub fn only(endpoint: &Arc<Endpoint>) -> Self {
-        Self { endpoint: Arc::clone(endpoint), sni: None, stale: false }
+        Self { endpoint: Arc::clone(endpoint), sni: None, stale: false, dialled: None }
+    }
+
+    /// Where it is.
+    pub fn target<'a>(&'a self, shared: &'a Shared) -> Target<'a> {
+        Target { shared, endpoint: &self.endpoint, sni: self.sni.as_deref(), dialled: self.dialled.as_deref() }
     }
 }
 
@@ -71,32 +86,75 @@ fn pick_member(backend: &Backend, tried: &[Picked], now: Duration) -> Result<Opt
         endpoint: Arc::clone(endpoint),
         sni: Some(Arc::clone(&backend.sni)),
         stale: false,
+        dialled: None,
     }))
 }
 
-/// A name outside of control's knowledge: its addresses in turn. One that is an address of the mesh is that workload, with mTLS.
+/// A name outside of control's knowledge. Of its addresses the first that answers, if one has to be connected to ([`super::eyeballs`]); those that
+/// did not are remembered and come last. One that is an address of the mesh is that workload, with mTLS.
 async fn pick_external(shared: &Shared, host: &str, port: u16, tried: &[Picked]) -> Result<Option<Picked>, Reason> {
     let addresses = shared.discovery.lookup(host).await?;
-    if addresses.is_empty() {
-        return Err(Reason::NameUnresolved);
-    }
-    let start = fastrand::usize(..addresses.len());
-    for ip in addresses[start..].iter().chain(&addresses[..start]) {
-        if let Some(picked) = pick_address(shared, *ip, port, tried).await? {
-            return Ok(Some(picked));
+    let mut candidates: Vec<Arc<Endpoint>> = Vec::new();
+    let mut unknown = addresses.is_empty().then_some(Reason::NameUnresolved);
+    for ip in order(&addresses, fastrand::usize(..)).into_iter().take(ADDRESSES) {
+        let addr = SocketAddr::new(ip, port);
+        let endpoint = match shared.discovery.resolve(addr).await {
+            // The name of a Service of the mesh. Its own endpoints: an ExternalName names a place, not that Service's routes.
+            Ok(Destination::Service(service)) => return pick_member(&service.own, tried, shared.clock.now()),
+            Ok(Destination::Endpoint(endpoint)) => endpoint,
+            Ok(Destination::Outside) => shared.discovery.external_endpoint(addr),
+            Err(reason) => {
+                unknown = Some(reason);
+                continue;
+            }
+        };
+        if !tried.iter().any(|done| Arc::ptr_eq(&done.endpoint.state, &endpoint.state)) {
+            candidates.push(endpoint);
         }
     }
-    Ok(None)
+    let now = shared.clock.now();
+    candidates.sort_by_key(|endpoint| (!endpoint.state.load.is_well(), !endpoint.state.load.usable(now)));
+    let Some(first) = candidates.first() else {
+        return if tried.is_empty() { Err(unknown.unwrap_or(Reason::NoEndpoints)) } else { Ok(None) };
+    };
+    if first.state.load.is_well() {
+        for endpoint in &candidates {
+            find_out(shared, endpoint);
+        }
+    }
+    let pools = first.state.pools.mine();
+    if first.identity.is_some() || candidates.len() == 1 || pools.idle() > 0 || pools.shared_connections() > 0 {
+        return Ok(Some(Picked::only(first)));
+    }
+    candidates.retain(|endpoint| endpoint.identity.is_none());
+    first_to_answer(shared, &candidates).await.map(Some)
 }
 
-async fn pick_address(shared: &Shared, ip: IpAddr, port: u16, tried: &[Picked]) -> Result<Option<Picked>, Reason> {
-    let addr = SocketAddr::new(ip, port);
-    let endpoint = match shared.discovery.resolve(addr).await? {
-        // The name of a Service of the mesh. Its own endpoints: an ExternalName names a place, not that Service's routes.
-        Destination::Service(service) => return pick_member(&service.own, tried, shared.clock.now()),
-        Destination::Endpoint(endpoint) => endpoint,
-        Destination::Outside => shared.discovery.external_endpoint(addr),
-    };
-    let fresh = !tried.iter().any(|done| Arc::ptr_eq(&done.endpoint.state, &endpoint.state));
-    Ok(fresh.then(|| Picked::only(&endpoint)))
+async fn first_to_answer(shared: &Shared, candidates: &[Arc<Endpoint>]) -> Result<Picked, Reason> {
+    let attempts = candidates.iter().map(|endpoint| dial(endpoint.addr, shared.config.exclude, false)).collect();
+    let race = race(attempts).await;
+    let now = shared.clock.now();
+    for lost in race.lost.into_iter().filter_map(|lost| candidates.get(lost)) {
+        lost.state.load.failed(now);
+        tracing::debug!(endpoint = &*lost.name, "an address that does not answer");
+    }
+    let (endpoint, stream) =
+        race.won.and_then(|(at, stream)| Some((candidates.get(at)?, stream))).ok_or(Reason::ConnectFailed)?;
+    endpoint.state.load.connected();
+    Ok(Picked { dialled: Some(Arc::new(Mutex::new(Some(stream)))), ..Picked::only(endpoint) })
+}
+
+/// Finds out whether an address answers again whose back-off is over. No request waits for it: there are others that do.
+fn find_out(shared: &Shared, endpoint: &Arc<Endpoint>) {
+    let (load, now) = (&endpoint.state.load, shared.clock.now());
+    if load.is_well() || endpoint.identity.is_some() || !load.claim(now) {
+        return;
+    }
+    let (endpoint, mark, clock) = (Arc::clone(endpoint), shared.config.exclude, shared.clock.clone());
+    tokio::spawn(async move {
+        match dial(endpoint.addr, mark, false).await {
+            Ok(_) => endpoint.state.load.connected(),
+            Err(_) => endpoint.state.load.failed(clock.now()),
+        }
+    });
 }

@@ -98,6 +98,11 @@ impl Load {
         }
     }
 
+    /// Whether no connection to it has failed since the last that was made.
+    pub fn is_well(&self) -> bool {
+        self.trouble.load(Ordering::Relaxed) == 0
+    }
+
     /// Whether it may be tried: no failure, or the back-off is over.
     pub fn usable(&self, now: Duration) -> bool {
         let word = self.trouble.load(Ordering::Relaxed);
