@@ -1,5 +1,45 @@
-//! Streams that stand before other streams pass what they don't touch on, whole: a forgotten `poll_write_vectored` would have hyper copy
-//! every head and body into one buffer, and nothing would fail.
+//! Streams that stand before other streams pass what they don't touch on, whole: a forgotten `poll_write_vectored` would have every
+//! head and body copied into one buffer, or sent apart, and nothing would fail.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+use crate::detect::Downstream;
+use crate::upstream::Stream;
+
+/// A stream that may have read more than it was asked for.
+pub trait Resting: AsyncRead {
+    /// Nothing will be read for now, since nobody takes it: memory that is held for what was read ahead is given back. What has come of
+    /// it is ready; an end or an error is told again when it is read. Nobody is woken.
+    fn poll_rest(&mut self, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl Resting for tokio::io::Empty {}
+
+// TLS takes the bytes that were read below it; a record that they complete comes out of it.
+macro_rules! rest_of_tls {
+    ($stream:ty) => {
+        impl Resting for $stream {
+            fn poll_rest(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+                let Self::Mesh(tls) = self else { return Poll::Pending };
+                if !tls.get_mut().0.rest() {
+                    return Poll::Pending;
+                }
+                let polled = Pin::new(&mut **tls).poll_read(cx, buf);
+                tls.get_mut().0.wake();
+                polled
+            }
+        }
+    };
+}
+
+rest_of_tls!(Downstream);
+rest_of_tls!(Stream);
 
 /// Implements [`tokio::io::AsyncRead`] by what stands below: `io` is its name in each of the patterns of the type.
 macro_rules! forward_read {

@@ -13,6 +13,7 @@ mod life;
 mod opaque;
 mod policy;
 mod routing;
+mod slow;
 mod smuggling;
 mod sni;
 mod telemetry;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
     trials.extend(life::tests());
     trials.extend(drain::tests());
     trials.extend(flood::tests());
+    trials.extend(slow::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }

@@ -9,15 +9,13 @@ use tokio::time::sleep;
 use super::h1;
 use super::h1::serve::IDLE_TIMEOUT;
 use super::h2::connection::Connection;
-use super::h2::{CONN_WINDOW, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
+use super::h2::{CONN_WINDOW, HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 use super::session::Session;
 use crate::Shared;
 use crate::detect::{Downstream, HEAD_TIMEOUT};
 use crate::limits::guarded::{Activity, Guarded};
 use crate::upstream::Speak;
 
-/// Requests at a time on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 200;
 /// Streams that a client has reset before they were looked at (rapid reset); h2's own default, said here because it is a bound.
 const MAX_UNSEEN_RESETS: usize = 20;
 /// Streams of one connection that broke HTTP/2's rules, over its life; h2's own default.

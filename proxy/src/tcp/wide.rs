@@ -1,7 +1,8 @@
 //! A stream below TLS that is read widely: rustls asks for 4 KiB at a time, which is five calls of the kernel for each full record.
 //!
 //! Invariant: an idle stream holds no buffer. Bytes are read into the thread's own; a stream keeps it, [`SIZE`] bytes (in bulk
-//! [`scratch::BULK`]), only while TLS has not taken all of them, and the thread makes itself another.
+//! [`scratch::BULK`]), only while TLS has not taken all of them, and the thread makes itself another. Who stops reading has TLS take
+//! them first ([`Wide::rest`]): it has room for them.
 
 use std::cell::Cell;
 use std::io;
@@ -42,13 +43,14 @@ pub struct Wide<IO> {
     at: usize,
     end: usize,
     bulk: bool,
+    rests: bool,
     io: IO,
 }
 
 impl<IO> Wide<IO> {
     /// Nothing was read yet.
     pub fn new(io: IO) -> Self {
-        Self { memory: Vec::new(), at: 0, end: 0, bulk: false, io }
+        Self { memory: Vec::new(), at: 0, end: 0, bulk: false, rests: false, io }
     }
 
     /// Reads much at a time from now on, or no longer.
@@ -59,6 +61,17 @@ impl<IO> Wide<IO> {
     /// The stream below.
     pub fn get_ref(&self) -> &IO {
         &self.io
+    }
+
+    /// If something is held, it alone is given out and nothing more is read, until [`Wide::wake`]; whether that is so.
+    pub fn rest(&mut self) -> bool {
+        self.rests = !self.memory.is_empty();
+        self.rests
+    }
+
+    /// Reads again.
+    pub fn wake(&mut self) {
+        self.rests = false;
     }
 
     // Gives out what fits, and the memory back once it is empty.
@@ -76,6 +89,9 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Wide<IO> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         if this.memory.is_empty() {
+            if this.rests {
+                return Poll::Pending;
+            }
             let mut memory = spare(this.bulk);
             let mut wide = ReadBuf::new(&mut memory);
             let polled = Pin::new(&mut this.io).poll_read(cx, &mut wide);
@@ -120,5 +136,23 @@ mod tests {
         }
         assert!(got == data);
         assert_eq!(stream.memory.capacity(), 0);
+    }
+
+    #[tokio::test]
+    async fn one_that_rests_gives_what_it_holds_and_reads_nothing() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut stream = Wide::new(near);
+        assert!(!stream.rest(), "it holds nothing");
+        far.write_all(b"abcd").await.unwrap();
+        assert_eq!(stream.read_u8().await.unwrap(), b'a');
+        far.write_all(b"e").await.unwrap();
+        assert!(stream.rest());
+        let mut some = [0; 8];
+        assert_eq!(stream.read(&mut some).await.unwrap(), 3);
+        assert_eq!(stream.memory.capacity(), 0);
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(Pin::new(&mut stream).poll_read(&mut cx, &mut ReadBuf::new(&mut some)).is_pending());
+        stream.wake();
+        assert_eq!(stream.read_u8().await.unwrap(), b'e');
     }
 }

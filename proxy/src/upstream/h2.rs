@@ -21,7 +21,7 @@ use weft_engine::reason::Reason;
 
 use super::connect::{ConnectError, Speak};
 use super::{Stream, Target, end_of_life};
-use crate::http::h2::{CONN_WINDOW, HEADER_LIST, SEND_BUFFER, STREAM_WINDOW};
+use crate::http::h2::{CONN_WINDOW, HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDOW};
 
 /// Connections to one endpoint; beyond, streams queue in those there are.
 const MAX_CONNS: usize = 32;
@@ -258,7 +258,8 @@ async fn drive(
         let polled = Pin::new(&mut connection).poll(cx);
         let streams = connection.max_concurrent_send_streams();
         if streams != ASSUMED_STREAMS {
-            max.store(streams, Ordering::Relaxed);
+            // A server that takes any number is given no more than our window has room for.
+            max.store(streams.min(MAX_STREAMS as usize), Ordering::Relaxed);
         }
         if polled.is_pending() { alive.as_mut().poll(cx).map(Ok) } else { polled }
     })

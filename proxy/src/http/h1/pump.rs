@@ -4,8 +4,8 @@
 //! - Of a body no byte passes that is not framed as [`weft_engine::framing`] wants it, and chunks are framed anew, without extensions:
 //!   whoever reads behind us ends it where we do.
 //! - Head and the part of the body that is there already leave in one write.
-//! - What the receiver does not take is held, one read at most, and nothing more is read meanwhile. For a request that may have to be sent
-//!   again the beginning is kept, [`REPLAY_BYTES`] at most.
+//! - What the receiver does not take is held, one read at most, here or by its TLS, and nothing more is read meanwhile. For a request that
+//!   may have to be sent again the beginning is kept, [`REPLAY_BYTES`] at most.
 //! - Trailers pass but for those that only a head may say (RFC 9110 section 6.5.1).
 
 use std::io;
@@ -17,9 +17,12 @@ use weft_engine::head::{Field, ResponseBody, forbidden_in_trailers, read_trailer
 use weft_engine::reason::Reason;
 
 use super::wire::Wire;
+use crate::stream::Resting;
 
 /// Most bytes of a request, its head included, that are kept for another attempt.
 pub const REPLAY_BYTES: usize = 64 << 10;
+/// Room that a message keeps while nothing of it waits.
+const SPARE: usize = 1 << 10;
 /// Bytes of a trailer section.
 const TRAILER_BYTES: usize = 16 << 10;
 /// Moves in one poll, after which others get their turn.
@@ -123,6 +126,7 @@ impl Pump {
         if self.keep {
             self.keep = false;
             self.out.drain(..self.at);
+            self.out.shrink_to(SPARE);
             self.at = 0;
         }
     }
@@ -153,7 +157,7 @@ impl Pump {
     /// [`Fault`].
     pub fn poll<A, B>(&mut self, cx: &mut Context<'_>, from: &mut Wire<A>, to: &mut Wire<B>) -> Poll<Result<(), Fault>>
     where
-        A: AsyncRead + Unpin,
+        A: Resting + Unpin,
         B: AsyncWrite + Unpin,
     {
         if self.done {
@@ -166,19 +170,22 @@ impl Pump {
             if !from.held().is_empty() {
                 self.stage_held(from)?;
             }
-            ready!(self.poll_out(cx, to)).map_err(Fault::To)?;
+            // TLS takes more than its socket does: what it holds back waits as much as what is held here.
+            let gone = match self.poll_out(cx, to) {
+                Poll::Ready(Ok(())) => to.poll_flush(cx),
+                other => other,
+            };
+            if gone.is_pending() {
+                from.rest(cx);
+            }
+            ready!(gone).map_err(Fault::To)?;
             if self.ended {
-                ready!(to.poll_flush(cx)).map_err(Fault::To)?;
                 self.done = true;
                 return Poll::Ready(Ok(()));
             }
-            match from.poll_some(cx, |from, cx, bytes| self.came(cx, from, to, bytes)) {
-                Poll::Ready(Ok(came)) => came?,
-                Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::From)),
-                Poll::Pending => {
-                    ready!(to.poll_flush(cx)).map_err(Fault::To)?;
-                    return Poll::Pending;
-                }
+            match ready!(from.poll_some(cx, |from, cx, bytes| self.came(cx, from, to, bytes))) {
+                Ok(came) => came?,
+                Err(_) => return Poll::Ready(Err(Fault::From)),
             }
         }
         cx.waker().wake_by_ref();
@@ -193,6 +200,7 @@ impl Pump {
         }
         if !self.keep {
             self.out.clear();
+            self.out.shrink_to(SPARE);
             self.at = 0;
         }
         Poll::Ready(Ok(()))

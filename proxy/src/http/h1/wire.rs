@@ -11,7 +11,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::scratch;
+use crate::stream::Resting;
 
+/// Bytes that are read at a time: what a receiver that has stopped makes its connection hold.
+pub const READ: usize = 32 << 10;
 /// Bytes that may be held before nothing more is read.
 pub const MOST: usize = 64 << 10;
 
@@ -81,7 +84,8 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
         take: impl FnOnce(&mut Self, &mut Context<'_>, &[u8]) -> T,
     ) -> Poll<io::Result<T>> {
         scratch::with(|memory| {
-            let mut buf = ReadBuf::new(memory);
+            let size = memory.len().min(READ);
+            let mut buf = ReadBuf::new(&mut memory[..size]);
             ready!(Pin::new(&mut self.io).poll_read(cx, &mut buf))?;
             Poll::Ready(Ok(take(self, cx, buf.filled())))
         })
@@ -107,6 +111,21 @@ impl<IO: AsyncRead + Unpin> Wire<IO> {
             }
         }
         Poll::Pending
+    }
+}
+
+impl<IO: Resting> Wire<IO> {
+    /// Nothing is read for now, since nobody takes it: the stream gives back the memory of what it has read ahead.
+    pub fn rest(&mut self, cx: &mut Context<'_>) {
+        let Self { io, held, .. } = self;
+        let rested = scratch::with(|memory| {
+            let mut buf = ReadBuf::new(memory);
+            ready!(io.poll_rest(cx, &mut buf))?;
+            held.extend_from_slice(buf.filled());
+            Poll::Ready(Ok(()))
+        });
+        // An end or an error comes again when it is read.
+        drop(rested);
     }
 }
 

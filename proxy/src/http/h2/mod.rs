@@ -16,9 +16,11 @@ pub mod replay;
 pub const HEADER_LIST: u32 = 64 << 10;
 /// What a peer may send on one stream before it is passed on. It is what a reader that has stopped costs on each hop, together with
 /// [`SEND_BUFFER`]; a stream moves at most that much in a round trip.
-pub const STREAM_WINDOW: u32 = 48 << 10;
-/// What a peer may send on one connection before it is passed on: larger than a stream's, so that slow streams do not stop the others.
-/// A small one also shrinks the library's budget of frames (reference/deps.md).
-pub const CONN_WINDOW: u32 = 4 << 20;
+pub const STREAM_WINDOW: u32 = 32 << 10;
+/// Requests at a time on one connection.
+pub const MAX_STREAMS: u32 = 200;
+/// What a peer may send on one connection before it is passed on: as much as all its streams together, so that those which nobody reads
+/// never stop the others.
+pub const CONN_WINDOW: u32 = MAX_STREAMS * STREAM_WINDOW;
 /// What waits on one stream to be written, once the peer's windows allow it.
 pub const SEND_BUFFER: usize = 16 << 10;

@@ -1,8 +1,9 @@
 //! A body on its way from one stream to another: frame by frame, trailers included, at the pace of the slower side.
 //!
 //! Invariants
-//! - At most one frame is held while the other side has no window; nothing more is read meanwhile, and what was read opens the sender's
-//!   window only when it has been handed on. A reader that stops thus stops the sender.
+//! - No more is handed on than the other side has a window for, but for a small first frame. At most one frame is held meanwhile and nothing more
+//!   is read, and what was read opens the sender's window only when all of it has been handed on. A reader that stops thus stops the sender,
+//!   and costs the window of one stream.
 //! - Empty frames in the middle are not passed on.
 
 use std::task::{Context, Poll, ready};
@@ -10,6 +11,9 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::HeaderMap;
+
+/// A first frame that is not worth asking for room.
+const SMALL: usize = 4 << 10;
 
 /// A part of a body.
 #[derive(Clone, Debug)]
@@ -27,6 +31,9 @@ pub trait Source {
 
     /// Whether nothing more will come.
     fn is_end(&self) -> bool;
+
+    /// The receiver takes no more for now.
+    fn waits(&mut self) {}
 }
 
 /// A stream's body.
@@ -106,18 +113,28 @@ impl Pipe {
     ) -> Poll<Result<(), Fault>> {
         while !self.done {
             if self.held.is_some() {
-                ready!(poll_room(cx, to))?;
-                if let Some(data) = self.held.take() {
-                    self.send(data, from, to)?;
+                let Poll::Ready(room) = poll_room(cx, to)? else {
+                    from.waits();
+                    return Poll::Pending;
+                };
+                if let Some(mut data) = self.held.take() {
+                    if room < data.len() {
+                        to.send_data(data.split_to(room), false).map_err(|_| Fault::To)?;
+                        to.reserve_capacity(data.len());
+                        self.held = Some(data);
+                    } else {
+                        self.send(data, from, to)?;
+                    }
                 }
                 continue;
             }
             match ready!(from.poll_piece(cx)) {
                 Some(Ok(Piece::Data(data))) if data.is_empty() && !from.is_end() => {}
-                // The first frame waits for its window inside the library: a body of one frame asks for nothing. For a later one room is
-                // asked only when it is there, so that an idle stream claims nothing of the connection's window.
-                Some(Ok(Piece::Data(data))) if self.begun => {
-                    to.reserve_capacity(1);
+                // A small first frame waits for its window inside the library: a body of one such asks for nothing. For another one room
+                // is asked only when it is there, so that an idle stream claims nothing of the connection's window. An end without a byte
+                // needs no room: the other side, which has all, may never make any.
+                Some(Ok(Piece::Data(data))) if (self.begun || data.len() > SMALL) && !data.is_empty() => {
+                    to.reserve_capacity(data.len());
                     self.held = Some(data);
                 }
                 Some(Ok(Piece::Data(data))) => self.send(data, from, to)?,
@@ -139,13 +156,16 @@ impl Pipe {
     }
 }
 
-// Until the other side takes at least a byte.
-fn poll_room(cx: &mut Context<'_>, to: &mut SendStream<Bytes>) -> Poll<Result<(), Fault>> {
-    while to.capacity() == 0 {
+// Until the other side takes at least a byte; how many it takes.
+fn poll_room(cx: &mut Context<'_>, to: &mut SendStream<Bytes>) -> Poll<Result<usize, Fault>> {
+    loop {
+        let room = to.capacity();
+        if room > 0 {
+            return Poll::Ready(Ok(room));
+        }
         match ready!(to.poll_capacity(cx)) {
             Some(Ok(_)) => {}
             Some(Err(_)) | None => return Poll::Ready(Err(Fault::To)),
         }
     }
-    Poll::Ready(Ok(()))
 }

@@ -1,7 +1,7 @@
 //! A request's body, which may have to be sent again.
 //!
-//! Invariant: what is kept for another attempt is bounded by [`REPLAY_BYTES`] and [`REPLAY_PIECES`]; a longer body is passed on all the
-//! same, and is then not sent again.
+//! Invariant: what is kept for another attempt is bounded by [`REPLAY_BYTES`] and [`REPLAY_PIECES`], and by [`WAITING_BYTES`] once the endpoint
+//! takes no more for now; a longer body is passed on all the same, and is then not sent again.
 
 use std::task::{Context, Poll, ready};
 
@@ -13,6 +13,9 @@ use crate::http::attempt::REPLAY_BYTES;
 
 /// Most frames that are kept, since each costs more than its bytes.
 const REPLAY_PIECES: usize = 64;
+
+/// Most bytes that are kept of a body which waits for its endpoint: what waits behind them is held too.
+const WAITING_BYTES: usize = 16 << 10;
 
 /// A client's body, and what is kept of it.
 #[derive(Debug)]
@@ -71,14 +74,19 @@ impl<S: Source> Replay<S> {
 
     fn keep(&mut self, data: &Bytes) {
         if self.kept_bytes + data.len() > REPLAY_BYTES || self.kept.len() >= REPLAY_PIECES {
-            self.keeping = false;
-            self.whole = false;
-            self.kept = Vec::new();
+            self.give_up();
         } else {
             self.kept_bytes += data.len();
             self.kept.push(data.clone());
         }
         self.next = self.kept.len();
+    }
+
+    fn give_up(&mut self) {
+        self.keeping = false;
+        self.whole = false;
+        self.kept = Vec::new();
+        self.next = 0;
     }
 }
 
@@ -116,6 +124,12 @@ impl<S: Source> Source for Replay<S> {
 
     fn is_end(&self) -> bool {
         self.ended && self.next >= self.kept.len() && (self.trailers_given || self.trailers.is_none())
+    }
+
+    fn waits(&mut self) {
+        if self.keeping && self.kept_bytes > WAITING_BYTES && self.next >= self.kept.len() {
+            self.give_up();
+        }
     }
 }
 
@@ -187,6 +201,20 @@ mod tests {
         assert!(replay.is_whole());
         assert_eq!(next(&mut replay), "y");
         assert!(replay.is_end() && !replay.is_whole() && replay.kept.is_empty());
+    }
+
+    #[test]
+    fn of_a_body_that_waits_for_its_endpoint_little_is_kept() {
+        static HALF: [u8; WAITING_BYTES / 2] = [b'x'; WAITING_BYTES / 2];
+        let mut replay = replay(&[&HALF, &HALF, b"y", b"z"], false);
+        next(&mut replay);
+        next(&mut replay);
+        replay.waits();
+        assert!(replay.is_whole());
+        next(&mut replay);
+        replay.waits();
+        assert!(!replay.is_whole() && replay.kept.is_empty());
+        assert_eq!(rest(&mut replay), "z");
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! Messages under way: whatever the pieces, the receiver gets the same message.
 
 use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 
 use proptest::prelude::*;
+use tokio::io::AsyncWrite;
 use weft_engine::framing::{Body, BodyLength};
 use weft_engine::head::{ResponseBody, read_trailers};
 
 use super::super::pump::{Fault, Pump, REPLAY_BYTES};
 use super::super::wire::Wire;
 use super::streams::{Given, Taken};
+use crate::http::h1::wire::READ;
 
 const HEAD: &[u8] = b"HEAD\r\n\r\n";
 const CHUNKS: &str = "4;x=\"y\"\r\n\r\n\r\n\r\n0A \r\n0123456789\r\n000\r\nX-Sum: 5\r\nContent-Length: 7\r\nx_real_ip: 1\r\nGrpc-Status: 0\r\n\r\n";
@@ -218,4 +223,35 @@ proptest! {
         prop_assert!(ended.is_ok());
         prop_assert_eq!(known, content);
     }
+}
+
+/// Takes all it is given, as TLS does, and gets rid of nothing.
+struct Clogged(usize);
+
+impl AsyncWrite for Clogged {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.0 += buf.len();
+        Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[test]
+fn a_receiver_that_holds_back_is_given_no_more() {
+    let mut pump = Pump::new(HEAD.to_vec(), ResponseBody::UntilClose);
+    let body = vec![b'x'; READ * 4];
+    let (mut from, mut to) = (Wire::new(Given::new(&body, &[READ * 2])), Wire::new(Clogged(0)));
+    let mut cx = Context::from_waker(Waker::noop());
+    for _ in 0..10 {
+        assert!(pump.poll(&mut cx, &mut from, &mut to).is_pending());
+    }
+    // Not even the first of the body, as the head has not left.
+    assert_eq!((to.get_ref().0, from.held().len()), (HEAD.len(), 0));
 }

@@ -7,6 +7,8 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::stream::Resting;
+
 /// Gives pieces, each behind a pause; then it ends, or breaks.
 pub struct Given {
     pieces: VecDeque<Vec<u8>>,
@@ -35,6 +37,8 @@ impl Given {
     }
 }
 
+impl Resting for Given {}
+
 impl AsyncRead for Given {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.pause = !self.pause;
@@ -43,7 +47,13 @@ impl AsyncRead for Given {
             return Poll::Pending;
         }
         match self.pieces.pop_front() {
-            Some(piece) => buf.put_slice(&piece),
+            Some(mut piece) => {
+                let rest = piece.split_off(piece.len().min(buf.remaining()));
+                buf.put_slice(&piece);
+                if !rest.is_empty() {
+                    self.pieces.push_front(rest);
+                }
+            }
             None if self.broken => return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             None => {}
         }
