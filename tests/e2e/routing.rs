@@ -281,6 +281,6 @@ spec:
         std::thread::sleep(Duration::from_millis(2100));
         let got = get(pod, to, "/");
         assert_eq!(got.outcome(), (200, ""));
-        assert!(got.took < Duration::from_millis(150), "{:?}", got.took);
+        assert!(got.took < Duration::from_millis(200), "{:?}", got.took);
     }
 }
