@@ -20,7 +20,7 @@ use weft_engine::reason::Reason;
 use super::outbound::speaking;
 use crate::Shared;
 use crate::detect::{Detected, Downstream, HESITATION, Hello, Prefixed, SILENCE, client_hello, first_bytes};
-use crate::discovery::snapshot::{Alpn, Destination, Endpoint, EndpointState, InboundPort, Protocol};
+use crate::discovery::snapshot::{Destination, Endpoint, InboundPort, Protocol};
 use crate::http::h1::serve::IDLE_TIMEOUT;
 use crate::http::inbound::{Peer, port_of};
 use crate::http::serve::serve as serve_http;
@@ -48,17 +48,7 @@ impl Applications {
         if let Some(endpoint) = known.get(&addr) {
             return Arc::clone(endpoint);
         }
-        let endpoint = Arc::new(Endpoint {
-            name: addr.to_string().into(),
-            addr,
-            identity: None,
-            alpn: Alpn::default(),
-            workload: "".into(),
-            weight: 1,
-            draining: false,
-            application: true,
-            state: Arc::new(EndpointState::new(shared.clock.now())),
-        });
+        let endpoint = Arc::new(Endpoint::plain(addr, true, shared.clock.now()));
         if known.len() < MAX_APPLICATIONS {
             known.insert(addr, Arc::clone(&endpoint));
         } else {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 
 use super::address::canonical;
-use super::snapshot::{Alpn, Endpoint, EndpointState};
+use super::snapshot::Endpoint;
 
 /// Addresses remembered at most.
 const MAX: usize = 1024;
@@ -38,17 +38,7 @@ impl Externals {
             evicted = oldest.is_some_and(|oldest| all.remove(&oldest).is_some());
         }
         let known = all.entry(addr).or_insert_with(|| Known {
-            endpoint: Arc::new(Endpoint {
-                name: addr.to_string().into(),
-                addr,
-                identity: None,
-                alpn: Alpn::default(),
-                workload: "".into(),
-                weight: 1,
-                draining: false,
-                application: false,
-                state: Arc::new(EndpointState::new(now)),
-            }),
+            endpoint: Arc::new(Endpoint::plain(addr, false, now)),
             last_used: AtomicU64::new(now.as_secs()),
         });
         (Arc::clone(&known.endpoint), evicted)

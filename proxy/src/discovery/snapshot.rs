@@ -149,6 +149,23 @@ pub struct Endpoint {
     pub state: Arc<EndpointState>,
 }
 
+impl Endpoint {
+    /// An address that nobody has described, spoken to in the clear; of our own `application` or of somebody outside the mesh.
+    pub fn plain(addr: SocketAddr, application: bool, now: Duration) -> Self {
+        Self {
+            name: addr.to_string().into(),
+            addr,
+            identity: None,
+            alpn: Alpn::default(),
+            workload: "".into(),
+            weight: 1,
+            draining: false,
+            application,
+            state: Arc::new(EndpointState::new(now)),
+        }
+    }
+}
+
 /// Mesh protocols that an endpoint takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Alpn {

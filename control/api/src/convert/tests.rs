@@ -1,3 +1,5 @@
+//! Resources become what the engine decides with, or are refused by name.
+
 use std::time::Duration;
 
 use bytes::Bytes;

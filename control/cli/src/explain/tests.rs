@@ -1,3 +1,5 @@
+//! What `weft explain` says of the example shop.
+
 use std::path::PathBuf;
 
 use super::*;

@@ -93,14 +93,6 @@ impl Pod {
         self.net.run(|| rules::install(capture))?.map_err(failed)
     }
 
-    /// Removes the capture rules.
-    ///
-    /// # Errors
-    /// [`Error::Capture`].
-    pub fn release(&self) -> Result<(), Error> {
-        self.net.run(rules::remove)?.map_err(|source| Error::Capture { pod: self.workload(), source })
-    }
-
     /// A command that runs in the pod when it is started: with the lab's names, ending with this process at the latest.
     pub fn command<I, S>(&self, program: impl AsRef<OsStr>, args: I) -> Command
     where

@@ -104,11 +104,6 @@ impl Process {
         self.child.id()
     }
 
-    /// Where its output goes.
-    pub fn log_file(&self) -> &Path {
-        &self.log
-    }
-
     /// All of its output so far.
     pub fn log(&self) -> String {
         std::fs::read(&self.log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()

@@ -53,12 +53,6 @@ impl PolicySet {
         &self.policies
     }
 
-    /// Whether a rule names methods or paths, so that what is not HTTP can never satisfy it.
-    pub fn needs_http(&self) -> bool {
-        let names = |to: &To| !to.methods.is_empty() || !to.paths.is_empty();
-        self.policies.iter().flat_map(|p| &p.rules).any(|rule| rule.to.iter().any(names))
-    }
-
     /// Who may: see the module's text for the order.
     pub fn decide(&self, question: &Question<'_>) -> Verdict {
         if let Some(closed) = &self.closed {

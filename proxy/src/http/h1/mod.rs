@@ -1,6 +1,6 @@
 //! HTTP/1 without a library in between: a head is checked once, by the engine, and goes on as the bytes that it came in; bodies pass as
-//! they are framed. What hyper would make of a message, and the application differently, is no question here: what passes is what
-//! was checked.
+//! they are framed. What a library would make of a message, and the application differently, is no question here: what passes
+//! is what was checked.
 //!
 //! - [`serve`]: a client's connection, request after request. [`exchange`]: one of them. `sending`: its way to an endpoint.
 //! - [`wire`]: a stream and what was read ahead. [`pump`]: a message under way. [`heads`], [`refusal`]: what is written.

@@ -1,3 +1,5 @@
+//! Which policies cover a port, and what became of those that could not be had.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 

@@ -123,7 +123,6 @@ fn what_is_not_http_fails_closed() {
     let by_method = || vec![(vec![], vec![to(&["GET"], &[])])];
     for rules in [by_path(), by_method()] {
         let set = |action| PolicySet::new(vec![policy("p", action, rules.clone())], false);
-        assert!(set(Action::Allow).needs_http());
         assert_eq!(ask(&set(Action::Allow), Some(&web), None), Some(Reason::NotAllowed));
         assert_eq!(ask(&set(Action::Deny), Some(&web), None), Some(Reason::DeniedByPolicy));
     }
@@ -131,7 +130,6 @@ fn what_is_not_http_fails_closed() {
     assert_eq!(ask(&others, Some(&identity("shop", "other")), None), None);
     let anything = PolicySet::new(vec![policy("p", Action::Allow, vec![(vec![], vec![To::default()])])], false);
     assert_eq!(ask(&anything, None, None), None);
-    assert!(!anything.needs_http());
 }
 
 #[test]
