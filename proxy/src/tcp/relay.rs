@@ -2,14 +2,15 @@
 //!
 //! Invariants
 //! - An idle pair holds no buffer: bytes are read into the thread's own buffer and written at once; only what the other side does not
-//!   take is kept, and nothing more is read meanwhile. That is one read for each direction: 64 KiB, or 256 KiB of a stream that has
-//!   filled those; the first that is not taken at once makes it 64 KiB again.
+//!   take is kept, and nothing more is read meanwhile. That is one read for each direction: 64 KiB, or 256 KiB of one that is moved
+//!   in bulk, and of those there are [`MAX_BULK`].
 //! - The end of one direction is passed on as a half-close; the other goes on until it ends too.
 //! - A stream that breaks while nobody reads from it is noticed within [`LOOK`].
 
 use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ use crate::scratch;
 
 /// Moves in one poll, after which others get their turn.
 const MOVES: usize = 8;
+/// Directions that may be moved in bulk at a time; each may hold 256 KiB here, as much encrypted and as much below TLS.
+const MAX_BULK: usize = 32;
 /// How often a stream is looked at for a reset while it is not read.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -165,12 +168,30 @@ fn fault(socket: &TcpStream) -> Option<io::Error> {
     socket.take_error().unwrap_or_else(Some)
 }
 
+/// A place among the directions that are moved in bulk: what they hold for slow readers would be too much for any number.
+#[derive(Debug)]
+struct Place(());
+
+static FREE: AtomicUsize = AtomicUsize::new(MAX_BULK);
+
+impl Place {
+    fn take() -> Option<Self> {
+        FREE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(1)).ok().map(|_| Self(()))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        FREE.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[derive(Default)]
 struct Direction {
     // Read, and not taken by the other side yet.
     held: Bytes,
     // Many bytes are moved at a time. Each costs less then: fewer calls of the kernel, and above all fewer times that a process is woken.
-    bulk: bool,
+    bulk: Option<Place>,
     moved: u64,
     unflushed: bool,
     ended: bool,
@@ -179,17 +200,18 @@ struct Direction {
 
 impl Direction {
     fn size(&self) -> usize {
-        if self.bulk { scratch::BULK } else { scratch::SIZE }
+        if self.bulk.is_some() { scratch::BULK } else { scratch::SIZE }
     }
 
-    // After a read: much is moved at a time once a read was full, until one is not taken whole.
+    // After a read: many bytes are moved at a time from the first that brings as many as usual, until one that brings fewer.
     fn learn<R: Joined, W: Joined>(&mut self, read: usize, from: &mut R, to: &mut W) {
-        let bulk = self.held.is_empty() && (self.bulk || read == scratch::SIZE);
-        if bulk != self.bulk {
-            self.bulk = bulk;
-            from.read_bulk(bulk);
-            to.write_bulk(bulk);
+        let many = read >= scratch::SIZE;
+        if many == self.bulk.is_some() {
+            return;
         }
+        self.bulk = if many { Place::take() } else { None };
+        from.read_bulk(self.bulk.is_some());
+        to.write_bulk(self.bulk.is_some());
     }
 
     // Whether nothing is read: a reset would not be noticed.
@@ -296,163 +318,4 @@ fn write<W: AsyncWrite + Unpin>(cx: &mut Context<'_>, to: &mut W, bytes: &[u8]) 
 }
 
 #[cfg(test)]
-mod tests {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Join, duplex};
-    use tokio::net::TcpListener;
-    use tokio::time::timeout;
-
-    use super::*;
-
-    impl Joined for DuplexStream {
-        fn socket(&self) -> Option<&TcpStream> {
-            None
-        }
-    }
-
-    impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Joined for Join<R, W> {
-        fn socket(&self) -> Option<&TcpStream> {
-            None
-        }
-    }
-
-    fn joined(capacity: usize) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<Relayed>) {
-        let (client, mut a) = duplex(capacity);
-        let (server, mut b) = duplex(capacity);
-        let task = tokio::spawn(async move { relay(&mut a, &mut b).await });
-        (client, server, task)
-    }
-
-    #[tokio::test]
-    async fn one_direction_ends_and_the_other_goes_on() {
-        let (mut client, mut server, task) = joined(1024);
-        client.write_all(b"question").await.unwrap();
-        client.shutdown().await.unwrap();
-        let mut question = String::new();
-        server.read_to_string(&mut question).await.unwrap();
-        assert_eq!(question, "question");
-        server.write_all(b"a longer answer").await.unwrap();
-        server.shutdown().await.unwrap();
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert_eq!(answer, "a longer answer");
-        let relayed = task.await.unwrap();
-        assert_eq!((relayed.sent, relayed.received), (8, 15));
-        assert!(relayed.broken.is_none());
-    }
-
-    #[tokio::test]
-    async fn a_slow_reader_is_waited_for_and_nothing_is_lost() {
-        let (mut client, mut server, task) = joined(100);
-        let data: Vec<u8> = (0..1_000_000_u32).map(|i| i as u8).collect();
-        let sent = data.clone();
-        let writer = tokio::spawn(async move {
-            client.write_all(&sent).await.unwrap();
-            client.shutdown().await.unwrap();
-            client
-        });
-        let mut got = Vec::new();
-        server.read_to_end(&mut got).await.unwrap();
-        assert!(got == data);
-        drop(server);
-        drop(writer.await.unwrap());
-        assert_eq!(task.await.unwrap().sent, 1_000_000);
-    }
-
-    /// Gives the pieces, from the last to the first, then it breaks.
-    struct Breaks(Vec<&'static [u8]>);
-
-    impl AsyncRead for Breaks {
-        fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-            let piece = self.0.pop().ok_or(io::ErrorKind::ConnectionReset);
-            Poll::Ready(piece.map(|piece| buf.put_slice(piece)).map_err(io::Error::from))
-        }
-    }
-
-    #[tokio::test]
-    async fn what_came_before_a_break_arrives() {
-        let mut a = tokio::io::join(Breaks(vec![b"words", b"last "]), tokio::io::sink());
-        let (mut server, mut b) = duplex(1024);
-        let relayed = relay(&mut a, &mut b).await;
-        assert!(matches!(relayed.broken, Some(Broken::First(_))), "{relayed:?}");
-        let mut heard = [0; 10];
-        server.read_exact(&mut heard).await.unwrap();
-        assert_eq!(&heard, b"last words");
-        assert_eq!(relayed.sent, 10);
-    }
-
-    #[tokio::test]
-    async fn a_stop_ends_it() {
-        let (_client, mut a) = duplex(16);
-        let (_server, mut b) = duplex(16);
-        let (relayed, stopped) = relay_until(&mut a, &mut b, async { 7 }).await;
-        assert_eq!(stopped, Some(7));
-        assert_eq!(relayed.sent, 0);
-    }
-
-    // The end that stays, and the end that is relayed.
-    async fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (near, listener.accept().await.unwrap().0)
-    }
-
-    // Relays between two sockets, and passes a break on as both sides of the proxy do.
-    async fn connected() -> (TcpStream, TcpStream) {
-        let ((client, mut a), (server, mut b)) = (pair().await, pair().await);
-        tokio::spawn(async move { relay(&mut a, &mut b).await.pass_break_on(&a, &b) });
-        (client, server)
-    }
-
-    // Within a second, and a bit for a busy machine. Who has read the end reads it again; the error is told on asking and on writing.
-    async fn is_reset(socket: TcpStream) {
-        let waiting = async {
-            while fault(&socket).is_none() {
-                sleep(Duration::from_millis(20)).await;
-            }
-        };
-        timeout(Duration::from_secs(2), waiting).await.expect("the reset in time");
-    }
-
-    async fn half_closes(near: &mut TcpStream, far: &mut TcpStream) {
-        near.shutdown().await.unwrap();
-        assert_eq!(far.read(&mut [0]).await.unwrap(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_reset_after_a_half_close_is_passed_on_while_the_other_is_silent() {
-        let (mut client, mut server) = connected().await;
-        half_closes(&mut client, &mut server).await;
-        reset_on_close(&client);
-        drop(client);
-        is_reset(server).await;
-
-        let (mut client, mut server) = connected().await;
-        half_closes(&mut server, &mut client).await;
-        reset_on_close(&server);
-        drop(server);
-        is_reset(client).await;
-    }
-
-    #[tokio::test]
-    async fn half_closed_and_silent_for_long_it_goes_on() {
-        let (mut client, mut server) = connected().await;
-        half_closes(&mut client, &mut server).await;
-        sleep(LOOK * 3).await;
-        server.write_all(b"late").await.unwrap();
-        drop(server);
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert_eq!(answer, "late");
-    }
-
-    #[tokio::test]
-    async fn a_reset_is_passed_on_to_who_does_not_read() {
-        let (mut client, server) = connected().await;
-        // Until nobody takes any more: neither the sockets nor the relay.
-        let block = vec![7; 1 << 20];
-        while timeout(Duration::from_millis(300), client.write(&block)).await.is_ok() {}
-        reset_on_close(&client);
-        drop(client);
-        is_reset(server).await;
-    }
-}
+mod tests;
