@@ -46,6 +46,20 @@ impl Joined for Downstream {
             io.get_mut().1.set_buffer_limit(Some(if on { scratch::BULK } else { scratch::SIZE }));
         }
     }
+
+    fn bare_reads(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(io) => io.bare_reads(),
+            Self::Mesh(_) => None,
+        }
+    }
+
+    fn bare_writes(&self) -> Option<&TcpStream> {
+        match self {
+            Self::Plain(io) => io.bare_writes(),
+            Self::Mesh(_) => None,
+        }
+    }
 }
 
 forward_read!(Downstream, io in Self::Plain(io), Self::Mesh(io));

@@ -57,6 +57,14 @@ impl<IO: Joined> Joined for Prefixed<IO> {
     fn write_bulk(&mut self, on: bool) {
         self.io.write_bulk(on);
     }
+
+    fn bare_reads(&self) -> Option<&TcpStream> {
+        self.io.bare_reads().filter(|_| self.prefix.is_empty())
+    }
+
+    fn bare_writes(&self) -> Option<&TcpStream> {
+        self.io.bare_writes()
+    }
 }
 
 impl<IO: AsyncRead + Unpin> AsyncRead for Prefixed<IO> {

@@ -8,6 +8,7 @@
 pub mod inbound;
 pub mod outbound;
 pub mod relay;
+pub mod splice;
 pub mod wide;
 
 use std::net::SocketAddr;
@@ -151,6 +152,9 @@ impl Drop for Connection {
         }
         if let Some(reason) = self.reason {
             self.shared.telemetry.refused(self.direction, reason);
+        }
+        if self.moved.crowded {
+            self.shared.telemetry.bound_hit("bulk_directions");
         }
         self.shared.telemetry.access(AccessRecord {
             direction: self.direction,

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::reset_on_close;
+use super::splice::Pipe;
 use crate::scratch;
 
 /// Moves in one poll, after which others get their turn.
@@ -39,10 +40,28 @@ pub trait Joined: AsyncRead + AsyncWrite + Unpin {
 
     /// The same for what is written.
     fn write_bulk(&mut self, _on: bool) {}
+
+    /// The socket that the next bytes are read from as they are; `None` if anything changes them, or holds some.
+    fn bare_reads(&self) -> Option<&TcpStream> {
+        None
+    }
+
+    /// The socket that bytes are written to as they are.
+    fn bare_writes(&self) -> Option<&TcpStream> {
+        None
+    }
 }
 
 impl Joined for TcpStream {
     fn socket(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn bare_reads(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+
+    fn bare_writes(&self) -> Option<&TcpStream> {
         Some(self)
     }
 }
@@ -56,6 +75,8 @@ pub struct Relayed {
     pub received: u64,
     /// `None`: both directions ended in order.
     pub broken: Option<Broken>,
+    /// Too many others were moved in bulk for it to be.
+    pub crowded: bool,
 }
 
 /// Which stream broke, and how.
@@ -119,7 +140,8 @@ where
         lookout.poll(cx, unread).map(|broken| (Some(broken), None))
     })
     .await;
-    (Relayed { sent: there.moved, received: back.moved, broken }, stopped)
+    let crowded = there.crowded || back.crowded;
+    (Relayed { sent: there.moved, received: back.moved, broken, crowded }, stopped)
 }
 
 enum Fault {
@@ -192,7 +214,10 @@ struct Direction {
     held: Bytes,
     // Many bytes are moved at a time. Each costs less then: fewer calls of the kernel, and above all fewer times that a process is woken.
     bulk: Option<Place>,
+    // In bulk between two bare sockets: they stay in the kernel.
+    pipe: Option<Pipe>,
     moved: u64,
+    crowded: bool,
     unflushed: bool,
     ended: bool,
     closed: bool,
@@ -210,13 +235,14 @@ impl Direction {
             return;
         }
         self.bulk = if many { Place::take() } else { None };
+        self.crowded |= many && self.bulk.is_none();
         from.read_bulk(self.bulk.is_some());
         to.write_bulk(self.bulk.is_some());
     }
 
     // Whether nothing is read: a reset would not be noticed.
     fn unread(&self) -> bool {
-        self.ended || !self.held.is_empty()
+        self.ended || !self.held.is_empty() || self.pipe.as_ref().is_some_and(|pipe| pipe.held() > 0)
     }
 
     fn poll<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
@@ -230,6 +256,7 @@ impl Direction {
                 self.held.advance(n);
                 self.moved += n as u64;
             }
+            ready!(self.drain(cx, to))?;
             if self.ended {
                 if !self.closed {
                     // Flushes too.
@@ -253,12 +280,50 @@ impl Direction {
         Poll::Pending
     }
 
+    // Hands on what the pipe holds. It is given back when bulk is over.
+    fn drain<W: Joined>(&mut self, cx: &mut Context<'_>, to: &W) -> Poll<Result<(), Fault>> {
+        let Some(pipe) = &mut self.pipe else { return Poll::Ready(Ok(())) };
+        while pipe.held() > 0 {
+            let Some(socket) = to.bare_writes() else {
+                return Poll::Ready(Err(Fault::Writing(io::ErrorKind::Unsupported.into())));
+            };
+            self.moved += ready!(pipe.drain(cx, socket)).map_err(Fault::Writing)? as u64;
+        }
+        if self.bulk.is_none()
+            && let Some(pipe) = self.pipe.take()
+        {
+            pipe.give_back();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    // In bulk between bare sockets: reads into a pipe. `None`: it is to be copied.
+    fn splice<R: Joined, W: Joined>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &R,
+        to: &W,
+    ) -> Option<Poll<io::Result<usize>>> {
+        self.bulk.as_ref()?;
+        let socket = from.bare_reads().filter(|_| to.bare_writes().is_some())?;
+        if self.pipe.is_none() {
+            self.pipe = Pipe::take();
+        }
+        Some(self.pipe.as_mut()?.fill(cx, socket))
+    }
+
     // Reads what there is, and writes it as far as the other side takes it.
     fn fill<R, W>(&mut self, cx: &mut Context<'_>, from: &mut R, to: &mut W) -> Poll<Result<(), Fault>>
     where
         R: Joined,
         W: Joined,
     {
+        if let Some(spliced) = self.splice(cx, from, to) {
+            let read = ready!(spliced).map_err(Fault::Reading)?;
+            self.ended = read == 0;
+            self.learn(read, from, to);
+            return Poll::Ready(Ok(()));
+        }
         let mut fault = None;
         let read = scratch::with_size(self.size(), |memory| {
             let mut buf = ReadBuf::new(memory);

@@ -133,7 +133,9 @@ pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>>
 
 fn body(kind: Kind, node: &Node, name: &str, context: &Context<'_>, checker: &mut Checker) -> Option<Body> {
     match kind {
-        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute if is_for_gateways_only(node) => Some(Body::Route(Route::default())),
+        Kind::HttpRoute | Kind::GrpcRoute | Kind::TlsRoute | Kind::TcpRoute if is_for_gateways_only(node) => {
+            Some(Body::Route(Route::default()))
+        }
         Kind::HttpRoute => {
             let object: gateway::Object<gateway::HttpRouteSpec> = checker.take(decode(node))?;
             let mut route = route::http_route(&object.spec, context, checker);

@@ -1,18 +1,28 @@
 //! An application that keeps every byte that it is given, and reads requests more strictly than any server does.
+//!
+//! Invariants
+//! - Every connection has a number, in the order in which they came, and every event is told with that of its connection: of two connections
+//!   nobody can say whose bytes or whose end come first.
+//! - What is told at the end is all that was ever sent here: each connection was read until its end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::world::listen;
+
+/// For every connection to end, once nobody calls.
+const SOON: Duration = Duration::from_secs(10);
 
 /// Something that has come.
 #[derive(Debug)]
 pub struct Event {
+    /// The number of its connection.
+    pub conn: usize,
     pub what: What,
     pub bytes: Vec<u8>,
 }
@@ -30,58 +40,78 @@ pub enum What {
 #[derive(Default)]
 struct Log {
     events: Vec<Event>,
-    // Connections on which a request has begun.
-    begun: usize,
+    // Connections that have come, and those of them that have ended.
+    came: usize,
+    ended: usize,
+    // Nobody calls any more: a connection without a request under way is ended by us.
+    over: bool,
 }
 
 /// The application.
 #[derive(Clone)]
 pub struct Recorder {
     pub addr: SocketAddr,
-    log: Arc<Mutex<Log>>,
+    log: watch::Sender<Log>,
 }
 
 impl Recorder {
     pub async fn start() -> Self {
-        let log = Arc::<Mutex<Log>>::default();
-        let kept = Arc::clone(&log);
-        let addr = listen(move |stream, _| record(stream, Arc::clone(&kept))).await;
+        let log = watch::Sender::new(Log::default());
+        let kept = log.clone();
+        let addr = listen(move |stream, _| {
+            kept.send_modify(|log| log.came += 1);
+            let conn = kept.borrow().came;
+            let log = kept.clone();
+            async move {
+                record(stream, conn, &log).await;
+                log.send_modify(|log| log.ended += 1);
+            }
+        })
+        .await;
         Self { addr, log }
     }
 
-    /// All that has come, in its order, once no request is under way; `None` if one stays so.
-    pub async fn settled(&self) -> Option<Vec<Event>> {
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_secs(5) {
-            {
-                let mut log = self.log.lock();
-                if log.begun == 0 {
-                    return Some(std::mem::take(&mut log.events));
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        None
+    /// All that has come, in the order in which it was read, when nobody calls any more. `None`: a request stays half given.
+    pub async fn finish(&self) -> Option<Vec<Event>> {
+        self.log.send_modify(|log| log.over = true);
+        let ended = async {
+            // Connections are accepted in their order: when this one is ended, those that the proxy has made have all come.
+            let mut last = TcpStream::connect(self.addr).await.unwrap();
+            assert_eq!(last.read(&mut [0]).await.unwrap(), 0);
+            drop(last);
+            // The log is kept by `self`.
+            drop(self.log.subscribe().wait_for(|log| log.came == log.ended).await.unwrap());
+        };
+        timeout(SOON, ended).await.ok()?;
+        let mut events = Vec::new();
+        self.log.send_modify(|log| events = std::mem::take(&mut log.events));
+        Some(events)
     }
 }
 
-async fn record(mut stream: TcpStream, log: Arc<Mutex<Log>>) {
+async fn record(mut stream: TcpStream, conn: usize, log: &watch::Sender<Log>) {
     let mut bytes = Vec::new();
+    let mut over = log.subscribe();
+    let mut told = false;
     loop {
         let (what, len) = match read_request(&bytes) {
             Ok(Some((request, len))) => (request, len),
             Err(fault) => (What::Fault(fault), bytes.len()),
             Ok(None) => {
-                let before = bytes.len();
-                let ended = !stream.read_buf(&mut bytes).await.is_ok_and(|n| n > 0);
-                let mut log = log.lock();
-                log.begun += usize::from(before == 0 && !ended);
-                if !ended {
+                let read = tokio::select! {
+                    read = stream.read_buf(&mut bytes) => Some(read),
+                    () = async { drop(over.wait_for(|log| log.over).await) }, if bytes.is_empty() && !told => None,
+                };
+                let Some(read) = read else {
+                    told = true;
+                    let _ = stream.shutdown().await;
+                    continue;
+                };
+                if read.is_ok_and(|n| n > 0) {
                     continue;
                 }
-                if before > 0 {
-                    log.begun -= 1;
-                    log.events.push(Event { what: What::Unfinished, bytes });
+                if !bytes.is_empty() {
+                    log.send_modify(|log| log.events.push(Event { conn, what: What::Unfinished, bytes }));
                 }
                 return;
             }
@@ -95,11 +125,7 @@ async fn record(mut stream: TcpStream, log: Arc<Mutex<Log>>) {
             b"CONNE" => "HTTP/1.1 405 No\r\nContent-Length: 2\r\n\r\nno",
             _ => "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
         };
-        {
-            let mut log = log.lock();
-            log.begun -= usize::from(bytes.is_empty() || faulty);
-            log.events.push(Event { what, bytes: given });
-        }
+        log.send_modify(|log| log.events.push(Event { conn, what, bytes: given }));
         if faulty || stream.write_all(answer.as_bytes()).await.is_err() || close {
             return;
         }

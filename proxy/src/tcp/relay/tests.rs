@@ -187,6 +187,30 @@ async fn a_stream_in_bulk_arrives_whole_and_is_held_by_one_read_only() {
 }
 
 #[tokio::test]
+async fn bulk_between_sockets_stays_in_the_kernel_and_arrives_whole() {
+    const SIZE: usize = 24 << 20;
+    let (mut client, mut server) = connected().await;
+    let data: Vec<u8> = (0..SIZE).map(|i| (i * 31 / 7) as u8).collect();
+    let sent = data.clone();
+    let writer = tokio::spawn(async move {
+        client.write_all(&sent).await.unwrap();
+        client.shutdown().await.unwrap();
+        client
+    });
+    // A reader that stands still until the pipe has waited for it, too.
+    sleep(Duration::from_millis(300)).await;
+    let mut got = Vec::new();
+    server.read_to_end(&mut got).await.unwrap();
+    assert!(got == data);
+    assert!(crate::tcp::splice::has_spare(), "no pipe was used");
+    server.write_all(b"thanks").await.unwrap();
+    drop(server);
+    let mut answer = String::new();
+    writer.await.unwrap().read_to_string(&mut answer).await.unwrap();
+    assert_eq!(answer, "thanks");
+}
+
+#[tokio::test]
 async fn places_in_bulk_are_given_back() {
     let before = FREE.load(Ordering::Relaxed);
     let (mut client, server, task) = joined(scratch::BULK);
