@@ -274,7 +274,7 @@ impl Stage {
         took.sort_unstable();
         eprintln!(
             "slow: {protocol:?}: others {when}: {:.0} requests/s, at worst {:.1?}; 1 MB in {large:.1?}",
-            MEANT as f64 / (begun.elapsed() - large).as_secs_f64(),
+            MEANT as f64 / begun.elapsed().saturating_sub(large).as_secs_f64(),
             took[took.len() - 1],
         );
     }
