@@ -1,6 +1,7 @@
-//! The memory budget: the admin thread looks a few times a second at what is used, and beyond the budget the proxy sheds load.
+//! The memory budget: the admin thread looks many times a second at what is used, and beyond the budget the proxy sheds load.
 //!
 //! Invariants
+//! - Who is about to keep more looks for itself if nobody has in time: a thread that is short of CPU looks late.
 //! - What runs goes on; what comes is refused: a connection with a reset, a request with [`Reason::Overloaded`]. So the newest go first.
 //! - To ask costs one load of an atomic. Without a budget nothing is measured and nothing is shed.
 //! - The decision is the engine's ([`weft_engine::shed`]); this is only its I/O.
@@ -8,6 +9,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::sleep;
 use weft_engine::reason::Reason;
 use weft_engine::shed::Shedder;
@@ -22,6 +24,10 @@ const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(
 #[derive(Debug, Default)]
 pub struct Memory {
     budget: Option<u64>,
+    // Whoever has it looks; the others go by what was seen before.
+    shedder: Option<Mutex<Shedder>>,
+    // Nanoseconds of the proxy's clock.
+    looked: AtomicU64,
     used: AtomicU64,
     shedding: AtomicBool,
     connections: AtomicU64,
@@ -31,7 +37,7 @@ pub struct Memory {
 impl Memory {
     /// With this budget in bytes; `None`: there is none.
     pub fn new(budget: Option<u64>) -> Self {
-        Self { budget, ..Self::default() }
+        Self { budget, shedder: budget.map(|budget| Mutex::new(Shedder::new(budget))), ..Self::default() }
     }
 
     /// One that is full, for tests.
@@ -69,6 +75,32 @@ impl Memory {
         self.shedding.load(Ordering::Relaxed)
     }
 
+    /// As [`Self::shedding`], for who is about to keep more.
+    pub fn is_full(&self, shared: &Shared) -> bool {
+        let looked = Duration::from_nanos(self.looked.load(Ordering::Relaxed));
+        if self.budget.is_some() && shared.clock.now().saturating_sub(looked) >= self.every() {
+            self.look(shared);
+        }
+        self.shedding()
+    }
+
+    // Time between two looks.
+    fn every(&self) -> Duration {
+        LOOKS[usize::from(self.used() > self.budget.unwrap_or(u64::MAX) / 2)]
+    }
+
+    fn look(&self, shared: &Shared) {
+        let Some(mut shedder) = self.shedder.as_ref().and_then(Mutex::try_lock) else { return };
+        let now = shared.clock.now();
+        self.looked.store(now.as_nanos() as u64, Ordering::Relaxed);
+        // Where /proc cannot be read nothing can be decided; then nothing is shed.
+        if let Some(used) = private_bytes()
+            && self.observe(&mut shedder, now, used, load(shared))
+        {
+            shared.telemetry.bound_hit("memory_budget");
+        }
+    }
+
     /// The budget in bytes.
     pub fn budget(&self) -> Option<u64> {
         self.budget
@@ -102,16 +134,12 @@ impl Memory {
 /// Looks for as long as it is polled.
 pub async fn watch(shared: &Shared) {
     let memory = &shared.memory;
-    let Some(budget) = memory.budget else { return std::future::pending().await };
-    let mut shedder = Shedder::new(budget);
+    if memory.budget.is_none() {
+        return std::future::pending().await;
+    }
     loop {
-        // Where /proc cannot be read nothing can be decided; then nothing is shed.
-        if let Some(used) = private_bytes()
-            && memory.observe(&mut shedder, shared.clock.now(), used, load(shared))
-        {
-            shared.telemetry.bound_hit("memory_budget");
-        }
-        sleep(LOOKS[usize::from(memory.used() > budget / 2)]).await;
+        memory.look(shared);
+        sleep(memory.every()).await;
     }
 }
 
@@ -141,6 +169,18 @@ mod tests {
         assert_eq!((memory.shed(), memory.used()), ((1, 2), 1000));
         memory.observe(&mut shedder, Duration::ZERO, 100, 500);
         assert_eq!(memory.admit_request(), Ok(()));
+    }
+
+    #[test]
+    fn who_keeps_more_looks_for_itself() {
+        let identity = weft_engine::identity::Identity::new("cluster.local", "shop", "web").unwrap();
+        let mut shared = std::sync::Arc::into_inner(crate::testing::shared(identity, Snapshot::default())).unwrap();
+        shared.memory = Memory::new(Some(1));
+        // Nobody watches.
+        while !shared.memory.is_full(&shared) {
+            std::thread::yield_now();
+        }
+        assert!(shared.memory.used() > 100_000);
     }
 
     #[tokio::test]

@@ -57,7 +57,7 @@ pub async fn serve(session: Arc<Session>, io: Downstream) {
 // The next head. For want of memory the beginning of one is not kept: what is in flight goes on, and this has not begun.
 fn poll_next(cx: &mut Context<'_>, session: &Session, reader: &mut Reader, client: &mut Client) -> Poll<Next> {
     let next = reader.poll(cx, client);
-    if next.is_pending() && !client.held().is_empty() && session.shared.memory.shedding() {
+    if next.is_pending() && !client.held().is_empty() && session.shared.memory.is_full(&session.shared) {
         return Poll::Ready(Next::Refused(Reason::Overloaded));
     }
     next
