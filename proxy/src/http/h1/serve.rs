@@ -81,6 +81,8 @@ async fn refuse(session: &Session, mut client: Client, reason: Reason) {
         bytes: None,
         sni: None,
     });
+    // Before the client has taken leave: many are refused when memory is short.
+    client.forget();
     // It may be gone already; then there is nobody to tell.
     let _ = write(&mut client, last(reason, session.may_know())).await;
     linger(client).await;
@@ -95,6 +97,7 @@ async fn leave(client: Client, conn: Box<H1Conn>, exchange: Exchange) {
 
 // Ends the connection in order: our end is said, and what the client still sends is read over for a while.
 async fn linger(mut client: Client) {
+    client.forget();
     if poll_fn(|cx| client.poll_shutdown(cx)).await.is_err() {
         return;
     }

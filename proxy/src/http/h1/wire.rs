@@ -62,6 +62,11 @@ impl<IO> Wire<IO> {
         }
     }
 
+    /// What is held is of no use any more, nor is its memory.
+    pub fn forget(&mut self) {
+        self.held = Vec::new();
+    }
+
     /// Holds bytes that came and are not used yet.
     pub fn hold(&mut self, bytes: &[u8]) {
         self.held.extend_from_slice(bytes);
