@@ -20,6 +20,10 @@ use crate::telemetry::process::private_bytes;
 /// Between two looks while less than half of the budget is used, and from there on: a flood may take hundreds of megabytes a second.
 const LOOKS: [Duration; 2] = [Duration::from_millis(250), Duration::from_millis(10)];
 
+/// The same for who is about to keep more. A process that was kept from running finds all its sockets full, and may take in a gigabyte a second
+/// then; a look costs some 10 us.
+const KEEPING: Duration = Duration::from_millis(1);
+
 /// What is known of the memory; one a proxy.
 #[derive(Debug, Default)]
 pub struct Memory {
@@ -78,7 +82,7 @@ impl Memory {
     /// As [`Self::shedding`], for who is about to keep more.
     pub fn is_full(&self, shared: &Shared) -> bool {
         let looked = Duration::from_nanos(self.looked.load(Ordering::Relaxed));
-        if self.budget.is_some() && shared.clock.now().saturating_sub(looked) >= self.every() {
+        if self.budget.is_some() && shared.clock.now().saturating_sub(looked) >= KEEPING {
             self.look(shared);
         }
         self.shedding()
