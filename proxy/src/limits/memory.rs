@@ -28,7 +28,6 @@ const KEEPING: Duration = Duration::from_millis(1);
 #[derive(Debug, Default)]
 pub struct Memory {
     budget: Option<u64>,
-    // Whoever has it looks; the others go by what was seen before.
     shedder: Option<Mutex<Shedder>>,
     // Nanoseconds of the proxy's clock.
     looked: AtomicU64,
@@ -94,13 +93,12 @@ impl Memory {
     }
 
     fn look(&self, shared: &Shared) {
-        let Some(mut shedder) = self.shedder.as_ref().and_then(Mutex::try_lock) else { return };
+        let Some(shedder) = &self.shedder else { return };
         let now = shared.clock.now();
         self.looked.store(now.as_nanos() as u64, Ordering::Relaxed);
-        // Where /proc cannot be read nothing can be decided; then nothing is shed.
-        if let Some(used) = private_bytes()
-            && self.observe(&mut shedder, now, used, load(shared))
-        {
+        // Where /proc cannot be read nothing can be decided; then nothing is shed. Not under the lock: who waits for the kernel keeps nobody.
+        let Some(used) = private_bytes() else { return };
+        if self.observe(&mut shedder.lock(), now, used, load(shared)) {
             shared.telemetry.bound_hit("memory_budget");
         }
     }
