@@ -27,6 +27,7 @@ use std::sync::OnceLock;
 pub use libtest_mimic::{Arguments, Failed, Trial};
 pub use manifests::Service;
 pub use mesh::Mesh;
+use parking_lot::RwLock;
 
 static PROGRAM: OnceLock<&'static Path> = OnceLock::new();
 
@@ -52,9 +53,22 @@ pub fn main(program: &'static str, trials: Vec<Trial>) -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
+// Held for reading by each test, and for writing by one that measures.
+static RUNNING: RwLock<()> = RwLock::new(());
+
 /// A test of this name; it fails by panicking.
 pub fn test(name: &str, body: fn()) -> Trial {
     Trial::test(name, move || {
+        let _beside = RUNNING.read();
+        body();
+        Ok(())
+    })
+}
+
+/// A test that measures: no other runs beside it.
+pub fn test_alone(name: &str, body: fn()) -> Trial {
+    Trial::test(name, move || {
+        let _alone = RUNNING.write();
         body();
         Ok(())
     })
