@@ -168,6 +168,24 @@ spec:
     assert!(run(say(pod, to, None)).unwrap().contains("say-0"));
 }
 
+/// `web` is routed to an ExternalName of this host.
+fn routes_to_external(mesh: &Mesh, host: &str) {
+    mesh.write(
+        "external.yaml",
+        &format!(
+            "apiVersion: v1
+kind: Service
+metadata: {{name: external, namespace: shop}}
+spec:
+  type: ExternalName
+  externalName: {host}
+  ports: [{{name: main, port: 8080}}]
+"
+        ),
+    );
+    mesh.write("route.yaml", &route("  - backendRefs: [{name: external, port: 8080}]\n"));
+}
+
 fn external_name_moves_with_its_ttl() {
     let mut mesh = Mesh::new();
     let dns = Dns::start(&mesh.lab);
@@ -176,18 +194,7 @@ fn external_name_moves_with_its_ttl() {
     mesh.deploy(Service::http("web")).client("client");
     let ips: [Ipv4Addr; 2] = ["old-0", "new-0"].map(|name| mesh.pod(name).ip());
     dns.set("moving.example.org", ips[0], 1);
-    mesh.write(
-        "external.yaml",
-        "apiVersion: v1
-kind: Service
-metadata: {name: external, namespace: shop}
-spec:
-  type: ExternalName
-  externalName: moving.example.org
-  ports: [{name: main, port: 8080}]
-",
-    );
-    mesh.write("route.yaml", &route("  - backendRefs: [{name: external, port: 8080}]\n"));
+    routes_to_external(&mesh, "moving.example.org");
     let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
     let by = |name: &str| match get(pod, to, "/") {
         got if got.status == 200 && got.by() == name => Ok(()),
@@ -253,18 +260,7 @@ fn an_address_that_leads_nowhere_costs_little() {
     nowhere[7] = 0xdead;
     let both = [Ipv6Addr::from(nowhere).into(), mesh.pod("far-0").ip().into()];
     dns.set_all("far.example.org", &both, 60);
-    mesh.write(
-        "external.yaml",
-        "apiVersion: v1
-kind: Service
-metadata: {name: external, namespace: shop}
-spec:
-  type: ExternalName
-  externalName: far.example.org
-  ports: [{name: main, port: 8080}]
-",
-    );
-    mesh.write("route.yaml", &route("  - backendRefs: [{name: external, port: 8080}]\n"));
+    routes_to_external(&mesh, "far.example.org");
     let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
     let mut first = None;
     mesh.until("the external name to answer", || match get(pod, to, "/") {

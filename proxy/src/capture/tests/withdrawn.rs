@@ -1,7 +1,6 @@
 //! Permission that is withdrawn closes what it had opened, idle or not, at once and with its reason; what is still allowed goes on.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::timeout;
@@ -10,7 +9,7 @@ use weft_engine::authz::PolicySet;
 use super::raw::{Raw, app};
 use super::world::*;
 use crate::Shared;
-use crate::discovery::snapshot::{Destination, InboundPort};
+use crate::discovery::snapshot::InboundPort;
 use crate::telemetry::scrape;
 
 /// How soon a session that is no longer allowed must be closed.
@@ -28,16 +27,6 @@ async fn echo() -> SocketAddr {
         }
     })
     .await
-}
-
-/// The way through two sides to `app`, and the second of them.
-async fn through_both(app: SocketAddr) -> (SocketAddr, Arc<Shared>) {
-    let world = World::new();
-    let server = world.proxy("cart", enforces(open_port(true)));
-    let far = inbound_side(&server, app).await;
-    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
-    let proxy = world.proxy("web", calls(cluster_ip(), destination));
-    (outbound_side(&proxy, cluster_ip()).await, server)
 }
 
 pub fn closed_port() -> InboundPort {

@@ -189,3 +189,13 @@ impl Client {
         (head, String::from_utf8(bytes.split_off(end)).unwrap())
     }
 }
+
+/// Where a client connects whose calls go through two sidecars to `app`; and the second of them.
+pub async fn through_both(app: SocketAddr) -> (SocketAddr, Arc<Shared>) {
+    let world = World::new();
+    let server = world.proxy("cart", enforces(open_port(true)));
+    let far = inbound_side(&server, app).await;
+    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
+    let proxy = world.proxy("web", calls(cluster_ip(), destination));
+    (outbound_side(&proxy, cluster_ip()).await, server)
+}

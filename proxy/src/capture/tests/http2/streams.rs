@@ -17,7 +17,6 @@ use tokio::time::timeout;
 
 use super::super::withdrawn::{AT_ONCE, closed_port, reason_is_told};
 use super::super::world::*;
-use crate::Shared;
 use crate::discovery::snapshot::Destination;
 
 /// An application whose requests the test answers itself.
@@ -49,16 +48,6 @@ impl App {
     async fn next(&mut self) -> (Request<RecvStream>, SendResponse<Bytes>) {
         self.requests.recv().await.unwrap()
     }
-}
-
-/// Where a client connects whose calls go through two sidecars to `app`; and the second of them.
-async fn through_both(app: SocketAddr) -> (SocketAddr, Arc<Shared>) {
-    let world = World::new();
-    let server = world.proxy("cart", enforces(open_port(true)));
-    let far = inbound_side(&server, app).await;
-    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
-    let proxy = world.proxy("web", calls(cluster_ip(), destination));
-    (outbound_side(&proxy, cluster_ip()).await, server)
 }
 
 async fn client(addr: SocketAddr, window: u32) -> SendRequest<Bytes> {
