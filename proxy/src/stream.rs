@@ -6,8 +6,11 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, ReadBuf};
+use tokio::net::TcpStream;
 
 use crate::detect::Downstream;
+use crate::scratch;
+use crate::tcp::relay::Joined;
 use crate::upstream::Stream;
 
 /// A stream that may have read more than it was asked for.
@@ -40,6 +43,47 @@ macro_rules! rest_of_tls {
 
 rest_of_tls!(Downstream);
 rest_of_tls!(Stream);
+
+// Either a bare socket or TLS over one.
+macro_rules! joined {
+    ($stream:ty) => {
+        impl Joined for $stream {
+            fn socket(&self) -> Option<&TcpStream> {
+                Some(self.socket())
+            }
+
+            fn read_bulk(&mut self, on: bool) {
+                if let Self::Mesh(io) = self {
+                    io.get_mut().0.bulk(on);
+                }
+            }
+
+            fn write_bulk(&mut self, on: bool) {
+                if let Self::Mesh(io) = self {
+                    // Records are encrypted up to here before they are written, all at once.
+                    io.get_mut().1.set_buffer_limit(Some(if on { scratch::BULK } else { scratch::SIZE }));
+                }
+            }
+
+            fn bare_reads(&self) -> Option<&TcpStream> {
+                match self {
+                    Self::Plain(io) => io.bare_reads(),
+                    Self::Mesh(_) => None,
+                }
+            }
+
+            fn bare_writes(&self) -> Option<&TcpStream> {
+                match self {
+                    Self::Plain(io) => io.bare_writes(),
+                    Self::Mesh(_) => None,
+                }
+            }
+        }
+    };
+}
+
+joined!(Downstream);
+joined!(Stream);
 
 /// Implements [`tokio::io::AsyncRead`] by what stands below: `io` is its name in each of the patterns of the type.
 macro_rules! forward_read {
