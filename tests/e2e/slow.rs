@@ -217,6 +217,9 @@ impl Stage {
         setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).unwrap();
         let mut mesh = Mesh::new();
         mesh.deploy(Service::own("app")).client("client");
+        for pod in SIDECARS {
+            mesh.pod(pod).net().run(few_buffers).unwrap();
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let moved = Arc::new(AtomicUsize::new(0));
         let (listen, listens) = watch::channel(false);
@@ -348,6 +351,14 @@ impl Stage {
 }
 
 const SIDECARS: [&str; 2] = ["client-0", "app-0"];
+
+/// The kernel would hold megabytes for each of them, more than it has for all sockets of the machine, and then nobody's bytes move. What a
+/// sidecar holds comes on top of it, and is what is weighed here.
+fn few_buffers() {
+    for (file, most) in [("tcp_rmem", 256 << 10), ("tcp_wmem", 256 << 10)] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{file}"), format!("4096 16384 {most}")).unwrap();
+    }
+}
 
 /// Memory of a process, in bytes.
 #[derive(Clone, Copy)]

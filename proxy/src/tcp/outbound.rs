@@ -31,62 +31,58 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// given back if it speaks HTTP before the server says anything, or TLS whose name decides where it goes, and what it was is told to that habit.
 pub async fn serve(
     shared: &Arc<Shared>,
-    mut client: Prefixed<TcpStream>,
+    client: Prefixed<TcpStream>,
     (from, to): (SocketAddr, SocketAddr),
     meaning: &Result<Destination, Reason>,
     silent: Option<&Habit>,
 ) -> Option<(Detected, Prefixed<TcpStream>)> {
     let mut connection = Connection::begin(shared, Direction::Outbound, from, to);
     let by_name = matches!(meaning, Ok(Destination::Service(service)) if service.reads_tls());
-    let mut tls;
-    match look(client, by_name).await {
-        Ok((found, sni, looked)) => (tls, connection.sni, client) = (found, sni, looked),
+    let (mut tls, mut client) = match look(client, by_name).await {
+        Ok((tls, sni, looked)) => {
+            connection.sni = sni;
+            (tls, looked)
+        }
         Err(error) => {
             connection.reason = (error.kind() == ErrorKind::TimedOut).then_some(Reason::RequestTimeout);
             return None;
         }
-    }
-    let opening = if tls { Opening::Tls { sni: connection.sni.as_deref() } } else { Opening::Opaque };
-    let opened = Box::pin(open_way(shared, to, meaning, opening)).await;
-    let mut opened = match opened {
-        Ok(opened) => Some(opened),
-        Err(reason) => {
-            connection.reason = Some(reason);
-            None
-        }
     };
+    let opening = if tls { Opening::Tls { sni: connection.sni.as_deref() } } else { Opening::Opaque };
+    let mut opened = Box::pin(open_way(shared, to, meaning, opening)).await;
     let mut said = BytesMut::new();
     if let Some(habit) = silent {
-        let speaks = habit.is_http() || by_name;
-        match first_word(client.get_ref(), opened.as_mut().map(|opened| &mut opened.stream), speaks).await {
-            FirstWord::Client => {
-                let (found, looked) = first_bytes(client.into_parts().1, SILENCE).await.ok()?;
-                habit.learn(found);
-                tls = found == Detected::Tls;
-                if matches!(found, Detected::Http1 | Detected::Http2) || (tls && by_name) {
-                    connection.forget();
-                    if let Some(mut opened) = opened {
-                        // In order: a server logs a reset, and says nothing of a client that has thought better of it.
-                        let _ = timeout(FAREWELL, opened.stream.shutdown()).await;
-                    }
-                    return Some((found, looked));
-                }
-                client = looked;
+        match hear(client, opened.as_mut().ok(), habit, by_name).await {
+            Heard::Client { looked, found } => {
+                (tls, client) = (found == Detected::Tls, looked);
                 connection.sni = if tls { server_name_in(client.prefix()) } else { None };
             }
-            FirstWord::Server(bytes) => {
-                habit.learn(Detected::Opaque);
-                said = bytes;
+            Heard::Server { silent, bytes } => (client, said) = (silent, bytes),
+            Heard::Other { looked, found } => {
+                connection.forget();
+                if let Ok(mut opened) = opened {
+                    // In order: a server logs a reset, and says nothing of a client that has thought better of it.
+                    let _ = timeout(FAREWELL, opened.stream.shutdown()).await;
+                }
+                return Some((found, looked));
             }
-            FirstWord::Nobody => {
-                connection.reason.get_or_insert(Reason::UpstreamReset);
-                opened = None;
+            Heard::Nobody { silent } => {
+                client = silent;
+                opened = opened.and(Err(Reason::UpstreamReset));
+            }
+            Heard::Broken => {
+                connection.reason = opened.err();
+                return None;
             }
         }
     }
-    let Some(opened) = opened else {
-        reset_on_close(client.get_ref());
-        return None;
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(reason) => {
+            connection.reason = Some(reason);
+            reset_on_close(client.get_ref());
+            return None;
+        }
     };
     connection.endpoint = Some(Arc::clone(&opened.endpoint.name));
     connection.opened(&opened.series(shared, tls));
@@ -94,6 +90,49 @@ pub async fn serve(
     connection.moved = relay(&mut client, &mut server).await;
     connection.moved.pass_break_on(&client, &server);
     None
+}
+
+/// What became of a silence.
+enum Heard {
+    /// The client speaks what goes on here.
+    Client {
+        looked: Prefixed<TcpStream>,
+        found: Detected,
+    },
+    /// The client speaks what goes another way.
+    Other {
+        looked: Prefixed<TcpStream>,
+        found: Detected,
+    },
+    Server {
+        silent: Prefixed<TcpStream>,
+        bytes: BytesMut,
+    },
+    /// One of them has ended, or there is no server to wait for.
+    Nobody {
+        silent: Prefixed<TcpStream>,
+    },
+    Broken,
+}
+
+async fn hear(client: Prefixed<TcpStream>, opened: Option<&mut Opened>, habit: &Habit, by_name: bool) -> Heard {
+    let speaks = habit.is_http() || by_name;
+    match first_word(client.get_ref(), opened.map(|opened| &mut opened.stream), speaks).await {
+        FirstWord::Client => {
+            let Ok((found, looked)) = first_bytes(client.into_parts().1, SILENCE).await else { return Heard::Broken };
+            habit.learn(found);
+            match found {
+                Detected::Http1 | Detected::Http2 => Heard::Other { looked, found },
+                Detected::Tls if by_name => Heard::Other { looked, found },
+                _ => Heard::Client { looked, found },
+            }
+        }
+        FirstWord::Server(bytes) => {
+            habit.learn(Detected::Opaque);
+            Heard::Server { silent: client, bytes }
+        }
+        FirstWord::Nobody => Heard::Nobody { silent: client },
+    }
 }
 
 /// Whether what was read of a connection begins TLS, and the name that its client asks for: read whole if it decides where it goes, else as

@@ -100,18 +100,7 @@ pub struct Outgoing<'a> {
 pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
     let Came { bytes, head, fields, .. } = came;
     let mut out = Vec::with_capacity(head.len + 256);
-    out.extend_from_slice(head.method.of(bytes));
-    out.push(b' ');
-    if came.is_connect() {
-        out.extend_from_slice(head.target.of(bytes));
-    } else {
-        // RFC 9112 section 3.2.1; what an absolute form says besides is in `Host`, or we would not be here.
-        if head.needs_slash(bytes) {
-            out.push(b'/');
-        }
-        out.extend_from_slice(head.origin_form().of(bytes));
-    }
-    out.extend_from_slice(b" HTTP/1.1\r\n");
+    request_line(&mut out, came);
     let dropped = Dropped::new(bytes, fields, outgoing.edits);
     let mut addresses = Vec::new();
     let mut named = false;
@@ -158,6 +147,22 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
     }
     dropped.finish(&mut out);
     out
+}
+
+fn request_line(out: &mut Vec<u8>, came: &Came) {
+    let Came { bytes, head, .. } = came;
+    out.extend_from_slice(head.method.of(bytes));
+    out.push(b' ');
+    if came.is_connect() {
+        out.extend_from_slice(head.target.of(bytes));
+    } else {
+        // RFC 9112 section 3.2.1; what an absolute form says besides is in `Host`, or we would not be here.
+        if head.needs_slash(bytes) {
+            out.push(b'/');
+        }
+        out.extend_from_slice(head.origin_form().of(bytes));
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
 fn push_host(out: &mut Vec<u8>, authority: Option<&[u8]>, address: SocketAddr) {

@@ -16,7 +16,7 @@ pub mod replay;
 pub const HEADER_LIST: u32 = 64 << 10;
 /// What a peer may send on one stream before it is passed on. It is what a reader that has stopped costs on each hop, together with
 /// [`SEND_BUFFER`]; a stream moves at most that much in a round trip.
-pub const STREAM_WINDOW: u32 = 24 << 10;
+pub const STREAM_WINDOW: u32 = 20 << 10;
 /// Requests at a time on one connection.
 pub const MAX_STREAMS: u32 = 200;
 /// What a peer may send on one connection before it is passed on: as much as all its streams together, so that those which nobody reads

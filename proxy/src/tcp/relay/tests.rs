@@ -1,10 +1,18 @@
 //! Half-closes, breaks and slow readers, between two streams.
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Join, duplex};
-use tokio::net::TcpListener;
-use tokio::time::timeout;
+use std::pin::Pin;
+use std::sync::atomic::Ordering;
+use std::task::Context;
+use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, Join, ReadBuf, duplex};
+use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
+
+use super::direction::{FREE, MAX_BULK};
+use super::lookout::{LOOK, fault};
 use super::*;
+use crate::scratch;
 
 impl Joined for DuplexStream {
     fn socket(&self) -> Option<&TcpStream> {
