@@ -10,7 +10,7 @@
 //! - Synchronous: no runtime in here.
 //!
 //! - [`ca`]: the root, the issuer, and issue of leaves.
-//! - [`token`]: join tokens, by which a new workload proves itself.
+//! - [`token`]: join tokens, by which a new workload proves itself. [`jwt`]: tokens of others, proved by their issuers' public keys.
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
@@ -19,6 +19,7 @@ pub mod ca;
 pub mod files;
 #[cfg(test)]
 mod hostile;
+pub mod jwt;
 pub mod svid;
 pub mod tls;
 pub mod token;

@@ -2,7 +2,7 @@
 //! service-account token takes this place; where there is no Kubernetes, `weft token` makes these.
 //!
 //! A token is a JWT (RFC 7519) signed with ES256 by the CA's token key: `aud` is the trust domain, `sub` the SPIFFE ID, `jti` a random
-//! number. It can be used again until it expires.
+//! number. It is good for one key, unless it says that it is reusable; whoever takes tokens keeps the list of those that were used.
 //!
 //! Invariant: the algorithm, the key id, the audience and the expiry are all checked; none is taken from what the token says of itself.
 
@@ -11,19 +11,26 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
-use serde::{Deserialize, Serialize};
+use jsonwebtoken::{DecodingKey, EncodingKey, Header};
+use serde::Serialize;
 use weft_engine::identity::Identity;
 
 use crate::ca::{Ca, CaError};
 use crate::files;
+use crate::jwt::{Algorithm, JwtError, Keys, Unproved, unix};
 
 /// Longest life that [`sign`] gives.
 pub const MAX_TTL: Duration = Duration::from_hours(24);
-/// How far a token's `nbf` may lie ahead of the verifier's clock.
-const SKEW: Duration = Duration::from_mins(1);
-/// Longer texts are not parsed.
-const MAX_LENGTH: usize = 8 * 1024;
+
+/// How often a token may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uses {
+    /// By one key: a copy of the token is worth nothing once it was used.
+    #[default]
+    Once,
+    /// By anybody who has it, until it expires.
+    Many,
+}
 
 /// Why a token could not be made or is not taken. None holds any part of the token.
 #[derive(Debug, thiserror::Error)]
@@ -45,28 +52,24 @@ pub enum TokenError {
     /// The library could not sign.
     #[error("the token could not be signed: {0}")]
     Sign(String),
-    /// Not a token of ours: not a JWT, or another algorithm, key or signature.
-    #[error("the token is not one of this CA ({0}); make one with `weft token`")]
-    Invalid(&'static str),
-    /// It is too late.
-    #[error("the token has expired; make a new one with `weft token`")]
-    Expired,
-    /// It is too early.
-    #[error("the token is not valid yet; compare the clocks of this machine and the one that made it")]
-    NotYet,
-    /// For another mesh.
-    #[error("the token is for another trust domain than `{0}`")]
-    Audience(String),
+    /// Not a token of ours, or not for us, or not now.
+    #[error("the join token is not taken: {0}; make a new one with `weft token`")]
+    Invalid(#[from] JwtError),
+    /// It proves no identity.
+    #[error("the join token's subject is no SPIFFE ID; make a new one with `weft token`")]
+    Subject,
 }
 
-#[derive(Serialize, Deserialize)]
-struct Claims {
-    aud: String,
+#[derive(Serialize)]
+struct Claims<'a> {
+    aud: &'a str,
     sub: String,
     iat: u64,
     nbf: u64,
     exp: u64,
     jti: String,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    reusable: bool,
 }
 
 /// The key that signs tokens; lives in the CA's directory.
@@ -82,8 +85,19 @@ impl TokenKey {
     }
 }
 
-/// Makes a token for `identity` with the key of the CA in `ca_dir`, valid for `ttl` from `now`.
+/// Makes a token for `identity` with the key of the CA in `ca_dir`, valid for `ttl` from `now`, to be used once.
 pub fn sign(ca_dir: &Path, identity: &Identity, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
+    sign_for(ca_dir, identity, Uses::Once, ttl, now)
+}
+
+/// [`sign`], for as many uses as are said.
+pub fn sign_for(
+    ca_dir: &Path,
+    identity: &Identity,
+    uses: Uses,
+    ttl: Duration,
+    now: SystemTime,
+) -> Result<String, TokenError> {
     let (key, trust_domain) = Ca::token_key(ca_dir)?;
     if *identity.trust_domain != *trust_domain {
         return Err(TokenError::OtherTrustDomain { identity: identity.to_string(), trust_domain });
@@ -93,30 +107,42 @@ pub fn sign(ca_dir: &Path, identity: &Identity, ttl: Duration, now: SystemTime) 
     }
     let now = unix(now);
     let claims = Claims {
-        aud: trust_domain,
+        aud: &trust_domain,
         sub: identity.to_string(),
         iat: now,
         nbf: now,
         exp: now.saturating_add(ttl.as_secs()),
         jti: files::random_hex(16).map_err(|e| TokenError::Sign(e.to_string()))?,
+        reusable: uses == Uses::Many,
     };
-    let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::ES256) };
+    let header = Header { kid: Some(key.id.clone()), ..Header::new(jsonwebtoken::Algorithm::ES256) };
     jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ec_der(&key.pair.serialize_der()))
         .map_err(|e| TokenError::Sign(e.to_string()))
+}
+
+/// What a token proves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Join {
+    /// Whom.
+    pub identity: Identity,
+    /// The token's number: what has to be remembered of a token that was used.
+    pub id: String,
+    /// How often it may be used.
+    pub uses: Uses,
+    /// Until when it has to be remembered.
+    pub expires: SystemTime,
 }
 
 /// Checks tokens. Cheap to clone.
 #[derive(Clone)]
 pub struct Verifier {
-    key: Arc<DecodingKey>,
-    key_id: Arc<str>,
+    keys: Arc<Keys>,
     trust_domain: Arc<str>,
-    validation: Arc<Validation>,
 }
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Verifier(key {} of {})", self.key_id, self.trust_domain)
+        write!(f, "Verifier({:?} of {})", self.keys, self.trust_domain)
     }
 }
 
@@ -124,66 +150,39 @@ impl Verifier {
     /// The verifier of the tokens that this CA's key signs.
     pub fn from_ca(ca: &Ca) -> Self {
         let key = ca.own_token_key();
-        let mut validation = Validation::new(Algorithm::ES256);
-        validation.set_audience(&[ca.trust_domain()]);
-        validation.set_required_spec_claims(&["exp", "nbf", "aud", "sub"]);
-        // Checked below against the caller's clock, which the library does not take.
-        validation.validate_exp = false;
-        validation.validate_nbf = false;
-        Self {
-            key: Arc::new(DecodingKey::from_ec_der(key.pair.public_key_raw())),
-            key_id: key.id.as_str().into(),
-            trust_domain: ca.trust_domain().into(),
-            validation: Arc::new(validation),
-        }
+        let public = DecodingKey::from_ec_der(key.pair.public_key_raw());
+        Self { keys: Arc::new(Keys::one(&key.id, Algorithm::Es256, public)), trust_domain: ca.trust_domain().into() }
     }
 
     /// Whom the token proves. The expiry is exact; the start may lie 60 s ahead.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Identity, TokenError> {
-        use jsonwebtoken::errors::ErrorKind;
-        let token = token.trim();
-        if token.len() > MAX_LENGTH {
-            return Err(TokenError::Invalid("too long"));
-        }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| TokenError::Invalid("not a JWT"))?;
-        if header.kid.as_deref() != Some(&*self.key_id) {
-            return Err(TokenError::Invalid("unknown key id"));
-        }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|e| match e.kind() {
-                ErrorKind::InvalidAudience => TokenError::Audience(self.trust_domain.to_string()),
-                ErrorKind::InvalidSignature => TokenError::Invalid("wrong signature"),
-                ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName => TokenError::Invalid("wrong algorithm"),
-                _ => TokenError::Invalid("malformed"),
-            })?
-            .claims;
-        self.check(&claims, unix(now))
+        Ok(self.prove(Unproved::read(token)?, now)?.identity)
     }
 
-    fn check(&self, claims: &Claims, now: u64) -> Result<Identity, TokenError> {
-        if now >= claims.exp {
-            return Err(TokenError::Expired);
-        }
-        if now.saturating_add(SKEW.as_secs()) < claims.nbf {
-            return Err(TokenError::NotYet);
-        }
-        let identity: Identity = claims.sub.parse().map_err(|_| TokenError::Invalid("its subject is no SPIFFE ID"))?;
-        if identity.trust_domain == self.trust_domain {
-            Ok(identity)
-        } else {
+    /// [`Verifier::verify`] for who keeps the list of used tokens.
+    pub fn prove(&self, token: Unproved<'_>, now: SystemTime) -> Result<Join, TokenError> {
+        let claims = token.prove(&self.keys, &[Algorithm::Es256])?;
+        claims.check(None, &self.trust_domain, now)?;
+        let needed = |name: &'static str| claims.text(name).ok_or(JwtError::Claim(name));
+        claims.time("nbf")?.ok_or(JwtError::Claim("nbf"))?;
+        let id = needed("jti")?.to_owned();
+        let identity: Identity = needed("sub")?.parse().map_err(|_| TokenError::Subject)?;
+        if identity.trust_domain != self.trust_domain {
             let trust_domain = self.trust_domain.to_string();
-            Err(TokenError::OtherTrustDomain { identity: claims.sub.clone(), trust_domain })
+            return Err(TokenError::OtherTrustDomain { identity: identity.to_string(), trust_domain });
         }
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(claims.time("exp")?.unwrap_or_default());
+        let uses = if claims.read("reusable").unwrap_or(false) { Uses::Many } else { Uses::Once };
+        Ok(Join { identity, id, uses, expires })
     }
-}
-
-fn unix(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]
 mod tests {
+    use jsonwebtoken::Algorithm as Signed;
+
     use super::*;
+    use crate::jwt::SKEW;
 
     const TTL: Duration = Duration::from_mins(10);
 
@@ -205,7 +204,7 @@ mod tests {
             "aud": "cluster.local", "sub": web().to_string(), "iat": 1000, "nbf": 1000, "exp": 2000, "jti": "1",
         });
         change(&mut claims);
-        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::ES256) };
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Signed::ES256) };
         jsonwebtoken::encode(&header, &claims, &EncodingKey::from_ec_der(&key.pair.serialize_der())).unwrap()
     }
 
@@ -220,22 +219,28 @@ mod tests {
         let token = sign(dir.path(), &web(), TTL, now).unwrap();
         assert_eq!(verifier.verify(&token, now).unwrap(), web());
         assert_eq!(verifier.verify(&format!("{token}\n"), now + TTL - Duration::from_secs(1)).unwrap(), web());
-        assert!(matches!(verifier.verify(&token, now + TTL), Err(TokenError::Expired)));
+        assert!(matches!(verifier.verify(&token, now + TTL), Err(TokenError::Invalid(JwtError::Expired))));
         assert!(verifier.verify(&token, now - SKEW).is_ok());
-        assert!(matches!(verifier.verify(&token, now - SKEW - Duration::from_secs(1)), Err(TokenError::NotYet)));
+        assert!(matches!(
+            verifier.verify(&token, now - SKEW - Duration::from_secs(1)),
+            Err(TokenError::Invalid(JwtError::NotYet))
+        ));
         let header = jsonwebtoken::decode_header(&token).unwrap();
-        assert_eq!((header.alg, header.kid.is_some()), (Algorithm::ES256, true));
+        assert_eq!((header.alg, header.kid.is_some()), (Signed::ES256, true));
     }
 
     #[test]
-    fn every_token_has_a_number_of_its_own() {
-        let (dir, ..) = ca();
-        let claims = |token: &str| jsonwebtoken::dangerous::insecure_decode::<Claims>(token).unwrap().claims;
-        let make = || claims(&sign(dir.path(), &web(), TTL, at(1_000_000)).unwrap());
-        let (first, second) = (make(), make());
-        assert_ne!(first.jti, second.jti);
-        assert_eq!(first.jti.len(), 32);
-        assert_eq!(first.aud, "cluster.local");
+    fn every_token_has_a_number_of_its_own_and_says_how_often_it_may_be_used() {
+        let (dir, _ca, verifier) = ca();
+        let make = |uses| {
+            let token = sign_for(dir.path(), &web(), uses, TTL, at(1_000_000)).unwrap();
+            verifier.prove(Unproved::read(&token).unwrap(), at(1_000_000)).unwrap()
+        };
+        let (first, second) = (make(Uses::Once), make(Uses::Many));
+        assert_ne!(first.id, second.id);
+        assert_eq!(first.id.len(), 32);
+        assert_eq!((first.uses, second.uses), (Uses::Once, Uses::Many));
+        assert_eq!(first.expires, at(1_000_000) + TTL);
     }
 
     #[test]
@@ -244,7 +249,7 @@ mod tests {
         let (_, _, verifier) = ca();
         let now = at(1_000_000);
         let token = sign(dir.path(), &web(), TTL, now).unwrap();
-        assert!(matches!(verifier.verify(&token, now), Err(TokenError::Invalid("unknown key id"))));
+        assert!(matches!(verifier.verify(&token, now), Err(TokenError::Invalid(JwtError::UnknownKey))));
     }
 
     #[test]
@@ -273,10 +278,10 @@ mod tests {
         let key = ca.own_token_key();
         let claims = serde_json::json!({"aud": "cluster.local", "sub": web().to_string(), "nbf": 0, "iat": 0, "exp": 9_999_999, "jti": "1"});
         // The public key as an HMAC secret: the classic confusion.
-        let header = Header { kid: Some(key.id.clone()), ..Header::new(Algorithm::HS256) };
+        let header = Header { kid: Some(key.id.clone()), ..Header::new(Signed::HS256) };
         let token =
             jsonwebtoken::encode(&header, &claims, &EncodingKey::from_secret(key.pair.public_key_raw())).unwrap();
-        assert!(matches!(verifier.verify(&token, at(1000)), Err(TokenError::Invalid("wrong algorithm"))));
+        assert!(matches!(verifier.verify(&token, at(1000)), Err(TokenError::Invalid(JwtError::Algorithm))));
     }
 
     #[test]
@@ -290,8 +295,8 @@ mod tests {
             };
             assert!(verify(&without).is_err(), "{claim}");
         }
-        assert!(matches!(verify(&|c| c["aud"] = "other.example".into()), Err(TokenError::Audience(_))));
-        assert!(matches!(verify(&|c| c["sub"] = "shop/web".into()), Err(TokenError::Invalid(_))));
+        assert!(matches!(verify(&|c| c["aud"] = "other.example".into()), Err(TokenError::Invalid(JwtError::Audience))));
+        assert!(matches!(verify(&|c| c["sub"] = "shop/web".into()), Err(TokenError::Subject)));
         let foreign = "spiffe://other.example/ns/shop/sa/web";
         assert!(matches!(verify(&|c| c["sub"] = foreign.into()), Err(TokenError::OtherTrustDomain { .. })));
     }

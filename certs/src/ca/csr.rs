@@ -29,11 +29,20 @@ pub enum CsrError {
     /// It asks for names that were not proved.
     #[error("it asks for the name `{0}`, which is not the identity that was proved")]
     Name(String),
+    /// It names the identity more than once.
+    #[error("it has {0} names where one is enough")]
+    Names(usize),
+}
+
+/// Checks a request without signing anything, and returns a fingerprint of the key that it proves to hold: what is spent on a certificate
+/// (a join token) is not spent on a request that will be refused.
+pub fn check_request(pem: &str, proved: &Identity) -> Result<String, CsrError> {
+    Ok(crate::files::checksum(rcgen::PublicKeyData::der_bytes(&check(pem, proved)?)))
 }
 
 /// Checks the request, and returns the key that it proves to hold.
 ///
-/// Names in it must be absent or exactly the proved identity; everything else it asks for is ignored.
+/// Names in it must be absent or exactly one, the proved identity; everything else it asks for is ignored.
 pub fn check(pem: &str, proved: &Identity) -> Result<SubjectPublicKeyInfo, CsrError> {
     if pem.len() > MAX_LENGTH {
         return Err(CsrError::TooLong);
@@ -59,14 +68,20 @@ pub fn check(pem: &str, proved: &Identity) -> Result<SubjectPublicKeyInfo, CsrEr
 
 fn names(request: &X509CertificationRequest<'_>, proved: &Identity) -> Result<(), CsrError> {
     let proved = proved.to_string();
+    let mut found = 0;
     for extension in request.requested_extensions().into_iter().flatten() {
-        let ParsedExtension::SubjectAlternativeName(names) = extension else { continue };
+        let names = match extension {
+            ParsedExtension::SubjectAlternativeName(names) => names,
+            // It may be names that somebody else would read.
+            ParsedExtension::ParseError { .. } => return Err(CsrError::Malformed),
+            _ => continue,
+        };
         for name in &names.general_names {
             match name {
-                GeneralName::URI(uri) if *uri == proved => {}
+                GeneralName::URI(uri) if *uri == proved => found += 1,
                 other => return Err(CsrError::Name(other.to_string())),
             }
         }
     }
-    Ok(())
+    if found > 1 { Err(CsrError::Names(found)) } else { Ok(()) }
 }

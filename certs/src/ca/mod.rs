@@ -24,7 +24,7 @@ use rcgen::{
 };
 use weft_engine::identity::Identity;
 
-pub use csr::CsrError;
+pub use csr::{CsrError, check_request};
 
 use crate::svid::{KeyPair, Svid, SvidError};
 use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
@@ -234,6 +234,12 @@ impl Ca {
             .map_err(|_| CaError::Damaged { dir: dir.to_owned(), what: "token.key is no key".into() })?;
         Ok((TokenKey::new(key), stored.trust_domain))
     }
+}
+
+/// The serial number of an issued certificate (PEM), lower-case hex: what an audit log names it by.
+pub fn serial_of(leaf_pem: &str) -> Option<String> {
+    let leaf = x509::certificates(leaf_pem)?.into_iter().next()?;
+    x509::leaf(&leaf).ok().map(|leaf| leaf.serial)
 }
 
 /// 128 random bits, never zero or negative (RFC 5280 section 4.1.2.2).
