@@ -1,7 +1,7 @@
 //! Who is at the other end of a connection, and what is his.
 //!
-//! Invariant: an identity comes from a certificate that the handshake verified and that is still valid, or (for the CA only) from a
-//! join token; nothing that a message claims is believed.
+//! Invariant: an identity comes from a certificate that the handshake verified and that is still valid, or (for the CA only) from
+//! what [`crate::issue`] proves; nothing that a message claims is believed.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::distribute::session::Limits;
+use crate::issue::Settings;
 
 /// Watches manifests, compiles them into resources and tells each proxy what it uses; issues the mesh's certificates.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,6 +35,9 @@ pub struct Args {
     /// Answer /debug/proxies to any peer of the metrics port, not to loopback only.
     #[arg(long)]
     pub debug_remote: bool,
+    /// How workloads prove who they are.
+    #[command(flatten)]
+    pub issuing: Settings,
 }
 
 /// What control runs with.
@@ -55,6 +59,8 @@ pub struct Config {
     pub state_dir: Option<PathBuf>,
     /// Whether /debug/proxies is answered to others than loopback.
     pub debug_remote: bool,
+    /// How workloads prove who they are, beside join tokens and certificates.
+    pub issuing: Settings,
     /// Bounds of one stream.
     pub limits: Limits,
     /// Open connections to the discovery port.
@@ -75,6 +81,7 @@ impl Config {
             leaf_ttl: Duration::from_hours(1),
             state_dir: None,
             debug_remote: false,
+            issuing: Settings::default(),
             limits: Limits::default(),
             max_connections: 10_000,
             certificates: (10, 200),
@@ -91,6 +98,7 @@ impl From<Args> for Config {
             leaf_ttl: args.leaf_ttl,
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,
+            issuing: args.issuing,
             ..Self::new(args.files, args.ca_dir)
         }
     }

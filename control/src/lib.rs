@@ -2,12 +2,14 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
+//! [`issue`] (who asks for a certificate),
 //! [`metrics`], [`config`].
 
 pub mod auth;
 pub mod compile;
 pub mod config;
 pub mod distribute;
+pub mod issue;
 pub mod metrics;
 pub mod model;
 pub mod server;
@@ -99,6 +101,8 @@ impl Control {
         let ca = Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
+        let provers = issue::Provers::open(&config.issuing, &ca, &config.ca_dir, Arc::clone(&hub));
+        let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -113,7 +117,8 @@ impl Control {
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
-        let served = tokio::spawn(async move { server::serve(listener, &config, serving, Arc::new(ca), stop).await });
+        let served =
+            tokio::spawn(async move { server::serve(listener, &config, serving, Arc::new(ca), provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
         Ok(Self {
             listen,

@@ -1,6 +1,7 @@
 //! Control's own metrics, in one registry; scraped on 15014.
 //!
-//! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then.
+//! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then. (One has
+//! two; a test of [`crate::issue::cause`] shows that no two of its series are taken for one.)
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -35,8 +36,11 @@ pub struct Metrics {
     nacks: IntCounterVec,
     convergence_seconds: Histogram,
     bounds: IntCounterVec,
-    pub issued: IntCounter,
+    pub issued: IntCounterVec,
     pub refused: IntCounterVec,
+    pub used_tokens: IntGauge,
+    pub key_reads: IntCounterVec,
+    pub token_reviews: IntCounterVec,
     pub control_not_after: IntGauge,
     pub connections: IntGauge,
     pub handshake_failures: IntCounter,
@@ -79,7 +83,11 @@ impl Make<'_> {
     }
 
     fn counters(&self, name: &str, help: &str, label: &str) -> prometheus::Result<IntCounterVec> {
-        let made = IntCounterVec::new(Opts::new(format!("weft_control_{name}"), help), &[label])?;
+        self.counters_by(name, help, &[label])
+    }
+
+    fn counters_by(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        let made = IntCounterVec::new(Opts::new(format!("weft_control_{name}"), help), labels)?;
         self.0.register(Box::new(made.clone()))?;
         Ok(made)
     }
@@ -126,8 +134,27 @@ impl Metrics {
                 "Time from a change in the tables until one proxy has acknowledged it.",
             )?,
             bounds: make.counters("bound_hits_total", "How often a bound refused something, by bound.", "bound")?,
-            issued: make.counter("certificates_issued_total", "Certificates issued to workloads.")?,
-            refused: make.counters("certificates_refused_total", "Certificate requests refused, by cause.", "cause")?,
+            issued: make.counters(
+                "certificates_issued_total",
+                "Certificates issued to workloads, by proof.",
+                "method",
+            )?,
+            refused: make.counters_by(
+                "certificates_refused_total",
+                "Certificate requests refused, by cause and proof.",
+                &["cause", "method"],
+            )?,
+            used_tokens: make.gauge("used_tokens", "Used join tokens that are remembered.")?,
+            key_reads: make.counters(
+                "identity_key_reads_total",
+                "Readings of the public keys of token issuers, by what became of them.",
+                "outcome",
+            )?,
+            token_reviews: make.counters(
+                "token_reviews_total",
+                "Questions to the API server about tokens, by what became of them.",
+                "outcome",
+            )?,
             control_not_after: make.gauge(
                 "certificate_expiry_timestamp_seconds",
                 "When control's own certificate ends, in seconds since 1970.",

@@ -26,6 +26,7 @@ pub fn service(last: u8) -> Service {
 
 pub fn pod(last: u8) -> Workload {
     Workload {
+        uid: String::new(),
         ips: vec![ip(0, 0, last)],
         service_account: "web".to_owned(),
         labels: BTreeMap::new(),

@@ -174,6 +174,7 @@ async fn certificates_go_to_who_proves_an_identity() {
         )
     };
     let good = token("web", Duration::from_mins(1)).unwrap();
+    assert_eq!(mesh.certificate(None, Some(&good), "no csr", 0).await.unwrap_err().code(), Code::InvalidArgument);
     let chain = mesh.certificate(None, Some(&good), &csr, 60).await.unwrap();
     let svid = Svid::new(key, &chain).unwrap();
     assert_eq!(*svid.identity(), web);
@@ -195,11 +196,12 @@ async fn certificates_go_to_who_proves_an_identity() {
     assert_eq!(code(mesh.certificate(Some(&svid), Some(&carts), &csr, 0).await), Code::PermissionDenied);
     // The request names web, the token proves cart.
     assert_eq!(code(mesh.certificate(None, Some(&carts), &csr, 0).await), Code::InvalidArgument);
-    assert_eq!(code(mesh.certificate(None, Some(&good), "no csr", 0).await), Code::InvalidArgument);
     assert_eq!(code(mesh.certificate(None, Some(&good), &csr, -1).await), Code::InvalidArgument);
     let text = mesh.get("/metrics").await;
-    assert!(text.contains("weft_control_certificates_issued_total 2"), "{text}");
-    assert!(text.contains("weft_control_certificates_refused_total{cause=\"token\"} 1"), "{text}");
+    assert!(text.contains("weft_control_certificates_issued_total{method=\"join\"} 1"), "{text}");
+    assert!(text.contains("weft_control_certificates_issued_total{method=\"certificate\"} 1"), "{text}");
+    let refused = "weft_control_certificates_refused_total{cause=\"token_malformed\",method=\"none\"} 1";
+    assert!(text.contains(refused), "{text}");
 }
 
 #[tokio::test]

@@ -97,7 +97,9 @@ Examples:
   weft token --identity shop/web --ca-dir /var/lib/weft/ca --ttl 10m > token
   weft proxy --token-file token ...
 
-Whoever holds the token can become this identity until it expires. Keep it short, and out of logs.";
+A token is used up by the first certificate that is had for it; only the same key may ask again with it. Until it is used, whoever holds
+it can become this identity: keep it short, and out of logs. A sidecar renews by its certificate; one that lost it, or was without
+control for longer than it lasts, needs a new token. With --reusable the token is good for anybody until it expires.";
 
 /// `weft token`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -114,7 +116,10 @@ pub struct Token {
     /// The mesh's trust domain
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
-    /// Print {token, identity, expires_in_s}
+    /// Let it be used by anybody, any number of times, until it expires
+    #[arg(long)]
+    pub reusable: bool,
+    /// Print {token, identity, expires_in_s, reusable}
     #[arg(long)]
     pub json: bool,
 }

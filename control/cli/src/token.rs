@@ -2,6 +2,7 @@
 
 use std::time::SystemTime;
 
+use weft_certs::token::Uses;
 use weft_engine::identity::Identity;
 
 use crate::args::Token;
@@ -25,13 +26,15 @@ pub fn identity(text: &str, trust_domain: &str) -> Result<Identity, Failure> {
 /// Prints a token.
 pub fn run(args: &Token) -> Result<Exit, Failure> {
     let identity = identity(&args.identity, &args.trust_domain)?;
-    let token = weft_certs::token::sign(&args.ca_dir, &identity, args.ttl, SystemTime::now())
+    let uses = if args.reusable { Uses::Many } else { Uses::Once };
+    let token = weft_certs::token::sign_for(&args.ca_dir, &identity, uses, args.ttl, SystemTime::now())
         .map_err(|error| Failure::input(error.to_string()))?;
     if args.json {
         output::json(&serde_json::json!({
             "token": token,
             "identity": identity.to_string(),
             "expires_in_s": args.ttl.as_secs(),
+            "reusable": args.reusable,
         }));
     } else {
         output::out(token);

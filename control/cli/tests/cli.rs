@@ -121,6 +121,10 @@ fn a_token_is_for_one_identity() {
     let verifier = weft_certs::token::Verifier::from_ca(&weft_certs::ca::Ca::open(&ca, "cluster.local").unwrap());
     let proved = verifier.verify(said["token"].as_str().unwrap(), std::time::SystemTime::now()).unwrap();
     assert_eq!(proved.short(), "shop/web");
+    assert_eq!(said["reusable"], false);
+    let out = weft(&["token", "--identity", "shop/web", "--ca-dir", &ca_dir, "--json", "--reusable"]);
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(said["reusable"], true);
 }
 
 #[test]

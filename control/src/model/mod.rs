@@ -117,6 +117,9 @@ pub struct SliceEndpoint {
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
+    /// `metadata.uid`: what a token is bound to, since a pod's name is used again. Empty if the manifest has none, and of a pod that has
+    /// ended: no token is bound to that.
+    pub uid: String,
     /// `status.podIPs` or, in files, `status.podIP`.
     pub ips: Vec<IpAddr>,
     /// `spec.serviceAccountName`, `default` if absent.

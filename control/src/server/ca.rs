@@ -1,7 +1,7 @@
 //! `istio.v1.auth.IstioCertificateService`: a workload asks for its certificate.
 //!
-//! Who asks is proved by a client certificate (renewal) or a join token (first time); what the certificate request says of itself is not
-//! believed. Every issue and every refusal is one line of the audit log (target `weft::audit`).
+//! [`crate::issue`] says who asks; what the certificate request says of itself is not believed. Every issue and every refusal is one
+//! line of the audit log (target `weft::audit`): who, from where, by what proof, for which pod, the serial number or the cause.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,37 +11,34 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateService;
 use weft_api::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use weft_certs::ca::Ca;
-use weft_certs::token::Verifier;
+use weft_certs::ca::{Ca, check_request, serial_of};
 use weft_engine::identity::Identity;
 use weft_engine::ratelimit::{Decision, Key, Limiter, Rate};
 
 use crate::auth;
 use crate::config::Config;
+use crate::issue::{Cause, Pod, Proof, Provers, Refusal};
 use crate::metrics::Metrics;
 
 /// The gRPC service.
 #[derive(Debug)]
 pub struct CertificateService {
     ca: Arc<Ca>,
-    tokens: Verifier,
+    provers: Provers,
     longest: Duration,
     limiter: Limiter,
     started: Instant,
     metrics: Arc<Metrics>,
 }
 
-/// A refusal: its cause as a label, and what the caller is told.
-type Refusal = (&'static str, Status);
-
 impl CertificateService {
     /// Signs with `ca`.
-    pub fn new(ca: Arc<Ca>, config: &Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(ca: Arc<Ca>, provers: Provers, config: &Config, metrics: Arc<Metrics>) -> Self {
         let (requests, burst) = config.certificates;
         let rate = Rate { requests, per: Duration::from_secs(1), burst };
         Self {
-            tokens: Verifier::from_ca(&ca),
             ca,
+            provers,
             longest: config.leaf_ttl,
             limiter: Limiter::new("certificates", rate, Key::ClientIdentity, Vec::new()),
             started: Instant::now(),
@@ -49,54 +46,61 @@ impl CertificateService {
         }
     }
 
-    /// Who asks. A certificate counts for more than a token, which may have run out since the first time; both must agree if both
-    /// are good.
-    fn identify(&self, request: &Request<IstioCertificateRequest>) -> Result<Identity, Refusal> {
-        let proved = auth::proved(request).ok().map(|proved| proved.identity.clone());
-        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
-        let token = header.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
-        let token = token.map(|token| self.tokens.verify(token.trim(), SystemTime::now()));
-        match (proved, token) {
-            (Some(proved), Some(Ok(claimed))) if proved != claimed => {
-                Err(("mismatch", Status::permission_denied("the token and the client certificate name two identities")))
-            }
-            (Some(identity), _) | (None, Some(Ok(identity))) => Ok(identity),
-            (None, Some(Err(error))) => Err(("token", Status::unauthenticated(error.to_string()))),
-            (None, None) => Err((
-                "unauthenticated",
-                Status::unauthenticated("a join token (authorization: Bearer ...) or a client certificate is needed"),
-            )),
-        }
-    }
-
-    fn issue(
+    async fn issue(
         &self,
-        identity: &Identity,
+        proof: &Proof,
         request: &IstioCertificateRequest,
+        now: SystemTime,
     ) -> Result<(Vec<String>, Duration), Refusal> {
-        let cell = self.limiter.cell(Some(identity));
-        if let Decision::Limit { retry_after } = self.limiter.rate.check(&cell, self.started.elapsed()) {
-            let message = format!("too many certificates for {identity}; try again in {} ms", retry_after.as_millis());
-            return Err(("rate_limited", Status::resource_exhausted(message)));
-        }
+        let identity = &proof.identity;
+        self.ration(identity)?;
         let asked = match u64::try_from(request.validity_duration) {
             Ok(0) => self.longest,
             Ok(seconds) => Duration::from_secs(seconds).min(self.longest),
-            Err(_) => return Err(("validity", Status::invalid_argument("validity_duration must not be negative"))),
+            Err(_) => return Err(Refusal::new(Cause::Validity, "validity_duration must not be negative")),
         };
-        let chain = self
-            .ca
-            .issue(&request.csr, identity, asked, SystemTime::now())
-            .map_err(|error| ("request", Status::invalid_argument(error.to_string())))?;
-        Ok((chain, asked))
+        if let Some(once) = &proof.once {
+            let key = check_request(&request.csr, identity)?;
+            self.provers.use_up(once.clone(), key, now).await?;
+        }
+        Ok((self.ca.issue(&request.csr, identity, asked, now)?, asked))
     }
 
-    fn refuse(&self, identity: Option<&Identity>, addr: SocketAddr, (cause, status): Refusal) -> Status {
-        self.metrics.refused.with_label_values(&[cause]).inc();
-        let identity = identity.map(ToString::to_string).unwrap_or_default();
-        tracing::warn!(target: "weft::audit", identity, %addr, cause, message = status.message(), "certificate refused");
-        status
+    fn ration(&self, identity: &Identity) -> Result<(), Refusal> {
+        let cell = self.limiter.cell(Some(identity));
+        match self.limiter.rate.check(&cell, self.started.elapsed()) {
+            Decision::Admit { .. } => Ok(()),
+            Decision::Limit { retry_after } => {
+                let wait = retry_after.as_millis();
+                let message = format!("too many certificates for {identity}; try again in {wait} ms");
+                Err(Refusal::new(Cause::RateLimited, message))
+            }
+        }
     }
+
+    fn refuse(&self, addr: SocketAddr, refusal: &Refusal) -> Status {
+        let (cause, method) = (refusal.cause.label(), refusal.method.label());
+        self.metrics.refused.with_label_values(&[cause, method]).inc();
+        let identity = refusal.identity.as_ref().map(ToString::to_string).unwrap_or_default();
+        let (pod, pod_uid) = pod(refusal.pod.as_deref());
+        let reason = refusal.message.as_str();
+        tracing::warn!(target: "weft::audit", cause, method, identity, %addr, pod, pod_uid, reason, "certificate refused");
+        refusal.status()
+    }
+
+    fn issued(&self, addr: SocketAddr, proof: &Proof, chain: &[String], life: Duration) {
+        let method = proof.method.label();
+        self.metrics.issued.with_label_values(&[method]).inc();
+        let serial = chain.first().and_then(|leaf| serial_of(leaf)).unwrap_or_default();
+        let (identity, seconds) = (&proof.identity, life.as_secs());
+        let (pod, pod_uid) = pod(proof.pod.as_ref());
+        tracing::info!(target: "weft::audit", method, %identity, %addr, serial, seconds, pod, pod_uid, "certificate issued");
+    }
+}
+
+/// Name and uid for the log, empty if there is no pod.
+fn pod(pod: Option<&Pod>) -> (String, &str) {
+    pod.map_or_else(Default::default, |pod| (pod.name.to_string(), pod.uid.as_str()))
 }
 
 #[tonic::async_trait]
@@ -105,12 +109,15 @@ impl IstioCertificateService for CertificateService {
         &self,
         request: Request<IstioCertificateRequest>,
     ) -> Result<Response<IstioCertificateResponse>, Status> {
-        let addr = auth::peer(&request)?.addr;
-        let identity = self.identify(&request).map_err(|refusal| self.refuse(None, addr, refusal))?;
-        let issued = self.issue(&identity, request.get_ref());
-        let (cert_chain, life) = issued.map_err(|refusal| self.refuse(Some(&identity), addr, refusal))?;
-        self.metrics.issued.inc();
-        tracing::info!(target: "weft::audit", %identity, %addr, seconds = life.as_secs(), "certificate issued");
+        let now = SystemTime::now();
+        let peer = auth::peer(&request)?.clone();
+        let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
+        let token = header.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
+        let proof = self.provers.prove(peer.proved.as_ref(), token, now).await;
+        let proof = proof.map_err(|refusal| self.refuse(peer.addr, &refusal))?;
+        let issued = self.issue(&proof, request.get_ref(), now).await;
+        let (cert_chain, life) = issued.map_err(|refusal| self.refuse(peer.addr, &refusal.after(&proof)))?;
+        self.issued(peer.addr, &proof, &cert_chain, life);
         Ok(Response::new(IstioCertificateResponse { cert_chain }))
     }
 }

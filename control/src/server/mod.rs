@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::distribute::Hub;
 use crate::distribute::ads::Ads;
 use crate::distribute::drain::DrainService;
+use crate::issue::Provers;
 
 /// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
 /// very large set may be a few MiB.
@@ -36,12 +37,13 @@ pub async fn serve(
     config: &Config,
     hub: Arc<Hub>,
     ca: Arc<Ca>,
+    provers: Provers,
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let acceptor = tls::Acceptor::new(Arc::clone(&ca), Arc::clone(&hub.metrics), config.max_connections)?;
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), stopping.clone()))
         .max_decoding_message_size(MAX_REQUEST);
-    let certificates = ca::CertificateService::new(ca, config, Arc::clone(&hub.metrics));
+    let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));
     let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
     let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
     let connections = acceptor.listen(listener, stopping.clone());

@@ -133,8 +133,12 @@ impl Mesh {
     }
 
     pub async fn channel(&self, svid: Option<&Svid>) -> Channel {
+        self.channel_to(self.listen, svid).await
+    }
+
+    /// A connection to another replica.
+    pub async fn channel_to(&self, listen: SocketAddr, svid: Option<&Svid>) -> Channel {
         let tls = TlsConnector::from(control_client_config(svid, self.ca.roots(), TD).unwrap());
-        let listen = self.listen;
         let connector = tower::service_fn(move |_| {
             let tls = tls.clone();
             async move {
@@ -159,7 +163,16 @@ impl Mesh {
         csr: &str,
         seconds: i64,
     ) -> Result<Vec<String>, Status> {
-        let mut client = IstioCertificateServiceClient::new(self.channel(svid).await);
+        let client = IstioCertificateServiceClient::new(self.channel(svid).await);
+        Self::create(client, token, csr, seconds).await
+    }
+
+    pub async fn create(
+        mut client: IstioCertificateServiceClient<Channel>,
+        token: Option<&str>,
+        csr: &str,
+        seconds: i64,
+    ) -> Result<Vec<String>, Status> {
         let message = IstioCertificateRequest { csr: csr.to_owned(), validity_duration: seconds, ..Default::default() };
         let mut request = Request::new(message);
         if let Some(token) = token {

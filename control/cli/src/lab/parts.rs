@@ -106,7 +106,9 @@ impl Lab {
         let (token_file, root_file) = (dir.join("token"), dir.join("root.pem"));
         // A sidecar that starts from its state needs no token; without a CA there is none to be had.
         if ca_dir.exists() {
-            let token = weft_certs::token::sign(&ca_dir, &identity, TOKEN_TTL, SystemTime::now())
+            // The lab stands for the orchestrator, which would put a new token there whenever one is needed.
+            let uses = weft_certs::token::Uses::Many;
+            let token = weft_certs::token::sign_for(&ca_dir, &identity, uses, TOKEN_TTL, SystemTime::now())
                 .map_err(|error| Error::Invalid(format!("token for {identity}: {error}")))?;
             std::fs::write(&token_file, token).map_err(Error::file(&token_file))?;
             std::fs::copy(ca_dir.join("root.pem"), &root_file).map_err(Error::file(&root_file))?;

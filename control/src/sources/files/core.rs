@@ -50,6 +50,7 @@ impl<'de> Deserialize<'de> for Text {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Meta {
+    uid: Option<Text>,
     labels: BTreeMap<String, Text>,
     annotations: BTreeMap<String, At<Text>>,
     deletion_timestamp: Option<IgnoredAny>,
@@ -323,7 +324,9 @@ pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
     if let Some(name) = account.as_ref().filter(|name| !is_dns_name(name)) {
         return Err(Fault::new(name.at, format!("`{}` is no service account", name.value)));
     }
+    let uid = object.metadata.uid.as_ref().filter(|_| !ended).map(|uid| uid.0.clone()).unwrap_or_default();
     Ok(Workload {
+        uid,
         ips,
         service_account: account.map_or_else(|| "default".to_owned(), |account| account.value),
         meshed: object.metadata.either(INJECTED, "true", "false")? && !host_network,

@@ -1,0 +1,148 @@
+//! Who asks for a certificate, and by what that is proved. One file a prover: [`certificate`] (renewal by one that is still valid),
+//! [`join`] (our own tokens, single use), [`kubernetes`] (service-account tokens), [`oidc`] (tokens of any issuer).
+//!
+//! Invariants
+//! - What an identity is made of is proved by a signature or by the API server; nothing that the request says of itself is believed.
+//! - Which prover looks at a token is told by its issuer alone (`iss`; none: a join token). One issuer, one prover: a token that one
+//!   refuses is never tried on another.
+//! - A token that may be used once is used up on disk before a certificate is issued, and only by a request that will not be refused for
+//!   something else.
+//! - Every refusal has a [`Cause`]; what cannot be decided now (`unavailable`) is never a "yes".
+
+pub mod cause;
+pub mod certificate;
+pub mod https;
+pub mod join;
+pub mod jwks;
+pub mod kubernetes;
+pub mod oidc;
+pub mod providers;
+pub mod review;
+pub mod secret;
+pub mod settings;
+pub mod used;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use weft_certs::ca::Ca;
+use weft_certs::jwt::Unproved;
+use weft_engine::identity::Identity;
+
+pub use cause::{Cause, Method, Pod, Refusal};
+pub use settings::Settings;
+
+use crate::auth::Proved;
+use crate::distribute::Hub;
+use crate::metrics::Metrics;
+use used::{MAX_USED, Once, UseError, UsedTokens};
+
+/// Where used tokens are, in the CA's directory.
+const USED: &str = "used-tokens";
+
+/// What was proved.
+#[derive(Clone, Debug)]
+pub struct Proof {
+    /// Who asks.
+    pub identity: Identity,
+    /// By what.
+    pub method: Method,
+    /// The pod that the proof is bound to.
+    pub pod: Option<Pod>,
+    /// The token has to be used up before a certificate is issued.
+    pub once: Option<Once>,
+}
+
+/// All provers.
+#[derive(Debug)]
+pub struct Provers {
+    join: join::Join,
+    kubernetes: Option<kubernetes::Kubernetes>,
+    oidc: Vec<oidc::Oidc>,
+    used: Arc<UsedTokens>,
+    trust_domain: String,
+    hub: Arc<Hub>,
+    metrics: Arc<Metrics>,
+}
+
+impl Provers {
+    /// As configured. `ca_dir` is shared by the replicas, and with it the store of used tokens.
+    ///
+    /// # Errors
+    /// A file that is named cannot be used, or the store cannot be made. An issuer that does not answer is no error: it may come up later.
+    pub async fn open(settings: &Settings, ca: &Ca, ca_dir: &Path, hub: Arc<Hub>) -> anyhow::Result<Self> {
+        let metrics = Arc::clone(&hub.metrics);
+        Ok(Self {
+            join: join::Join::new(ca),
+            kubernetes: settings.kubernetes(ca.trust_domain(), &metrics).await?,
+            oidc: settings.oidc(&metrics).await?,
+            used: Arc::new(UsedTokens::open(ca_dir.join(USED), MAX_USED)?),
+            trust_domain: ca.trust_domain().to_owned(),
+            hub,
+            metrics,
+        })
+    }
+
+    /// Who asks. A certificate counts for more than a token, which may have run out since the first time; both must agree if both are good.
+    pub async fn prove(&self, proved: Option<&Proved>, token: Option<&str>, now: SystemTime) -> Result<Proof, Refusal> {
+        let by_certificate = certificate::prove(proved, now);
+        let by_token = match token {
+            Some(token) => Some(self.by_token(token, now).await),
+            None => None,
+        };
+        match (by_certificate, by_token) {
+            (Some(proof), Some(Ok(other))) if proof.identity != other.identity => {
+                let message = "the token and the client certificate name two identities";
+                Err(Refusal::new(Cause::Mismatch, message).by(other.method))
+            }
+            (Some(proof), _) => Ok(proof),
+            (None, Some(by_token)) => by_token,
+            (None, None) => {
+                let message = "a token (authorization: Bearer ...) or a client certificate of the mesh that is still valid is needed";
+                Err(Refusal::new(Cause::Unauthenticated, message))
+            }
+        }
+    }
+
+    async fn by_token(&self, text: &str, now: SystemTime) -> Result<Proof, Refusal> {
+        let token = Unproved::read(text)?;
+        let Some(issuer) = token.issuer() else { return self.join.prove(token, now) };
+        if let Some(kubernetes) = self.kubernetes.as_ref().filter(|kubernetes| kubernetes.issuer() == issuer) {
+            let model = || {
+                let loaded = *self.hub.loaded().borrow();
+                loaded.then(|| self.hub.compiled(|compiled| Arc::clone(compiled.model())))
+            };
+            let proof = kubernetes.prove(text, token, now, model).await;
+            return proof.map_err(|refusal| refusal.by(Method::Kubernetes));
+        }
+        if let Some(provider) = self.oidc.iter().find(|provider| provider.issuer == issuer) {
+            let proof = provider.prove(token, &self.trust_domain, now).await;
+            return proof.map_err(|refusal| refusal.by(Method::Oidc));
+        }
+        let message = "the token's issuer is none that control was told of (--kubernetes-issuer, --identity-providers)";
+        Err(Refusal::new(Cause::TokenIssuer, message))
+    }
+
+    /// Uses up a token for a key.
+    pub async fn use_up(&self, once: Once, key: String, now: SystemTime) -> Result<(), Refusal> {
+        let used = Arc::clone(&self.used);
+        let taken = tokio::task::spawn_blocking(move || used.take(&once, &key, now)).await;
+        self.metrics.used_tokens.set(i64::try_from(self.used.count()).unwrap_or(i64::MAX));
+        match taken {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => {
+                let cause = match &error {
+                    UseError::Used => Cause::TokenReplayed,
+                    UseError::Full(_) => {
+                        self.metrics.bound("used_tokens", 1);
+                        Cause::Unavailable
+                    }
+                    UseError::Io { .. } => Cause::Unavailable,
+                };
+                Err(Refusal::new(cause, error.to_string()))
+            }
+            Err(_) => Err(Refusal::new(Cause::Unavailable, "the token's use could not be recorded; try again")),
+        }
+    }
+}
