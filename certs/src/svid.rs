@@ -37,6 +37,9 @@ pub enum SvidError {
     /// The leaf is not what the mesh takes.
     #[error(transparent)]
     Leaf(#[from] LeafError),
+    /// A key from elsewhere is of no use.
+    #[error("the private key is not PKCS #8 in DER of a kind that TLS takes (ECDSA P-256 or P-384, Ed25519, RSA)")]
+    Pkcs8,
     /// Key and leaf do not belong together.
     #[error("the certificate was issued for another key than ours; the CA mixed up requests, ask again")]
     OtherKey,
@@ -107,6 +110,17 @@ impl Svid {
         for element in chain_pem {
             chain.extend(x509::certificates(element).ok_or(SvidError::Chain)?);
         }
+        Self::join(key, &chain, chain_pem.to_vec())
+    }
+
+    /// What another implementation of SPIFFE's Workload API gave: the key in PKCS #8, the chain leaf first, one certificate behind the other.
+    /// It cannot be saved: whoever gave it gives it again.
+    pub fn from_der(key: &[u8], chain: &[u8]) -> Result<Self, SvidError> {
+        let key = rcgen::KeyPair::try_from(&PrivatePkcs8KeyDer::from(key)).map_err(|_| SvidError::Pkcs8)?;
+        Self::join(KeyPair(key), &x509::concatenated(chain).ok_or(SvidError::Chain)?, Vec::new())
+    }
+
+    fn join(key: KeyPair, chain: &[CertificateDer<'static>], chain_pem: Vec<String>) -> Result<Self, SvidError> {
         let leaf = x509::leaf(chain.first().ok_or(SvidError::Chain)?)?;
         // A root on the wire is dead weight: the peer trusts its own copy or none.
         let wire: Vec<_> = chain
@@ -119,7 +133,7 @@ impl Svid {
         let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(SvidError::Key)?;
         let certified = CertifiedKey::new(wire, signer);
         certified.keys_match().map_err(|_| SvidError::OtherKey)?;
-        Ok(Self { key, chain_pem: chain_pem.to_vec(), certified: Arc::new(certified), leaf })
+        Ok(Self { key, chain_pem, certified: Arc::new(certified), leaf })
     }
 
     /// Whom it proves.
@@ -163,9 +177,19 @@ impl Svid {
         start + life.mul_f64(2.0 / 3.0 * (1.0 + jitter))
     }
 
-    /// The chain as the CA gave it.
+    /// The chain as the CA gave it; empty if it came [as DER](Svid::from_der).
     pub fn chain_pem(&self) -> &[String] {
         &self.chain_pem
+    }
+
+    /// The chain as it goes over the wire, one certificate behind the other: leaf first, without a root.
+    pub fn chain_der(&self) -> Vec<u8> {
+        self.certified.cert.iter().flat_map(|certificate| certificate.iter().copied()).collect()
+    }
+
+    /// The private key. Only for whom the certificate was asked for.
+    pub fn key_der(&self) -> PrivatePkcs8KeyDer<'static> {
+        PrivatePkcs8KeyDer::from(self.key.0.serialize_der())
     }
 
     /// Key and chain, as rustls takes them.
@@ -175,6 +199,9 @@ impl Svid {
 
     /// Keeps key and chain in the directory (made with 0700 if absent) as one file of mode 0600.
     pub fn save(&self, dir: &Path) -> Result<(), SvidError> {
+        if self.chain_pem.is_empty() {
+            return Err(SvidError::Chain);
+        }
         let body =
             self.key.0.serialize_pem() + &self.chain_pem.iter().map(|pem| ensure_newline(pem)).collect::<String>();
         let path = dir.join(FILE);
@@ -260,6 +287,23 @@ mod tests {
         // The chain on the wire is leaf and issuer: no root.
         assert_eq!(again.certified.cert.len(), 2);
         drop(ca);
+    }
+
+    #[test]
+    fn comes_back_whole_from_der_and_nothing_else_passes() {
+        let (dir, _ca, svid, _) = issue(Duration::from_hours(1));
+        let (key, chain) = (svid.key_der(), svid.chain_der());
+        assert!(format!("{key:?}").contains("elided"));
+        let again = Svid::from_der(key.secret_pkcs8_der(), &chain).unwrap();
+        assert_eq!((again.serial(), again.key_id()), (svid.serial(), svid.key_id()));
+        assert_eq!(again.chain_der(), svid.chain_der());
+        assert!(matches!(again.save(dir.path()), Err(SvidError::Chain)));
+        assert!(matches!(Svid::from_der(b"no key", &chain), Err(SvidError::Pkcs8)));
+        let other = KeyPair::generate().unwrap().0.serialize_der();
+        assert!(matches!(Svid::from_der(&other, &chain), Err(SvidError::OtherKey)));
+        for broken in [&b""[..], &chain[..chain.len() - 1], &[&chain, &b"more"[..]].concat()] {
+            assert!(matches!(Svid::from_der(key.secret_pkcs8_der(), broken), Err(SvidError::Chain)));
+        }
     }
 
     #[test]

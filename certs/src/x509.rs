@@ -73,6 +73,17 @@ pub fn certificates(pem: &str) -> Option<Vec<CertificateDer<'static>>> {
     CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().ok()
 }
 
+/// Certificates as DER, one behind the other with nothing between, as SPIFFE has them; `None` if anything else is among them.
+pub fn concatenated(mut der: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    let mut found = Vec::new();
+    while !der.is_empty() {
+        let (rest, _) = X509Certificate::from_der(der).ok()?;
+        found.push(CertificateDer::from(der[..der.len() - rest.len()].to_vec()));
+        der = rest;
+    }
+    Some(found)
+}
+
 fn from_unix(seconds: i64) -> SystemTime {
     match u64::try_from(seconds) {
         Ok(seconds) => SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),

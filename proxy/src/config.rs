@@ -40,6 +40,14 @@ pub struct Args {
     /// Keeps the last good tables, the key and the certificate here, to start from while control is away. Use a memory-backed directory.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Serves SPIFFE's Workload API on a unix socket at this path, so that the application can have a certificate of its own. Its directory must
+    /// exist and should be a volume of this pod alone: whoever can open the socket can act as the workload.
+    #[arg(long, value_name = "PATH")]
+    pub workload_api: Option<PathBuf>,
+    /// Takes the sidecar's own certificate, and the roots of its peers, from SPIFFE's Workload API (such as SPIRE's agent) at this socket, instead
+    /// of control's CA. --control-ca then verifies control alone.
+    #[arg(long, value_name = "unix:PATH")]
+    pub svid_from: Option<String>,
     /// Where the pod's outbound connections are redirected to [default: [::]:15001, which is IPv4 too].
     #[arg(long, value_name = "ADDR")]
     pub outbound: Option<SocketAddr>,
@@ -100,6 +108,10 @@ pub struct Config {
     pub token: Token,
     /// Last good state.
     pub state_dir: Option<PathBuf>,
+    /// Socket of the application's own certificates.
+    pub workload_api: Option<PathBuf>,
+    /// Socket that ours come from; `None`: from control's CA.
+    pub svid_from: Option<PathBuf>,
     /// Listener of outbound connections.
     pub outbound: SocketAddr,
     /// Listener of inbound connections.
@@ -204,12 +216,17 @@ impl Args {
             Some(path) => from_file(path)?,
             None => Args::default(),
         };
-        let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, outbound, inbound, metrics,
+        let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, workload_api, svid_from, outbound, inbound, metrics,
             health, admin, exclude_mark, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
             return Err(bad("access-log-sample", sample, "give a share from 0 to 1"));
+        }
+        let svid_from = all.svid_from.as_deref().map(unix_socket).transpose()?;
+        if let (Some(path), Some(_)) = (&all.workload_api, &svid_from) {
+            let why = "it cannot be served with --svid-from: let the application ask that Workload API itself";
+            return Err(bad("workload-api", path.display(), why));
         }
         let any = |port| SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
         Ok(Config {
@@ -219,6 +236,8 @@ impl Args {
             control_ca: all.control_ca.ok_or(ConfigError::Missing("control-ca"))?,
             token: all.token_file.map_or(Token::None, Token::File),
             state_dir: all.state_dir,
+            workload_api: all.workload_api,
+            svid_from,
             outbound: all.outbound.unwrap_or(any(15001)),
             inbound: all.inbound.unwrap_or(any(15006)),
             metrics: all.metrics.unwrap_or(any(15020)),
@@ -276,6 +295,16 @@ fn workload(text: &str) -> Result<Workload, ConfigError> {
             Ok(Workload { namespace: namespace.into(), name: name.into() })
         }
         _ => Err(bad("workload", text, "expected NAMESPACE/POD")),
+    }
+}
+
+// As SPIFFE writes them (SPIFFE_Workload_Endpoint, section 4).
+fn unix_socket(text: &str) -> Result<PathBuf, ConfigError> {
+    let path = text.strip_prefix("unix:").filter(|path| path.starts_with('/'));
+    // Two slashes begin an authority; with three it is empty.
+    match path.filter(|path| !path.starts_with("//") || path.starts_with("///")) {
+        Some(path) => Ok(Path::new("/").join(path.trim_start_matches('/'))),
+        None => Err(bad("svid-from", text, "give the absolute path of a socket, as unix:/run/spire/agent.sock")),
     }
 }
 
@@ -353,6 +382,18 @@ mod tests {
     }
 
     #[test]
+    fn sockets_are_written_as_spiffe_writes_them() {
+        for text in ["unix:/run/agent.sock", "unix:///run/agent.sock"] {
+            let config = Args { svid_from: Some(text.into()), ..least() }.resolve().unwrap();
+            assert_eq!(config.svid_from.as_deref(), Some(Path::new("/run/agent.sock")));
+        }
+        for text in ["/run/agent.sock", "unix:agent.sock", "unix://host/agent.sock", "tcp:127.0.0.1:1", "unix:"] {
+            let error = Args { svid_from: Some(text.into()), ..least() }.resolve().unwrap_err().to_string();
+            assert!(error.contains("unix:/run/spire/agent.sock"), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named() {
         for (args, words) in [
             (Args { workload: None, ..least() }, "--workload is missing"),
@@ -361,6 +402,10 @@ mod tests {
             (Args { exclude_mark: Some("0".into()), ..least() }, "0x539"),
             (Args { admin: Some("0.0.0.0:1".parse().unwrap()), ..least() }, "loopback"),
             (Args { access_log_sample: Some(2.0), ..least() }, "0 to 1"),
+            (
+                Args { workload_api: Some("/a".into()), svid_from: Some("unix:/b".into()), ..least() },
+                "let the application ask",
+            ),
             (Args { memory_budget: Some("64MB".into()), ..least() }, "such as 96Mi"),
             (Args { memory_budget: Some("99999999999999Gi".into()), ..least() }, "such as 96Mi"),
         ] {

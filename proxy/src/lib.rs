@@ -44,6 +44,8 @@ pub struct Shared {
     pub discovery: discovery::Discovery,
     /// Who we are.
     pub identity: identity::IdentityStore,
+    /// Who our application is, with a key of its own; empty without `--workload-api`.
+    pub application: identity::IdentityStore,
     /// Metrics and access log.
     pub telemetry: telemetry::Telemetry,
     /// Room for connections, of both directions and all workers together.

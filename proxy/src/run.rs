@@ -12,11 +12,13 @@
 //! - No part lives without the others: if the admin thread or a worker ends, the process does.
 
 use std::io::Write as _;
+use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{Semaphore, oneshot};
@@ -29,6 +31,9 @@ use crate::capture::{self, Listeners};
 use crate::config::{Config, ConfigError};
 use crate::control_channel::Target;
 use crate::identity::authority::ControlAuthority;
+use crate::identity::keep::{Giver, Keeper};
+use crate::identity::workload_api::serve::bundle;
+use crate::identity::workload_api::socket;
 use crate::identity::{IdentityStore, renew};
 use crate::limits::memory::{self, Memory};
 use crate::limits::sources::Sources;
@@ -74,13 +79,14 @@ fn run(config: Config) -> anyhow::Result<()> {
     })?;
     let admin_listeners = admin::Listeners::bind(&config).context("cannot listen for metrics, health or admin")?;
     let roots = read_roots(&config)?;
+    let application = config.workload_api.as_deref().map(socket::listen).transpose()?;
     let data = worker_runtime()?;
     let shared = {
         // The resolver for names asks for a runtime that drives its sockets: the data path's, which uses it.
         let _entered = data.enter();
         Arc::new(make_shared(config)?)
     };
-    let admin_ended = start_admin(&shared, roots, admin_listeners)?;
+    let admin_ended = start_admin(&shared, roots, admin_listeners, application)?;
     tracing::info!(
         workload = %shared.config.workload, identity = %shared.config.identity, control = %shared.config.control,
         outbound = %shared.config.outbound, inbound = %shared.config.inbound, workers = shared.config.workers,
@@ -149,6 +155,7 @@ fn make_shared(config: Config) -> anyhow::Result<Shared> {
     Ok(Shared {
         discovery: discovery::Discovery::new(&config, clock.clone()).context("the tables cannot be kept")?,
         identity: IdentityStore::default(),
+        application: IdentityStore::default(),
         telemetry: Telemetry::new(settings, clock.clone()).context("the access log cannot be written")?,
         connections: Arc::new(Semaphore::new(config.limits.max_connections)),
         sources: Sources::new(config.limits.max_connections_per_source),
@@ -188,8 +195,9 @@ fn start_workers(shared: &Arc<Shared>, listeners: Vec<Listeners>) -> anyhow::Res
 /// Starts the admin thread; the answer comes if it ends, which it does not by itself.
 fn start_admin(
     shared: &Arc<Shared>,
-    roots: Roots,
+    (roots, bundle): (Roots, Bytes),
     listeners: admin::Listeners,
+    socket: Option<UnixListener>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Error>> {
     let mut builder = Builder::new_current_thread();
     let runtime = builder.enable_all().max_blocking_threads(ADMIN_BLOCKING_THREADS).build();
@@ -200,18 +208,24 @@ fn start_admin(
         let names = resolver::resolver(&shared.config.dns, mark).context("names cannot be resolved; give --dns")?;
         Target::new(&shared.config.control, mark, names).context("--control")?
     };
-    let domain = Arc::clone(&shared.config.identity.trust_domain);
-    let authority = ControlAuthority::new(control.clone(), &roots, &domain).context("control cannot be asked")?;
+    let domain = &shared.config.identity.trust_domain;
+    let giver = match &shared.config.svid_from {
+        Some(path) => Giver::WorkloadApi(path.clone()),
+        None => {
+            Giver::Control(ControlAuthority::new(control.clone(), &roots, domain).context("control cannot be asked")?)
+        }
+    };
     let settings = renew::Settings {
         identity: shared.config.identity.clone(),
         roots,
         token: shared.config.token.clone(),
         state_dir: shared.config.state_dir.clone(),
     };
+    let keeper = Keeper { settings, giver, socket, bundle };
     let (ended, receiver) = oneshot::channel();
     let shared = Arc::clone(shared);
     let thread = move || {
-        let error = runtime.block_on(administer(&shared, control, &settings, &authority, listeners));
+        let error = runtime.block_on(administer(&shared, control, keeper, listeners));
         // Whoever would hear it may have gone: then the process ends anyway.
         let _ = ended.send(error);
     };
@@ -223,14 +237,14 @@ fn start_admin(
 async fn administer(
     shared: &Arc<Shared>,
     control: Target,
-    settings: &renew::Settings,
-    authority: &ControlAuthority,
+    keeper: Keeper,
     listeners: admin::Listeners,
 ) -> anyhow::Error {
     tokio::select! {
-        () = renew::run(&shared.identity, settings, authority, SystemTime::now) => {
-            anyhow::anyhow!("the renewal of certificates ended")
-        }
+        kept = keeper.run(shared) => match kept {
+            Ok(()) => anyhow::anyhow!("the renewal of certificates ended"),
+            Err(error) => anyhow::Error::new(error).context("the Workload API cannot be served"),
+        },
         () = discovery::run(Arc::clone(shared), control.clone()) => anyhow::anyhow!("the control stream ended"),
         served = admin::serve(Arc::clone(shared), control.clone(), listeners) => match served {
             Ok(()) => anyhow::anyhow!("metrics and health ended"),
@@ -270,11 +284,13 @@ async fn sweep(telemetry: &Telemetry) {
     }
 }
 
-fn read_roots(config: &Config) -> anyhow::Result<Roots> {
+/// As the TLS configurations take them, and as applications do.
+fn read_roots(config: &Config) -> anyhow::Result<(Roots, Bytes)> {
     let path = &config.control_ca;
     let pem = std::fs::read_to_string(path)
         .with_context(|| format!("--control-ca {}: give the root.pem of control's --ca-dir", path.display()))?;
-    Roots::from_pem(&pem).with_context(|| format!("--control-ca {}", path.display()))
+    let roots = Roots::from_pem(&pem).with_context(|| format!("--control-ca {}", path.display()))?;
+    Ok((roots, bundle(&pem)))
 }
 
 /// Takes as many file descriptors as the machine allows: each relayed connection needs two.

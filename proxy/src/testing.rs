@@ -29,6 +29,7 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
         config: args.resolve().unwrap(),
         discovery: Discovery::fixed(snapshot, clock.clone()),
         identity: IdentityStore::default(),
+        application: IdentityStore::default(),
         telemetry: Telemetry::quiet(clock.clone()),
         connections: Arc::new(Semaphore::new(Semaphore::MAX_PERMITS)),
         sources: Sources::new(usize::MAX),

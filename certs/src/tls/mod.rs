@@ -69,7 +69,18 @@ impl fmt::Debug for Roots {
 impl Roots {
     /// Reads one or more certificates; all must be good.
     pub fn from_pem(pem: &str) -> Result<Self, TlsError> {
-        let certs = x509::certificates(pem).filter(|certs| !certs.is_empty()).ok_or(TlsError::Roots)?;
+        Self::new(&x509::certificates(pem).ok_or(TlsError::Roots)?)
+    }
+
+    /// Reads certificates in DER that stand one behind the other, as SPIFFE has bundles.
+    pub fn from_der(bundle: &[u8]) -> Result<Self, TlsError> {
+        Self::new(&x509::concatenated(bundle).ok_or(TlsError::Roots)?)
+    }
+
+    fn new(certs: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
+        if certs.is_empty() {
+            return Err(TlsError::Roots);
+        }
         let anchors = certs.iter().map(|cert| webpki::anchor_from_trusted_cert(cert).map(|anchor| anchor.to_owned()));
         Ok(Self(anchors.collect::<Result<_, _>>().map_err(|_| TlsError::Roots)?))
     }

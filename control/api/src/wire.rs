@@ -34,6 +34,16 @@ pub mod istio {
     }
 }
 
+pub mod spiffe {
+    tonic::include_proto!("_");
+
+    impl std::fmt::Debug for X509svid {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.debug_struct("X509svid").field("spiffe_id", &self.spiffe_id).finish_non_exhaustive()
+        }
+    }
+}
+
 pub mod weft {
     pub mod v1 {
         tonic::include_proto!("weft.v1");

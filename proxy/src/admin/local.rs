@@ -30,6 +30,8 @@ fn describe(config: &Config) -> Value {
         "control-ca": config.control_ca,
         "token": format!("{:?}", config.token),
         "state-dir": config.state_dir,
+        "workload-api": config.workload_api,
+        "svid-from": config.svid_from,
         "outbound": config.outbound,
         "inbound": config.inbound,
         "metrics": config.metrics,

@@ -48,7 +48,7 @@ fn certified(shared: &Shared) {
     let csr = key.csr(&web()).unwrap();
     let chain = ca.issue(&csr, &web(), Duration::from_hours(1), SystemTime::now()).unwrap();
     let svid = Svid::new(key, &chain).unwrap();
-    shared.identity.install(Arc::new(Current::new(&svid, ca.roots()).unwrap()));
+    shared.identity.install(Arc::new(Current::new(Arc::new(svid), ca.roots()).unwrap()));
 }
 
 #[tokio::test]

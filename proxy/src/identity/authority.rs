@@ -4,7 +4,6 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::ClientConfig;
 use tonic::metadata::AsciiMetadataValue;
@@ -122,12 +121,13 @@ impl Authority for ControlAuthority {
         // A connection of its own: renewals are rare, and each may come with another certificate.
         let channel = control_channel::channel(&self.target, tls);
         let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        let answer = client.create_certificate(request).await.map_err(|status| refused(&status))?;
+        let answer = client.create_certificate(request).await.map_err(|status| refused("control", &status))?;
         Ok(answer.into_inner().cert_chain)
     }
 }
 
-fn refused(status: &Status) -> AskError {
+/// What an answer that is none means, by who gave it.
+pub(super) fn refused(who: &str, status: &Status) -> AskError {
     let failure = match status.code() {
         Code::Unauthenticated | Code::PermissionDenied | Code::InvalidArgument | Code::FailedPrecondition => {
             Failure::Refused
@@ -137,16 +137,11 @@ fn refused(status: &Status) -> AskError {
         _ => Failure::Unreachable,
     };
     // The causes say what tonic's own message leaves out: "transport error" of what kind.
-    let mut message = format!("control answered {:?}: {}", status.code(), status.message());
+    let mut message = format!("{who} answered {:?}: {}", status.code(), status.message());
     let mut cause = std::error::Error::source(status);
     while let Some(error) = cause {
         message = format!("{message}: {error}");
         cause = error.source();
     }
     AskError { failure, message }
-}
-
-/// Whether a certificate can prove who we are at this time.
-pub(super) fn usable(current: &Current, now: SystemTime) -> bool {
-    now < current.not_after
 }

@@ -4,15 +4,20 @@
 //! - [`renew`]: the task that asks for certificates, on the admin thread.
 //! - [`authority`]: how control is asked.
 //! - [`check`]: a new certificate proves itself in memory before it takes the place of the old one.
+//! - [`keep`]: all of it together, as the admin thread runs it.
+//! - [`workload_api`]: an application's own certificate, over SPIFFE's Workload API; and ours over the same, from others.
 //!
 //! Invariants
-//! - A key is made here, used for one certificate, and never crosses the network.
+//! - A key is made here, used for one certificate, and never crosses the network. (With `--svid-from` whoever gives us certificates makes
+//!   the keys, on this machine.)
 //! - The old certificate serves until the new one has proved itself; a failed renewal changes nothing.
 //! - An expired certificate is never used: from that moment [`IdentityStore::current`] answers [`Reason::IdentityExpired`].
 
 pub mod authority;
 pub mod check;
+pub mod keep;
 pub mod renew;
+pub mod workload_api;
 
 use std::fmt;
 use std::sync::Arc;
@@ -54,6 +59,8 @@ pub struct Current {
     pub control: Arc<ClientConfig>,
     /// When it ends.
     pub not_after: SystemTime,
+    /// The key and the chain.
+    svid: Arc<Svid>,
 }
 
 impl fmt::Debug for Current {
@@ -63,22 +70,29 @@ impl fmt::Debug for Current {
 }
 
 impl Current {
-    /// Makes the configurations of a certificate whose peers are verified by `roots`.
-    pub fn new(svid: &Svid, roots: &Roots) -> Result<Self, TlsError> {
+    /// Makes the configurations of a certificate whose peers, control among them, are verified by `roots`.
+    pub fn new(svid: Arc<Svid>, roots: &Roots) -> Result<Self, TlsError> {
         let trust_domain = &svid.identity().trust_domain;
-        let client = |alpn: &[u8]| tls::client_config(Some(svid), roots, &[alpn], trust_domain);
+        let client = |alpn: &[u8]| tls::client_config(Some(&svid), roots, &[alpn], trust_domain);
         let alpn = [ALPN_H2, ALPN_H1, ALPN_TCP];
         Ok(Self {
             identity: svid.identity().clone(),
             serial: svid.serial().into(),
             key_id: svid.key_id().into(),
-            server: tls::server_config(svid, roots, &alpn, ClientAuth::Required, trust_domain)?,
+            server: tls::server_config(&svid, roots, &alpn, ClientAuth::Required, trust_domain)?,
             client_h1: client(ALPN_H1)?,
             client_h2: client(ALPN_H2)?,
             client_tcp: client(ALPN_TCP)?,
-            control: tls::control_client_config(Some(svid), roots, trust_domain)?,
+            control: tls::control_client_config(Some(&svid), roots, trust_domain)?,
             not_after: svid.not_after(),
+            svid,
         })
+    }
+
+    /// Where control's own certificate leads to other roots than those of peers do.
+    pub fn with_control(mut self, roots: &Roots) -> Result<Self, TlsError> {
+        self.control = tls::control_client_config(Some(&self.svid), roots, &self.identity.trust_domain)?;
+        Ok(self)
     }
 }
 

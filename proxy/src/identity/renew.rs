@@ -8,6 +8,9 @@
 //!                                  | failed: count, back off (jittered, 0.2 s .. 10 s), ask again with a new key
 //! ```
 //!
+//! The same machine keeps the proxy's own certificate and the [application's](super::workload_api): the first is proved by itself or by a
+//! token, the second by the first.
+//!
 //! Invariant: nothing here ends the use of a certificate; only time does.
 
 use std::fmt;
@@ -17,15 +20,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{sleep, timeout};
 use weft_certs::svid::{KeyPair, Svid};
-use weft_certs::tls::Roots;
+use weft_certs::tls::{Roots, TlsError};
 use weft_engine::identity::Identity;
 
-use super::authority::{AskError, Authority, Credential, Token, usable};
+use super::authority::{AskError, Authority, Credential, Token};
 use super::check::check;
 use super::{Counters, Current, Failure, IdentityStore};
 
 /// One attempt, from connection to answer.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Wait before the second attempt; doubles from there.
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// Longest wait between attempts.
@@ -56,23 +59,25 @@ impl fmt::Debug for Settings {
     }
 }
 
-/// Keeps `store` in a valid certificate for as long as it is polled; it never returns. `now` is the wall clock.
+/// Keeps `store` in a valid certificate for as long as it is polled; it never returns. Who we are is proved by the certificate in `proof`,
+/// which may be the same store. `now` is the wall clock.
 pub async fn run(
     store: &IdentityStore,
+    proof: &IdentityStore,
     settings: &Settings,
     authority: &impl Authority,
     now: impl Fn() -> SystemTime + Sync,
 ) {
     let mut in_use = take_saved(store, settings, now()).await;
     loop {
-        if let Some(held) = &in_use {
-            wait_until(held.svid.renew_at(jitter(JITTER)), &now).await;
+        if let Some(current) = &in_use {
+            wait_until(current.svid.renew_at(jitter(JITTER)), &now).await;
         }
-        let renewed = ask_until_answered(store, settings, authority, in_use.as_ref(), &now).await;
-        store.install(Arc::clone(&renewed.current));
+        let renewed = ask_until_answered(store, proof, settings, authority, &now).await;
+        store.install(Arc::clone(&renewed));
         Counters::add(&store.counters.issued);
         tracing::info!(
-            identity = %settings.identity, serial = renewed.svid.serial(), until = ?renewed.svid.not_after(),
+            identity = %settings.identity, serial = &*renewed.serial, until = ?renewed.not_after,
             "certificate taken into use"
         );
         save(store, settings, &renewed).await;
@@ -81,40 +86,39 @@ pub async fn run(
     }
 }
 
-/// A certificate that has passed its check.
-struct Held {
-    svid: Arc<Svid>,
-    current: Arc<Current>,
-}
-
-impl Held {
-    fn new(svid: Svid, settings: &Settings, now: SystemTime) -> Result<Self, AskError> {
-        let fail = |failure, message| Err(AskError { failure, message });
-        if *svid.identity() != settings.identity {
-            return fail(
-                Failure::BadAnswer,
-                format!("the certificate is for {}, not {}", svid.identity(), settings.identity),
-            );
-        }
-        if svid.not_after() <= now {
-            return fail(
-                Failure::BadAnswer,
-                "the certificate has expired; compare the clocks of control and this machine".into(),
-            );
-        }
-        let current = match Current::new(&svid, &settings.roots) {
-            Ok(current) => Arc::new(current),
-            Err(e) => return fail(Failure::Internal, e.to_string()),
-        };
-        match check(&current) {
-            Ok(()) => Ok(Self { svid: Arc::new(svid), current }),
-            Err(e) => fail(Failure::SelfCheck, e.to_string()),
-        }
+/// A certificate as it is used, if it is ours, has not expired and passes its check.
+pub(super) fn checked(
+    svid: Svid,
+    identity: &Identity,
+    now: SystemTime,
+    make: impl FnOnce(Arc<Svid>) -> Result<Current, TlsError>,
+) -> Result<Arc<Current>, AskError> {
+    let fail = |failure, message| Err(AskError { failure, message });
+    if svid.identity() != identity {
+        return fail(Failure::BadAnswer, format!("the certificate is for {}, not {identity}", svid.identity()));
+    }
+    if svid.not_after() <= now {
+        return fail(
+            Failure::BadAnswer,
+            "the certificate has expired; compare the clocks of its issuer and this machine".into(),
+        );
+    }
+    let current = match make(Arc::new(svid)) {
+        Ok(current) => current,
+        Err(e) => return fail(Failure::Internal, e.to_string()),
+    };
+    match check(&current) {
+        Ok(()) => Ok(Arc::new(current)),
+        Err(e) => fail(Failure::SelfCheck, e.to_string()),
     }
 }
 
+fn ours(svid: Svid, settings: &Settings, now: SystemTime) -> Result<Arc<Current>, AskError> {
+    checked(svid, &settings.identity, now, |svid| Current::new(svid, &settings.roots))
+}
+
 /// The certificate that an earlier process saved, if it is still good.
-async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime) -> Option<Held> {
+async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime) -> Option<Arc<Current>> {
     let dir = settings.state_dir.clone()?;
     let loaded = tokio::task::spawn_blocking(move || Svid::load(&dir)).await;
     let svid = match loaded {
@@ -129,11 +133,11 @@ async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime)
             return None;
         }
     };
-    match Held::new(svid, settings, now) {
-        Ok(held) => {
-            store.install(Arc::clone(&held.current));
-            tracing::info!(identity = %settings.identity, serial = held.svid.serial(), "saved certificate taken into use");
-            Some(held)
+    match ours(svid, settings, now) {
+        Ok(current) => {
+            store.install(Arc::clone(&current));
+            tracing::info!(identity = %settings.identity, serial = &*current.serial, "saved certificate taken into use");
+            Some(current)
         }
         Err(e) => {
             tracing::info!(error = %e, "the saved certificate is not used");
@@ -144,30 +148,44 @@ async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime)
 
 async fn ask_until_answered(
     store: &IdentityStore,
+    proof: &IdentityStore,
     settings: &Settings,
     authority: &impl Authority,
-    in_use: Option<&Held>,
     now: &(impl Fn() -> SystemTime + Sync),
-) -> Held {
-    let mut backoff = FIRST_BACKOFF;
+) -> Arc<Current> {
+    let mut backoff = Backoff::default();
     let mut token_first = false;
     loop {
         let asked =
-            timeout(ATTEMPT_TIMEOUT, ask(settings, authority, in_use, token_first, now)).await.unwrap_or_else(|_| {
+            timeout(ATTEMPT_TIMEOUT, ask(proof, settings, authority, token_first, now)).await.unwrap_or_else(|_| {
                 let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
                 Err(AskError { failure: Failure::Unreachable, message })
             });
         match asked {
-            Ok(held) => return held,
-            Err(e) => {
-                store.counters.count_failure(e.failure);
-                tracing::warn!(reason = e.failure.code(), error = %e, retry_in = ?backoff, "no certificate yet");
-            }
+            Ok(current) => return current,
+            Err(e) => backoff.failed(store, &e).await,
         }
-        // Between half of it and the whole, so that proxies that lost control together do not come back together.
-        sleep(backoff.mul_f64(0.75 + jitter(0.25))).await;
-        backoff = (backoff * 2).min(MAX_BACKOFF);
         token_first = !token_first;
+    }
+}
+
+/// The wait after a failed attempt.
+pub(super) struct Backoff(Duration);
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self(FIRST_BACKOFF)
+    }
+}
+
+impl Backoff {
+    /// Counts and tells the failure, then waits.
+    pub(super) async fn failed(&mut self, store: &IdentityStore, error: &AskError) {
+        store.counters.count_failure(error.failure);
+        tracing::warn!(reason = error.failure.code(), %error, retry_in = ?self.0, "no certificate yet");
+        // Between half of it and the whole, so that proxies that lost control together do not come back together.
+        sleep(self.0.mul_f64(0.75 + jitter(0.25))).await;
+        self.0 = (self.0 * 2).min(MAX_BACKOFF);
     }
 }
 
@@ -176,13 +194,13 @@ async fn ask_until_answered(
 /// Every second attempt begins with the token: a certificate that control refuses within the handshake (its clock is ahead of ours, its CA
 /// was made anew) looks like a broken connection from here.
 async fn ask(
+    proof: &IdentityStore,
     settings: &Settings,
     authority: &impl Authority,
-    in_use: Option<&Held>,
     token_first: bool,
     now: &(impl Fn() -> SystemTime + Sync),
-) -> Result<Held, AskError> {
-    let certificate = in_use.map(|held| &held.current).filter(|current| usable(current, now()));
+) -> Result<Arc<Current>, AskError> {
+    let certificate = proof.current_at(now()).ok();
     let (token, mut error) = match settings.token.read().await {
         Ok(token) => {
             let message = "there is neither a valid certificate nor a token; give --token-file".into();
@@ -190,8 +208,7 @@ async fn ask(
         }
         Err(e) => (None, e),
     };
-    let certificate = certificate.map(|current| Credential::Certificate(Arc::clone(current)));
-    let mut credentials = [certificate, token.map(Credential::Token)];
+    let mut credentials = [certificate.map(Credential::Certificate), token.map(Credential::Token)];
     if token_first {
         credentials.reverse();
     }
@@ -209,19 +226,19 @@ async fn ask_by(
     authority: &impl Authority,
     credential: Credential,
     now: &(impl Fn() -> SystemTime + Sync),
-) -> Result<Held, AskError> {
+) -> Result<Arc<Current>, AskError> {
     let internal = |e: weft_certs::svid::SvidError| AskError { failure: Failure::Internal, message: e.to_string() };
     let key = KeyPair::generate().map_err(internal)?;
     let csr = key.csr(&settings.identity).map_err(internal)?;
     let chain = authority.create(csr, credential).await?;
     let svid = Svid::new(key, &chain).map_err(|e| AskError { failure: Failure::BadAnswer, message: e.to_string() })?;
-    Held::new(svid, settings, now())
+    ours(svid, settings, now())
 }
 
 /// A certificate that cannot be saved is used all the same: it is lost only with the process.
-async fn save(store: &IdentityStore, settings: &Settings, held: &Held) {
+async fn save(store: &IdentityStore, settings: &Settings, current: &Current) {
     let Some(dir) = settings.state_dir.clone() else { return };
-    let svid = Arc::clone(&held.svid);
+    let svid = Arc::clone(&current.svid);
     let error = match tokio::task::spawn_blocking(move || svid.save(&dir)).await {
         Ok(Ok(())) => return,
         Ok(Err(e)) => e.to_string(),

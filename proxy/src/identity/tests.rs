@@ -1,6 +1,7 @@
 //! Renewal against a fake CA, in paused time where time matters; and once over TLS and gRPC.
 
 mod over_grpc;
+mod workload_api;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -132,7 +133,7 @@ async fn run_until(
     };
     let both = async {
         tokio::select! {
-            () = run(store, settings, authority, now) => unreachable!("the task never ends"),
+            () = run(store, store, settings, authority, now) => unreachable!("the task never ends"),
             () = watch => {}
         }
     };

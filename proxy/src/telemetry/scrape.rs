@@ -56,6 +56,9 @@ pub fn text(shared: &Shared) -> prometheus::Result<String> {
     page.add("weft_proxy_build_info", "1, labelled with the version of the proxy.", MetricType::GAUGE, build)?;
     shared.telemetry.write(&mut page)?;
     identity(&mut page, &shared.identity)?;
+    if shared.config.workload_api.is_some() {
+        application(&mut page, &shared.application)?;
+    }
     super::tables::write(&mut page, shared)?;
     let in_flight = shared.drain.in_flight() as f64;
     page.gauge("weft_work_in_flight", "Requests, and connections of opaque bytes, that are in flight.", in_flight)?;
@@ -167,15 +170,30 @@ fn identity(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
         let help = "When the certificate in use ends, in seconds since 1970.";
         page.gauge("weft_certificate_expiry_timestamp_seconds", help, counters.expires_at() as f64)?;
     }
-    let mut renewals = Values::default();
-    renewals.counter(&[("result", "issued")], counters.issued() as f64);
-    for failure in Failure::ALL {
-        renewals.counter(&[("result", failure.code())], counters.failed(*failure) as f64);
-    }
     let help = "Attempts to have a certificate, by what became of them.";
-    page.add("weft_certificate_renewals_total", help, MetricType::COUNTER, renewals)?;
+    page.add("weft_certificate_renewals_total", help, MetricType::COUNTER, renewals(store))?;
     let help = "Certificates in use that could not be written to the state directory.";
     page.counter("weft_certificate_not_saved_total", help, counters.not_saved())
+}
+
+/// Of the certificate that the application is given.
+fn application(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
+    if store.counters.expires_at() > 0 {
+        let help = "When the application's own certificate ends, in seconds since 1970.";
+        let end = store.counters.expires_at() as f64;
+        page.gauge("weft_application_certificate_expiry_timestamp_seconds", help, end)?;
+    }
+    let help = "Attempts to have a certificate for the application, by what became of them.";
+    page.add("weft_application_certificate_renewals_total", help, MetricType::COUNTER, renewals(store))
+}
+
+fn renewals(store: &IdentityStore) -> Values {
+    let mut values = Values::default();
+    values.counter(&[("result", "issued")], store.counters.issued() as f64);
+    for failure in Failure::ALL {
+        values.counter(&[("result", failure.code())], store.counters.failed(*failure) as f64);
+    }
+    values
 }
 
 fn memory(page: &mut Page, memory: &Memory) -> prometheus::Result<()> {

@@ -49,7 +49,7 @@ impl World {
         let chain = self.ca.issue(&csr, &id, Duration::from_hours(1), SystemTime::now()).unwrap();
         let svid = Svid::new(key, &chain).unwrap();
         let shared = crate::testing::shared(id, snapshot);
-        shared.identity.install(Arc::new(Current::new(&svid, self.ca.roots()).unwrap()));
+        shared.identity.install(Arc::new(Current::new(Arc::new(svid), self.ca.roots()).unwrap()));
         shared
     }
 }

@@ -142,6 +142,7 @@ impl World {
         let shared = Arc::new(Shared {
             discovery: Discovery::new(&config, clock.clone()).unwrap(),
             identity: IdentityStore::default(),
+            application: IdentityStore::default(),
             telemetry: Telemetry::quiet(clock.clone()),
             connections: Arc::new(tokio::sync::Semaphore::new(1)),
             sources: crate::limits::sources::Sources::new(1),
@@ -162,7 +163,7 @@ impl World {
         let csr = key.csr(&proxy.identity).unwrap();
         let chain = ca.issue(&csr, &proxy.identity, Duration::from_hours(1), SystemTime::now()).unwrap();
         let svid = Svid::new(key, &chain).unwrap();
-        proxy.shared.identity.install(Arc::new(Current::new(&svid, ca.roots()).unwrap()));
+        proxy.shared.identity.install(Arc::new(Current::new(Arc::new(svid), ca.roots()).unwrap()));
     }
 }
 
