@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 mod h2spec;
+mod workload_api;
 
 use std::process::{ExitCode, Output};
 
@@ -19,6 +20,8 @@ fn tests() -> Vec<Trial> {
         test_with("interop_websocket", &["python3", "websockets"], websocket),
         test_with("interop_h2spec_outbound", &["h2spec"], h2spec::outbound),
         test_with("interop_h2spec_inbound", &["h2spec"], h2spec::inbound),
+        test_with("interop_python_spiffe", &["python3", "spiffe", "openssl"], workload_api::python_spiffe),
+        test_with("interop_svid_from_another", &["curl"], workload_api::svid_from_another),
         test_with("interop_nginx", &["nginx", "curl"], nginx),
     ]
 }
@@ -77,7 +80,8 @@ fn curl_http2() {
 
 /// Runs a Python program in a pod; standard error shows in a failure.
 fn python(mesh: &Mesh, pod: &str, program: &str) -> Output {
-    let mut command = mesh.pod(pod).command(tools::program("python3"), ["-c", program]);
+    // -S: without the machine's own packages, which need not go together with those that were fetched.
+    let mut command = mesh.pod(pod).command(tools::program("python3"), ["-S", "-c", program]);
     command.env("PYTHONPATH", tools::python_path()).env("PYTHONUNBUFFERED", "1").env("GRPC_DNS_RESOLVER", "native");
     let output = command.output().unwrap();
     assert!(

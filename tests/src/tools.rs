@@ -18,9 +18,9 @@ pub fn root() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools"), PathBuf::from)
 }
 
-/// A program by name. `grpcio` and `websockets` are Python packages: found means that Python can import them.
+/// A program by name. `grpcio`, `websockets` and `spiffe` are Python packages: found means that Python can import them.
 pub fn find(name: &str) -> Option<PathBuf> {
-    if matches!(name, "grpcio" | "websockets") {
+    if matches!(name, "grpcio" | "websockets" | "spiffe") {
         let module = if name == "grpcio" { "grpc" } else { name };
         let folder = python_path().join(module);
         return (folder.exists() && find("python3").is_some()).then_some(folder);
