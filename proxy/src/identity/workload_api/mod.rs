@@ -20,6 +20,7 @@
 //! - An expired certificate is never given out, nor taken.
 
 pub mod follow;
+mod host;
 pub mod serve;
 pub mod socket;
 

@@ -23,6 +23,7 @@ use weft_api::wire::spiffe::spiffe_workload_api_server::{SpiffeWorkloadApi, Spif
 use weft_api::wire::spiffe::{X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse};
 
 use super::SECURITY_HEADER;
+use super::host::AnyHost;
 use crate::Shared;
 use crate::identity::Failure;
 
@@ -213,7 +214,7 @@ async fn serve_connection(
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .max_header_list_size(MAX_HEADERS)
-        .serve_connection(TokioIo::new(stream), answer);
+        .serve_connection(TokioIo::new(AnyHost::new(stream)), answer);
     if let Err(error) = connection.await {
         tracing::debug!(%error, "a connection to the Workload API ended badly");
     }
