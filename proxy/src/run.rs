@@ -212,7 +212,8 @@ fn start_admin(
     let giver = match &shared.config.svid_from {
         Some(path) => Giver::WorkloadApi(path.clone()),
         None => {
-            Giver::Control(ControlAuthority::new(control.clone(), &roots, domain).context("control cannot be asked")?)
+            let authority = ControlAuthority::new(control.clone(), &roots, domain);
+            Giver::Control(Box::new(authority.context("control cannot be asked")?))
         }
     };
     let settings = renew::Settings {

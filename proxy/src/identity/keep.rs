@@ -20,7 +20,7 @@ use crate::Shared;
 /// Who gives us our certificate.
 pub enum Giver {
     /// Control's CA.
-    Control(ControlAuthority),
+    Control(Box<ControlAuthority>),
     /// SPIFFE's Workload API at this socket.
     WorkloadApi(PathBuf),
 }
@@ -48,7 +48,7 @@ impl Keeper {
         match giver {
             Giver::WorkloadApi(path) => follow(store, &settings, &path, SystemTime::now).await,
             Giver::Control(authority) => tokio::select! {
-                () = renew::run(store, store, &settings, &authority, SystemTime::now) => {}
+                () = renew::run(store, store, &settings, &*authority, SystemTime::now) => {}
                 served = for_application(shared, &settings, &authority, socket, bundle) => served?,
             },
         }

@@ -139,10 +139,10 @@ impl WorkloadApi {
         Some(X509svidResponse { svids: vec![svid], ..X509svidResponse::default() })
     }
 
-    fn bundles_now(&self) -> Option<X509BundlesResponse> {
+    fn bundles_now(&self) -> X509BundlesResponse {
         let domain = format!("spiffe://{}", self.shared.config.identity.trust_domain);
         let bundles = std::iter::once((domain, self.bundle.borrow().clone())).collect();
-        Some(X509BundlesResponse { bundles, ..X509BundlesResponse::default() })
+        X509BundlesResponse { bundles, ..X509BundlesResponse::default() }
     }
 
     /// A stream of what `message` says: now, and whenever that has become something else.
@@ -201,7 +201,7 @@ impl SpiffeWorkloadApi for WorkloadApi {
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
         let place = self.admit(&request)?;
-        Ok(self.watch(place, Self::bundles_now))
+        Ok(self.watch(place, |api| Some(api.bundles_now())))
     }
 }
 
