@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use crate::distribute::session::Limits;
 use crate::issue::Settings;
+use crate::trust::Federated;
 
 /// Watches manifests, compiles them into resources and tells each proxy what it uses; issues the mesh's certificates.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +29,10 @@ pub struct Args {
     /// Life of a workload's certificate; a workload may ask for less.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub leaf_ttl: Duration,
+    /// Believe identities of another trust domain too, if they lead to the roots in this PEM file (read again when it changes); may be given
+    /// several times.
+    #[arg(long, value_name = "DOMAIN=FILE")]
+    pub federate: Vec<Federated>,
     /// Directory (made with mode 0700) for the last good version of each object, so that one that is broken when control starts keeps what it
     /// said before. Without it such a policy denies its targets and such a route is as if it were not written.
     #[arg(long, value_name = "DIR")]
@@ -55,6 +60,8 @@ pub struct Config {
     pub trust_domain: String,
     /// Longest life of a workload's certificate.
     pub leaf_ttl: Duration,
+    /// Other trust domains that are believed.
+    pub federated: Vec<Federated>,
     /// Where the last good version of each object is kept across restarts; `None` keeps nothing.
     pub state_dir: Option<PathBuf>,
     /// Whether /debug/proxies is answered to others than loopback.
@@ -79,6 +86,7 @@ impl Config {
             ca_dir,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
+            federated: Vec::new(),
             state_dir: None,
             debug_remote: false,
             issuing: Settings::default(),
@@ -96,6 +104,7 @@ impl From<Args> for Config {
             metrics: args.metrics,
             trust_domain: args.trust_domain,
             leaf_ttl: args.leaf_ttl,
+            federated: args.federate,
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,
             issuing: args.issuing,

@@ -2,7 +2,7 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
-//! [`issue`] (who asks for a certificate),
+//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed),
 //! [`metrics`], [`config`].
 
 pub mod auth;
@@ -16,6 +16,7 @@ pub mod server;
 pub mod sources;
 #[cfg(test)]
 mod testing;
+pub mod trust;
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ pub use config::{Args, Config};
 use distribute::Hub;
 use metrics::Metrics;
 use sources::files::{self, Loaded, Watch};
+use trust::Trust;
 
 /// Of endpoints that are left out this many are named in the log; the metric counts all.
 const UNRESOLVED_SAID: usize = 20;
@@ -92,17 +94,21 @@ pub struct Control {
     stopping: CancellationToken,
     served: AbortOnDropHandle<anyhow::Result<()>>,
     _source: AbortOnDropHandle<()>,
+    _trust: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
 }
 
 impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let ca = Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?;
+        let ca = Arc::new(Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?);
+        let trust = Trust::open(Arc::clone(&ca), config.federated.clone()).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let provers = issue::Provers::open(&config.issuing, &ca, &config.ca_dir, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
+        // Before any proxy asks.
+        hub.trust(&trust.message());
         let listener = bind(config.listen).await?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -116,9 +122,10 @@ impl Control {
         let admin = server::admin::Admin { hub: Arc::clone(&hub), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
+        let believing = tokio::spawn(trust.follow(Arc::clone(&hub)));
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
         let served =
-            tokio::spawn(async move { server::serve(listener, &config, serving, Arc::new(ca), provers, stop).await });
+            tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
         Ok(Self {
             listen,
@@ -127,6 +134,7 @@ impl Control {
             stopping,
             served: AbortOnDropHandle::new(served),
             _source: AbortOnDropHandle::new(source),
+            _trust: AbortOnDropHandle::new(believing),
             _admin: AbortOnDropHandle::new(admin),
         })
     }

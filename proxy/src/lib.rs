@@ -42,6 +42,8 @@ pub struct Shared {
     pub config: config::Config,
     /// What control says.
     pub discovery: discovery::Discovery,
+    /// Whom we believe.
+    pub trust: Arc<identity::trust::Trust>,
     /// Who we are.
     pub identity: identity::IdentityStore,
     /// Who our application is, with a key of its own; empty without `--workload-api`.

@@ -32,6 +32,7 @@ use crate::config::{Config, ConfigError};
 use crate::control_channel::Target;
 use crate::identity::authority::ControlAuthority;
 use crate::identity::keep::{Giver, Keeper};
+use crate::identity::trust::Trust;
 use crate::identity::workload_api::serve::bundle;
 use crate::identity::workload_api::socket;
 use crate::identity::{IdentityStore, renew};
@@ -84,9 +85,9 @@ fn run(config: Config) -> anyhow::Result<()> {
     let shared = {
         // The resolver for names asks for a runtime that drives its sockets: the data path's, which uses it.
         let _entered = data.enter();
-        Arc::new(make_shared(config)?)
+        Arc::new(make_shared(config, roots)?)
     };
-    let admin_ended = start_admin(&shared, roots, admin_listeners, application)?;
+    let admin_ended = start_admin(&shared, admin_listeners, application)?;
     tracing::info!(
         workload = %shared.config.workload, identity = %shared.config.identity, control = %shared.config.control,
         outbound = %shared.config.outbound, inbound = %shared.config.inbound, workers = shared.config.workers,
@@ -143,7 +144,7 @@ async fn quiet(drain: &drain::Drain) {
     }
 }
 
-fn make_shared(config: Config) -> anyhow::Result<Shared> {
+fn make_shared(config: Config, (roots, bundle): (Roots, Bytes)) -> anyhow::Result<Shared> {
     let clock = Clock::start();
     let sink = config.access_log.clone().map_or(Sink::Stdout, Sink::File);
     let settings = Settings {
@@ -154,6 +155,7 @@ fn make_shared(config: Config) -> anyhow::Result<Shared> {
     };
     Ok(Shared {
         discovery: discovery::Discovery::new(&config, clock.clone()).context("the tables cannot be kept")?,
+        trust: Arc::new(Trust::new(Arc::clone(&config.identity.trust_domain), roots, bundle)),
         identity: IdentityStore::default(),
         application: IdentityStore::default(),
         telemetry: Telemetry::new(settings, clock.clone()).context("the access log cannot be written")?,
@@ -195,7 +197,6 @@ fn start_workers(shared: &Arc<Shared>, listeners: Vec<Listeners>) -> anyhow::Res
 /// Starts the admin thread; the answer comes if it ends, which it does not by itself.
 fn start_admin(
     shared: &Arc<Shared>,
-    (roots, bundle): (Roots, Bytes),
     listeners: admin::Listeners,
     socket: Option<UnixListener>,
 ) -> anyhow::Result<oneshot::Receiver<anyhow::Error>> {
@@ -212,17 +213,17 @@ fn start_admin(
     let giver = match &shared.config.svid_from {
         Some(path) => Giver::WorkloadApi(path.clone()),
         None => {
-            let authority = ControlAuthority::new(control.clone(), &roots, domain);
-            Giver::Control(Box::new(authority.context("control cannot be asked")?))
+            let authority = ControlAuthority::new(control.clone(), Arc::clone(&shared.trust), Arc::clone(domain));
+            Giver::Control(Box::new(authority))
         }
     };
     let settings = renew::Settings {
         identity: shared.config.identity.clone(),
-        roots,
+        trust: Arc::clone(&shared.trust),
         token: shared.config.token.clone(),
         state_dir: shared.config.state_dir.clone(),
     };
-    let keeper = Keeper { settings, giver, socket, bundle };
+    let keeper = Keeper { settings, giver, socket };
     let (ended, receiver) = oneshot::channel();
     let shared = Arc::clone(shared);
     let thread = move || {

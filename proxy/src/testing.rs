@@ -1,8 +1,11 @@
 //! Proxies for tests of single rooms: no control, no disk, no kernel.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use bytes::Bytes;
 use tokio::sync::Semaphore;
+use weft_certs::ca::Ca;
+use weft_certs::tls::Roots;
 use weft_engine::identity::Identity;
 
 use crate::config::Args;
@@ -10,6 +13,8 @@ use crate::discovery::Discovery;
 use crate::discovery::snapshot::Snapshot;
 use crate::drain::Drain;
 use crate::identity::IdentityStore;
+use crate::identity::trust::Trust;
+use crate::identity::workload_api::serve::bundle;
 use crate::limits::memory::Memory;
 use crate::limits::sources::Sources;
 use crate::telemetry::Telemetry;
@@ -25,8 +30,10 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
         ..Args::default()
     };
     let clock = Clock::start();
+    let config = args.resolve().unwrap();
     Arc::new(Shared {
-        config: args.resolve().unwrap(),
+        trust: Arc::new(trust(&identity.trust_domain)),
+        config,
         discovery: Discovery::fixed(snapshot, clock.clone()),
         identity: IdentityStore::default(),
         application: IdentityStore::default(),
@@ -37,6 +44,20 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
         drain: Drain::default(),
         clock,
     })
+}
+
+/// Whom such a proxy believes before control has said: a CA that has signed nothing.
+fn trust(domain: &Arc<str>) -> Trust {
+    static ROOTS: LazyLock<Roots> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().unwrap();
+        Ca::open(dir.path(), "cluster.local").unwrap().roots().clone()
+    });
+    Trust::new(Arc::clone(domain), ROOTS.clone(), Bytes::new())
+}
+
+/// Believes this CA.
+pub fn trusting(ca: &Ca) -> Arc<Trust> {
+    Arc::new(Trust::new(ca.trust_domain().into(), ca.roots().clone(), bundle(ca.root_pem())))
 }
 
 /// Gives it another snapshot.

@@ -37,6 +37,7 @@ pub fn tests() -> Vec<Trial> {
         test("opaque_meshed_and_plain_clients_of_one_port", meshed_and_plain),
         test("opaque_a_sidecar_that_is_late_is_none_that_waits", late_sidecar),
         test("opaque_who_may_not_call_hears_no_greeting", who_may_not),
+        test("opaque_another_trust_domain", another_trust_domain),
         test("opaque_a_strict_port_greets_no_plain_client", strict_greets_no_plain_client),
         test("opaque_tls_of_the_applications_own", own_tls),
         ssh,
@@ -254,6 +255,51 @@ fn who_may_not() {
     // The application was not even called.
     assert_eq!(app.called(), called);
     MYSQL.call(friend, service).unwrap();
+}
+
+const NEIGHBOURS_ONLY: &str = "apiVersion: weft.dev/v1alpha1
+kind: AuthorizationPolicy
+metadata: {name: neighbours, namespace: shop}
+spec:
+  targetRefs: [{group: '', kind: Service, name: mysql}]
+  action: Allow
+  rules:
+    - from: [{namespaces: [shop]}]
+";
+
+/// Somebody of another mesh: nobody, until control is told of that mesh's roots; from then on somebody, and nothing was started anew.
+/// Its namespaces are not ours, whatever they are called.
+fn another_trust_domain() {
+    let mut mesh = Mesh::without_control();
+    let dir = mesh.lab.dir().to_owned();
+    let ca = |name: &str| Ca::open(&dir.join(name), "partner.example").unwrap();
+    let (partner, former) = (ca("partner"), ca("former"));
+    let file = dir.join("partner.pem");
+    std::fs::write(&file, former.root_pem()).unwrap();
+    mesh.control_flags = vec![format!("--federate=partner.example={}", file.display())];
+    mesh.start_control();
+    let _app = deploy(&mut mesh, MYSQL);
+    mesh.client("client");
+    let (pod, net) = (direct(&mesh, MYSQL), mesh.lab.node());
+    let ours = Ca::open(mesh.control.as_ref().unwrap().ca_dir(), "cluster.local").unwrap();
+    let by_hand = ByHand::new(sidecar(Some(&issue(&partner, "client")), &ours), Duration::ZERO);
+    let greeting = mysql_greeting();
+    let call = || match by_hand.call(net, pod, greeting.len()).words {
+        Ok(words) if words == greeting => Ok(()),
+        Ok(words) => panic!("{}", words.escape_ascii()),
+        Err((words, error)) if words.is_empty() => Err(error.to_string()),
+        Err((words, error)) => panic!("{} and {error}", words.escape_ascii()),
+    };
+    call().unwrap_err();
+    mesh.counts("mysql-0", "weft_refused_total", &["reason=\"identity_mismatch\""], |count| count > 0.5);
+    std::fs::write(&file, [former.root_pem(), partner.root_pem()].concat()).unwrap();
+    mesh.until("the root to be believed", call);
+    mesh.write("neighbours.yaml", NEIGHBOURS_ONLY);
+    mesh.until("another mesh's namespace to be no neighbour", || match call() {
+        Ok(()) => Err("it is greeted".to_owned()),
+        Err(_) => Ok(()),
+    });
+    MYSQL.call(mesh.pod("client-0"), mesh.address(MYSQL.name)).unwrap();
 }
 
 fn strict_greets_no_plain_client() {

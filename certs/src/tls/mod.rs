@@ -2,13 +2,15 @@
 //!
 //! Invariants
 //! - TLS 1.3 only, key exchange X25519MLKEM768 first.
-//! - A peer's chain leads to our roots, is valid now, names exactly one SPIFFE ID, and that is of our trust domain.
+//! - A peer's chain leads to the roots of the trust domain that it names, is valid now, and names exactly one SPIFFE ID. The domain is ours or
+//!   one that we are federated with.
 //! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
 //! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
 //!   [`client_config_for`] makes the handshake itself do so.
 
 mod verify;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,13 +58,19 @@ pub enum TlsError {
     Peer(#[from] LeafError),
 }
 
-/// The root certificates that a workload trusts. Cheap to clone.
+type Anchors = Arc<[TrustAnchor<'static>]>;
+
+/// The root certificates that a workload trusts: for its own trust domain, and for each that it is federated with, of which identities
+/// must lead to that domain's roots and no others. Cheap to clone.
 #[derive(Clone)]
-pub struct Roots(Arc<[TrustAnchor<'static>]>);
+pub struct Roots {
+    own: Anchors,
+    foreign: Arc<BTreeMap<Arc<str>, Anchors>>,
+}
 
 impl fmt::Debug for Roots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Roots({})", self.0.len())
+        write!(f, "Roots({}, of others {:?})", self.own.len(), self.foreign.keys())
     }
 }
 
@@ -78,12 +86,48 @@ impl Roots {
     }
 
     fn new(certs: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
-        if certs.is_empty() {
-            return Err(TlsError::Roots);
-        }
-        let anchors = certs.iter().map(|cert| webpki::anchor_from_trusted_cert(cert).map(|anchor| anchor.to_owned()));
-        Ok(Self(anchors.collect::<Result<_, _>>().map_err(|_| TlsError::Roots)?))
+        Ok(Self { own: anchors(certs)?, foreign: Arc::default() })
     }
+
+    /// Those of every trust domain, one certificate in DER each; `own` must be among the domains.
+    pub fn of_domains<'a, R: AsRef<[u8]> + 'a>(
+        own: &str,
+        bundles: impl IntoIterator<Item = (&'a Arc<str>, &'a Vec<R>)>,
+    ) -> Result<Self, TlsError> {
+        let (mut ours, mut foreign) = (None, BTreeMap::new());
+        for (domain, roots) in bundles {
+            let certs: Vec<_> = roots.iter().map(|root| CertificateDer::from(root.as_ref())).collect();
+            if **domain == *own {
+                ours = Some(anchors(&certs)?);
+            } else {
+                foreign.insert(Arc::clone(domain), anchors(&certs)?);
+            }
+        }
+        Ok(Self { own: ours.ok_or(TlsError::Roots)?, foreign: Arc::new(foreign) })
+    }
+
+    /// Those of the own trust domain alone, and with them `others`' own.
+    #[must_use]
+    pub fn own_and(&self, others: &Self) -> Self {
+        Self { own: self.own.iter().chain(&*others.own).cloned().collect(), foreign: Arc::default() }
+    }
+}
+
+fn anchors(certs: &[CertificateDer<'_>]) -> Result<Anchors, TlsError> {
+    if certs.is_empty() {
+        return Err(TlsError::Roots);
+    }
+    let anchors = certs.iter().map(|cert| webpki::anchor_from_trusted_cert(cert).map(|anchor| anchor.to_owned()));
+    anchors.collect::<Result<_, _>>().map_err(|_| TlsError::Roots)
+}
+
+/// The certificates of a PEM text that [`Roots`] would take.
+///
+/// # Errors
+/// [`TlsError::Roots`]: there is none, or one is broken.
+pub fn certificates(pem: &str) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certs = x509::certificates(pem).ok_or(TlsError::Roots)?;
+    anchors(&certs).map(|_| certs)
 }
 
 /// Whether a client must show a certificate.

@@ -1,5 +1,7 @@
 //! Handshakes in memory, and pins of the algorithms: an upgrade that changes them must fail here.
 
+mod federation;
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 

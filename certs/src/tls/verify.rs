@@ -1,8 +1,8 @@
 //! The check of a peer's certificate, the same on both sides.
 //!
 //! rustls compares DNS names and knows nothing of SPIFFE IDs, so these verifiers stand in the place of its own: the chain is webpki's work,
-//! the name is ours. In order: the chain to a root at the time of the handshake, exactly one URI name, the trust domain, and the expected
-//! identity where one was given.
+//! the name is ours. In order: the chain to a root of the domain that the leaf names at the time of the handshake, exactly one URI name, the
+//! trust domain, and the expected identity where one was given.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use webpki::KeyUsage;
 use weft_engine::identity::Identity;
 
@@ -76,14 +76,20 @@ impl MeshVerifier {
     ) -> Result<(), Error> {
         let parsed = webpki::EndEntityCert::try_from(leaf).map_err(|e| chain_error(&e))?;
         parsed
-            .verify_for_usage(self.algorithms.all, &self.roots.0, intermediates, now, usage, None, None)
+            .verify_for_usage(self.algorithms.all, self.anchors(leaf), intermediates, now, usage, None, None)
             .map_err(|e| chain_error(&e))?;
         self.check_name(leaf).map_err(|e| Error::InvalidCertificate(told(&e)))
     }
 
+    // What it must lead to: the roots of the domain that it names, no others'. One that nobody knows is refused by its name.
+    fn anchors(&self, leaf: &CertificateDer<'_>) -> &[TrustAnchor<'static>] {
+        let named = x509::identity(leaf).ok().filter(|named| named.trust_domain != self.trust_domain);
+        named.and_then(|named| self.roots.foreign.get(&named.trust_domain)).unwrap_or(&self.roots.own)
+    }
+
     fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
         let found = x509::identity(leaf)?;
-        if found.trust_domain != self.trust_domain {
+        if found.trust_domain != self.trust_domain && !self.roots.foreign.contains_key(&found.trust_domain) {
             let trust_domain = Arc::clone(&self.trust_domain);
             return Err(Refused::TrustDomain { found: found.to_string(), trust_domain });
         }

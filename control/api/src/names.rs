@@ -34,11 +34,20 @@ resource_types!(
     AuthorizationPolicy,
     RateLimitPolicy,
     MeshExtent,
+    Trust,
     NackDetails
 );
 
 /// Name of the only [`v1::MeshExtent`].
 pub const MESH_EXTENT: &str = "mesh-extent";
+
+/// Name of the only [`v1::Trust`].
+pub const TRUST: &str = "trust";
+
+/// Whether this is the name of an [`v1::Address`], if it is one of ours at all.
+pub fn is_address(name: &str) -> bool {
+    !name.contains('/') && name != MESH_EXTENT && name != TRUST
+}
 
 /// The type's short name (`Address`) from its URL, or the URL itself if it is not ours.
 pub fn short_type(type_url: &str) -> &str {

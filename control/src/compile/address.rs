@@ -89,7 +89,7 @@ pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
         // A port that is made on demand changes with its service.
         return vec![Topic::Name(Arc::clone(name)), Topic::Service(service.name)];
     }
-    if name.contains('/') || &**name == names::MESH_EXTENT {
+    if !names::is_address(name) {
         return vec![Topic::Name(Arc::clone(name))];
     }
     match parse(name) {

@@ -138,8 +138,9 @@ impl Default for Compiled {
     /// The resources of an empty model.
     fn default() -> Self {
         let extent = (names::MESH_EXTENT.into(), Arc::new(extent::resource(&Model::default())));
+        let trust = (names::TRUST.into(), Arc::new(Resource::new(&v1::Trust::default(), Vec::new())));
         Self {
-            resources: HashMap::from([extent]),
+            resources: HashMap::from([extent, trust]),
             collections: HashMap::new(),
             service_addresses: HashMap::new(),
             lookup: address::Lookup::default(),
@@ -186,6 +187,21 @@ impl Compiled {
         if dirty.addresses {
             self.put(names::MESH_EXTENT.to_owned(), Some(extent::resource(model)), &mut patch);
         }
+        patch
+    }
+
+    /// What has to change so that these are believed. They come from no model: the CA has them, and who federates.
+    pub fn update_trust(&self, trust: &v1::Trust) -> Patch {
+        let mut patch = Patch {
+            resources: Vec::new(),
+            collections: Vec::new(),
+            service_addresses: Vec::new(),
+            lookup: None,
+            model: Arc::clone(&self.model),
+            draining: Arc::clone(&self.draining),
+            changes: Changes::default(),
+        };
+        self.put(names::TRUST.to_owned(), Some(Resource::new(trust, Vec::new())), &mut patch);
         patch
     }
 
@@ -293,7 +309,7 @@ impl Compiled {
         if let Some(service) = address::parse_service(name) {
             return Some(Arc::new(services::on_demand(&self.model, &service)));
         }
-        (!name.contains('/') && name != names::MESH_EXTENT).then(|| self.address(name))
+        names::is_address(name).then(|| self.address(name))
     }
 
     /// The endpoints of a service port, by the name of their `EndpointHead`.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_api::names;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_api::wire::v1;
 use weft_engine::identity::Identity;
 
 use super::session::{Heard, Limits, Session, Version, Violation};
@@ -155,6 +156,17 @@ impl Hub {
         if inputs.leaving.insert(workload.clone(), leaving).is_none() {
             self.recompile(&mut inputs);
         }
+    }
+
+    /// Takes another set of roots, and tells everybody. Returns whether it is another one.
+    pub fn trust(&self, trust: &v1::Trust) -> bool {
+        // Held for as long as it takes: a model that is compiled meanwhile must not miss it.
+        let _inputs = self.inputs.lock();
+        let mut patch = self.compiled.read().update_trust(trust);
+        let changes = std::mem::take(&mut patch.changes);
+        self.compiled.write().apply(patch);
+        self.dispatch(&changes);
+        !changes.is_empty()
     }
 
     fn recompile(&self, inputs: &mut Inputs) -> usize {

@@ -58,6 +58,8 @@ pub struct From {
     pub identities: Vec<Pattern>,
     /// Patterns over the namespace.
     pub namespaces: Vec<Pattern>,
+    /// Namespaces are those of this trust domain: another one's are other people's. `None`: of any.
+    pub trust_domain: Option<Arc<str>>,
 }
 
 /// Each non-empty list must hold.

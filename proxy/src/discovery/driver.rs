@@ -12,7 +12,8 @@ use prost_types::value::Kind;
 use prost_types::{Any, ListValue, Struct, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use weft_api::names::ResourceType;
+use weft_api::convert::{Decoded, Trust};
+use weft_api::names::{self, ResourceType};
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use weft_api::wire::v1;
@@ -93,6 +94,7 @@ pub async fn run(shared: Arc<Shared>, target: Target) {
         confirmed_at: Instant::now(),
         flushing: Vec::new(),
         ticks: 0,
+        believed: None,
     };
     tokio::join!(stream::keep(&shared, &target, tell), driver.run(core.asked, events, written));
 }
@@ -166,6 +168,8 @@ struct Driver<'s> {
     confirmed_at: Instant,
     flushing: Vec<oneshot::Sender<()>>,
     ticks: u64,
+    // What control has said of roots last.
+    believed: Option<Trust>,
 }
 
 impl Driver<'_> {
@@ -175,6 +179,8 @@ impl Driver<'_> {
         mut events: mpsc::Receiver<Event>,
         mut written: mpsc::Receiver<std::io::Result<()>>,
     ) {
+        // What was saved.
+        self.believe();
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -276,7 +282,30 @@ impl Driver<'_> {
         self.dirty();
     }
 
+    /// What control says of roots is in force before it is acknowledged.
+    fn believe(&mut self) {
+        let Some(Decoded::Trust(told)) = self.machine.table.decoded(names::TRUST) else { return };
+        if self.believed.as_ref() == Some(told) {
+            return;
+        }
+        let shared = self.shared;
+        let told_on = shared.trust.tell(told).and_then(|()| {
+            let believed = shared.trust.now();
+            // Who has its certificates from elsewhere has its roots for peers from there too.
+            let ours = shared.config.svid_from.is_none().then_some(&shared.identity);
+            ours.into_iter().chain([&shared.application]).try_for_each(|store| store.believe(&believed))
+        });
+        match told_on {
+            Ok(()) => {
+                tracing::info!(domains = ?told.bundles.keys(), "control has said whose certificates are believed")
+            }
+            Err(error) => tracing::error!(%error, "roots cannot be used; those before go on"),
+        }
+        self.believed = Some(told.clone());
+    }
+
     fn publish(&mut self) {
+        self.believe();
         let snapshot = self.builder.snapshot(&self.machine, self.now());
         let discovery = self.discovery();
         let has_inbound = self.builder.inbound.current().is_some();

@@ -28,6 +28,7 @@ use weft_api::wire::{rpc, v1};
 
 use self::lost::ask_members;
 use super::table::{Member, Node, Phase, TYPES, Table, type_index};
+use crate::identity::trust::usable;
 
 /// Bytes of the text of one refusal.
 const MAX_MESSAGE: usize = 400;
@@ -198,8 +199,8 @@ impl Machine {
         let mut requests = vec![
             self.first(v1::MeshExtent::TYPE_URL, &self.extent, |type_url| type_url == v1::MeshExtent::TYPE_URL),
             self.first(v1::Workload::TYPE_URL, &self.workload, |type_url| {
-                [v1::Workload::TYPE_URL, v1::AuthorizationPolicy::TYPE_URL, v1::RateLimitPolicy::TYPE_URL]
-                    .contains(&type_url)
+                let beside = [v1::AuthorizationPolicy::TYPE_URL, v1::RateLimitPolicy::TYPE_URL, v1::Trust::TYPE_URL];
+                type_url == v1::Workload::TYPE_URL || beside.contains(&type_url)
             }),
         ];
         self.unanswered = None;
@@ -340,7 +341,9 @@ impl Machine {
             return Err(error.to_wire(&given, &name, &version));
         };
         let bytes = Bytes::from(value);
-        let decoded = decode(type_url, &bytes, &self.trust_domain).and_then(|decoded| fits(&name, decoded));
+        let decoded = decode(type_url, &bytes, &self.trust_domain)
+            .and_then(|decoded| fits(&name, decoded))
+            .and_then(|decoded| self.believable(decoded));
         let name: Arc<str> = name.as_str().into();
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -360,6 +363,17 @@ impl Machine {
         let change = self.put(name, type_url, version.as_str().into(), bytes, decoded, now, heard, touched);
         heard.received.extend(change.map(|change| (at, change)));
         Ok(())
+    }
+
+    // Roots that no handshake could use are refused with the rest of what is wrong.
+    fn believable(&self, decoded: Decoded) -> Result<Decoded, ResourceError> {
+        match &decoded {
+            Decoded::Trust(trust) if !trust.bundles.is_empty() => match usable(trust, &self.trust_domain) {
+                Ok(_) => Ok(decoded),
+                Err(_) => Err(ResourceError::new(ErrorCode::Malformed, "something among the roots is no certificate")),
+            },
+            _ => Ok(decoded),
+        }
     }
 
     #[allow(clippy::too_many_arguments)] // One resource in its parts.

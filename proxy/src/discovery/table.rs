@@ -16,7 +16,7 @@ use weft_api::names::{self, Digest, ResourceType};
 use weft_api::wire::v1;
 
 /// Every type of resource.
-pub const TYPES: [&str; 9] = [
+pub const TYPES: [&str; 10] = [
     v1::Address::TYPE_URL,
     v1::Service::TYPE_URL,
     v1::Route::TYPE_URL,
@@ -26,6 +26,7 @@ pub const TYPES: [&str; 9] = [
     v1::AuthorizationPolicy::TYPE_URL,
     v1::RateLimitPolicy::TYPE_URL,
     v1::MeshExtent::TYPE_URL,
+    v1::Trust::TYPE_URL,
 ];
 
 /// A type's place in [`TYPES`]; `None` if it is none of ours.
@@ -238,12 +239,14 @@ fn points_to(decoded: &Decoded, next: &mut impl FnMut(Arc<str>)) {
         Decoded::Workload(workload) => {
             let bindings = workload.authorization.iter().chain(&workload.rate_limits);
             bindings.for_each(|binding| next(Arc::clone(&binding.policy)));
+            next(names::TRUST.into());
         }
         Decoded::Address(_)
         | Decoded::EndpointHead(_)
         | Decoded::Endpoint(_)
         | Decoded::AuthorizationPolicy(_)
         | Decoded::RateLimitPolicy(_)
-        | Decoded::MeshExtent(_) => {}
+        | Decoded::MeshExtent(_)
+        | Decoded::Trust(_) => {}
     }
 }

@@ -10,8 +10,9 @@ use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Request, Status};
 use weft_api::wire::ca::IstioCertificateRequest;
 use weft_api::wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
-use weft_certs::tls::{Roots, control_client_config};
+use weft_certs::tls::control_client_config;
 
+use super::trust::Trust;
 use super::{Current, Failure};
 use crate::control_channel::{self, Target};
 
@@ -92,13 +93,19 @@ pub trait Authority: Sync {
 /// Control's CA, over gRPC.
 pub struct ControlAuthority {
     target: Target,
-    without_certificate: Arc<ClientConfig>,
+    trust: Arc<Trust>,
+    trust_domain: Arc<str>,
 }
 
 impl ControlAuthority {
-    /// The CA at `target`, which must prove to be control of `trust_domain` by `roots`.
-    pub fn new(target: Target, roots: &Roots, trust_domain: &str) -> Result<Self, weft_certs::tls::TlsError> {
-        Ok(Self { target, without_certificate: control_client_config(None, roots, trust_domain)? })
+    /// The CA at `target`, which must prove to be control of `trust_domain`.
+    pub fn new(target: Target, trust: Arc<Trust>, trust_domain: Arc<str>) -> Self {
+        Self { target, trust, trust_domain }
+    }
+
+    fn without_certificate(&self) -> Result<Arc<ClientConfig>, AskError> {
+        control_client_config(None, &self.trust.now().control, &self.trust_domain)
+            .map_err(|error| AskError { failure: Failure::Internal, message: error.to_string() })
     }
 }
 
@@ -115,7 +122,7 @@ impl Authority for ControlAuthority {
                 })?;
                 value.set_sensitive(true);
                 request.metadata_mut().insert("authorization", value);
-                Arc::clone(&self.without_certificate)
+                self.without_certificate()?
             }
         };
         // A connection of its own: renewals are rare, and each may come with another certificate.

@@ -7,8 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-use tokio::sync::watch;
 use tracing::Instrument as _;
 
 use super::authority::{ControlAuthority, Token};
@@ -33,8 +31,6 @@ pub struct Keeper {
     pub giver: Giver,
     /// Where the application asks for its own, if control's CA gives it one.
     pub socket: Option<UnixListener>,
-    /// What the application's peers are verified by.
-    pub bundle: Bytes,
 }
 
 impl Keeper {
@@ -43,13 +39,13 @@ impl Keeper {
     /// # Errors
     /// If the application's socket cannot be served.
     pub async fn run(self, shared: &Arc<Shared>) -> io::Result<()> {
-        let Self { settings, giver, socket, bundle } = self;
+        let Self { settings, giver, socket } = self;
         let store = &shared.identity;
         match giver {
             Giver::WorkloadApi(path) => follow(store, &settings, &path, SystemTime::now).await,
             Giver::Control(authority) => tokio::select! {
                 () = renew::run(store, store, &settings, &*authority, SystemTime::now) => {}
-                served = for_application(shared, &settings, &authority, socket, bundle) => served?,
+                served = for_application(shared, &settings, &authority, socket) => served?,
             },
         }
         Ok(())
@@ -61,12 +57,9 @@ async fn for_application(
     settings: &Settings,
     authority: &ControlAuthority,
     socket: Option<UnixListener>,
-    bundle: Bytes,
 ) -> io::Result<()> {
     let Some(socket) = socket else { return pending().await };
-    // Held to the end: roots that change would be sent here.
-    let (_roots, bundle) = watch::channel(bundle);
-    let api = WorkloadApi::new(Arc::clone(shared), bundle, HOLD);
+    let api = WorkloadApi::new(Arc::clone(shared), settings.trust.bundle(), HOLD);
     // Proved by our own certificate, and on no disk: after a restart another is asked for.
     let settings = Settings { token: Token::None, state_dir: None, ..settings.clone() };
     let renewals = async {

@@ -4,6 +4,7 @@
 //! - [`renew`]: the task that asks for certificates, on the admin thread.
 //! - [`authority`]: how control is asked.
 //! - [`check`]: a new certificate proves itself in memory before it takes the place of the old one.
+//! - [`trust`]: whose certificates are believed, ours and others'.
 //! - [`keep`]: all of it together, as the admin thread runs it.
 //! - [`workload_api`]: an application's own certificate, over SPIFFE's Workload API; and ours over the same, from others.
 //!
@@ -17,6 +18,7 @@ pub mod authority;
 pub mod check;
 pub mod keep;
 pub mod renew;
+pub mod trust;
 pub mod workload_api;
 
 use std::fmt;
@@ -31,6 +33,8 @@ use weft_certs::svid::Svid;
 use weft_certs::tls::{self, ClientAuth, Roots, TlsError};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
+
+use self::trust::Believed;
 
 /// ALPN of HTTP/1 between sidecars.
 pub const ALPN_H1: &[u8] = b"weft1-h1";
@@ -89,6 +93,11 @@ impl Current {
         })
     }
 
+    /// The same for what is believed of peers and of control.
+    pub fn believing(svid: Arc<Svid>, believed: &Believed) -> Result<Self, TlsError> {
+        Self::new(svid, &believed.peers)?.with_control(&believed.control)
+    }
+
     /// Where control's own certificate leads to other roots than those of peers do.
     pub fn with_control(mut self, roots: &Roots) -> Result<Self, TlsError> {
         self.control = tls::control_client_config(Some(&self.svid), roots, &self.identity.trust_domain)?;
@@ -124,6 +133,18 @@ impl IdentityStore {
     /// Changes whenever a certificate is taken into use; the value is how many have been.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// The same certificate, with what is believed now.
+    ///
+    /// # Errors
+    /// [`TlsError`]: the one before goes on.
+    pub fn believe(&self, believed: &Believed) -> Result<(), TlsError> {
+        if let Some(current) = self.current.load_full() {
+            let again = Current::believing(Arc::clone(&current.svid), believed)?;
+            self.current.store(Some(Arc::new(again)));
+        }
+        Ok(())
     }
 
     /// Takes a certificate into use.

@@ -20,11 +20,12 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{sleep, timeout};
 use weft_certs::svid::{KeyPair, Svid};
-use weft_certs::tls::{Roots, TlsError};
+use weft_certs::tls::TlsError;
 use weft_engine::identity::Identity;
 
 use super::authority::{AskError, Authority, Credential, Token};
 use super::check::check;
+use super::trust::Trust;
 use super::{Counters, Current, Failure, IdentityStore};
 
 /// One attempt, from connection to answer.
@@ -46,7 +47,7 @@ pub struct Settings {
     /// Who we are.
     pub identity: Identity,
     /// What peers' certificates, and our own, must lead to.
-    pub roots: Roots,
+    pub trust: Arc<Trust>,
     /// Proves who we are while we have no valid certificate.
     pub token: Token,
     /// Where key and chain are kept; `None`: nowhere.
@@ -114,7 +115,7 @@ pub(super) fn checked(
 }
 
 fn ours(svid: Svid, settings: &Settings, now: SystemTime) -> Result<Arc<Current>, AskError> {
-    checked(svid, &settings.identity, now, |svid| Current::new(svid, &settings.roots))
+    checked(svid, &settings.identity, now, |svid| Current::believing(svid, &settings.trust.now()))
 }
 
 /// The certificate that an earlier process saved, if it is still good.

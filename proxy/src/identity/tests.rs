@@ -14,6 +14,7 @@ use weft_certs::svid::KeyPair;
 use super::authority::{AskError, Authority, Credential, Token};
 use super::renew::{Settings, run};
 use super::*;
+use crate::testing::trusting;
 
 const HOUR: Duration = Duration::from_hours(1);
 
@@ -62,7 +63,7 @@ impl<C: Fn() -> SystemTime + Sync> FakeCa<C> {
     fn settings(&self) -> Settings {
         Settings {
             identity: web(),
-            roots: self.ca.roots().clone(),
+            trust: trusting(&self.ca),
             token: Token::Text("token".into()),
             state_dir: Some(self.state_dir()),
         }

@@ -24,6 +24,7 @@ mod error;
 mod field;
 mod policy;
 mod routes;
+mod trust;
 mod workload;
 
 pub use bindings::{Bound, Held, PortRules};
@@ -31,6 +32,7 @@ pub use endpoint::{Address, Alpn, Endpoint, EndpointHead};
 pub use error::{ErrorCode, ResourceError};
 pub use policy::{RateLimitPolicy, closed_policy};
 pub(crate) use routes::{MAX_HOSTNAMES, NOT_EDITABLE};
+pub use trust::Trust;
 pub use workload::{Binding, InboundPort, Protocol, Service, Workload};
 
 /// A resource as the engine and the proxy use it.
@@ -54,6 +56,8 @@ pub enum Decoded {
     RateLimitPolicy(RateLimitPolicy),
     /// Ranges that hold all addresses of services and pods.
     MeshExtent(Vec<IpNet>),
+    /// Whose certificates are believed.
+    Trust(Trust),
 }
 
 impl Decoded {
@@ -66,6 +70,7 @@ impl Decoded {
             Self::AuthorizationPolicy(policy) => Some(Arc::clone(&policy.name)),
             Self::RateLimitPolicy(policy) => Some(Arc::clone(&policy.name)),
             Self::MeshExtent(_) => Some(crate::names::MESH_EXTENT.into()),
+            Self::Trust(_) => Some(crate::names::TRUST.into()),
             Self::Address(_) | Self::EndpointHead(_) | Self::Endpoint(_) => None,
         }
     }
@@ -85,6 +90,7 @@ pub fn decode(type_url: &str, bytes: &[u8], trust_domain: &str) -> Result<Decode
         }
         v1::RateLimitPolicy::TYPE_URL => Decoded::RateLimitPolicy(policy::rate_limit(&parse(bytes)?)?),
         v1::MeshExtent::TYPE_URL => Decoded::MeshExtent(workload::extent(&parse(bytes)?)?),
+        v1::Trust::TYPE_URL => Decoded::Trust(trust::trust(parse(bytes)?, trust_domain)?),
         other => {
             let message = format!("resources of type `{other}` are not known to this build: upgrade the proxy");
             return Err(ResourceError::new(ErrorCode::UnknownType, message));

@@ -106,7 +106,11 @@ fn from(wire: &v1::AuthorizationFrom, trust_domain: &str) -> Result<From, Resour
     }
     let identities = wire.identities.iter().map(|text| identity_pattern(text, trust_domain));
     let namespaces = wire.namespaces.iter().map(|text| namespace_pattern(text));
-    Ok(From { identities: identities.collect::<Result<_, _>>()?, namespaces: namespaces.collect::<Result<_, _>>()? })
+    Ok(From {
+        identities: identities.collect::<Result<_, _>>()?,
+        namespaces: namespaces.collect::<Result<_, _>>()?,
+        trust_domain: Some(trust_domain.into()),
+    })
 }
 
 fn to(wire: &v1::AuthorizationTo) -> Result<To, ResourceError> {

@@ -88,7 +88,7 @@ impl Session {
     fn subscribe(&mut self, group: &'static str, name: &str) -> Result<(), Violation> {
         let right_type = match group {
             v1::MeshExtent::TYPE_URL => name == names::MESH_EXTENT,
-            v1::Address::TYPE_URL => !name.contains('/') && name != names::MESH_EXTENT,
+            v1::Address::TYPE_URL => names::is_address(name),
             _ => {
                 let own = names::workload(&self.workload.namespace, &self.workload.name);
                 if name != own {

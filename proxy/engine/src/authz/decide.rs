@@ -128,7 +128,12 @@ impl Rule {
 impl From {
     fn matches(&self, peer: &Identity) -> bool {
         (self.identities.is_empty() || self.identities.iter().any(|pattern| pattern.matches_identity(peer)))
-            && (self.namespaces.is_empty() || self.namespaces.iter().any(|pattern| pattern.matches(&peer.namespace)))
+            && (self.namespaces.is_empty()
+                || self.is_near(peer) && self.namespaces.iter().any(|pattern| pattern.matches(&peer.namespace)))
+    }
+
+    fn is_near(&self, peer: &Identity) -> bool {
+        self.trust_domain.as_ref().is_none_or(|domain| *domain == peer.trust_domain)
     }
 }
 

@@ -28,8 +28,11 @@ async fn mesh(port: InboundPort, application: SocketAddr) -> (SocketAddr, Arc<Sh
 }
 
 fn policy(action: Action, methods: &[&str], paths: &[&str]) -> PolicySet {
-    let from =
-        authz::From { identities: vec![Pattern::parse("spiffe://cluster.local/ns/shop/sa/web")], namespaces: vec![] };
+    let from = authz::From {
+        identities: vec![Pattern::parse("spiffe://cluster.local/ns/shop/sa/web")],
+        namespaces: vec![],
+        trust_domain: None,
+    };
     let to = authz::To {
         methods: methods.iter().map(|method| (*method).into()).collect(),
         paths: paths.iter().map(|path| Pattern::parse(path)).collect(),

@@ -83,7 +83,7 @@ pub fn head(members: &[Resource]) -> Resource {
     head_of(WEB_SET, members)
 }
 
-/// Our own workload, without any policy, and the extent.
+/// Our own workload, without any policy, the extent, and no word on roots.
 pub fn roots() -> Vec<Resource> {
     let own = v1::Workload {
         namespace: "shop".into(),
@@ -92,7 +92,11 @@ pub fn roots() -> Vec<Resource> {
         ..v1::Workload::default()
     };
     let extent = v1::MeshExtent { cidrs: vec!["10.0.0.0/8".into()] };
-    vec![resource("workload/shop/cart-1", &own), resource("mesh-extent", &extent)]
+    vec![
+        resource("workload/shop/cart-1", &own),
+        resource("mesh-extent", &extent),
+        resource("trust", &v1::Trust::default()),
+    ]
 }
 
 /// Subscribed to [`VIP`] on an open stream.

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use weft_certs::ca::Ca;
 use weft_certs::svid::{KeyPair, Svid};
+use weft_control::trust::Federated;
 use weft_control::{Config as ControlConfig, Control};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
@@ -88,7 +89,18 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::in_dir(tempfile::tempdir().unwrap()).await
+    }
+
+    /// One that is federated with `partner.example`.
+    async fn federated() -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let partner = Ca::open(&dir.path().join("partner"), "partner.example").unwrap();
+        std::fs::write(dir.path().join("partner.pem"), partner.root_pem()).unwrap();
+        Self::in_dir(dir).await
+    }
+
+    async fn in_dir(dir: tempfile::TempDir) -> Self {
         std::fs::create_dir(dir.path().join("files")).unwrap();
         let mut world = Self { dir, listen: addr("127.0.0.1:0"), control: None };
         world.write(&manifests(&[1], "/a"));
@@ -107,7 +119,9 @@ impl World {
     }
 
     async fn start(&mut self) {
+        let partner = Federated { domain: "partner.example".into(), file: self.path().join("partner.pem") };
         let config = ControlConfig {
+            federated: if partner.file.exists() { vec![partner] } else { Vec::new() },
             listen: self.listen,
             metrics: addr("127.0.0.1:0"),
             ..ControlConfig::new(vec![self.path().join("files")], self.path().join("ca"))
@@ -139,7 +153,9 @@ impl World {
             ..Args::default()
         };
         let (config, clock) = (args.resolve().unwrap(), Clock::start());
+        let ca = Ca::open(&self.path().join("ca"), "cluster.local").unwrap();
         let shared = Arc::new(Shared {
+            trust: crate::testing::trusting(&ca),
             discovery: Discovery::new(&config, clock.clone()).unwrap(),
             identity: IdentityStore::default(),
             application: IdentityStore::default(),
@@ -282,6 +298,21 @@ async fn a_proxy_follows_control_through_edits_its_death_and_its_return() {
     assert!(matches!(proxy.discovery().resolve(addr("10.96.0.77:80")).await, Ok(Destination::Outside)));
     assert_eq!(proxy.received(), [("Address", Change::New, 1), ("AuthorizationPolicy", Change::Changed, 1)]);
     assert!(!proxy.discovery().status().from_disk);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roots_that_control_has_told_are_believed_and_after_a_restart_without_it() {
+    let mut world = World::federated().await;
+    let believes = |proxy: &Proxy| format!("{:?}", proxy.shared.trust.now().peers).contains("partner.example");
+    let proxy = world.proxy();
+    assert!(!believes(&proxy));
+    world.certify(&proxy);
+    proxy.until("root of the partner", |_| believes(&proxy)).await;
+    proxy.discovery().flush().await;
+    world.kill().await;
+    drop(proxy);
+    let again = world.proxy();
+    again.until("root of the partner", |_| believes(&again)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -98,12 +98,12 @@ impl Control {
     fn authority(&self) -> ControlAuthority {
         let resolver = resolver(&["127.0.0.1:53".parse().unwrap()], None).unwrap();
         let target = Target::new(&self.address, None, resolver).unwrap();
-        ControlAuthority::new(target, self.ca.roots(), "cluster.local").unwrap()
+        ControlAuthority::new(target, trusting(&self.ca), "cluster.local".into())
     }
 
     fn settings(&self, token: &str) -> Settings {
         let token = Token::Text(token.into());
-        Settings { identity: web(), roots: self.ca.roots().clone(), token, state_dir: None }
+        Settings { identity: web(), trust: trusting(&self.ca), token, state_dir: None }
     }
 }
 

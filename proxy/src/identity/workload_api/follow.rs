@@ -123,7 +123,9 @@ fn read(given: &X509svid, settings: &Settings, now: SystemTime) -> Result<Arc<Cu
     let roots = Roots::from_der(&given.bundle)
         .map_err(|_| bad("the bundle of the Workload API is empty or has more than certificates in DER".into()))?;
     let svid = Svid::from_der(&given.x509_svid_key, &given.x509_svid).map_err(|error| bad(error.to_string()))?;
-    checked(svid, &settings.identity, now, |svid| Current::new(svid, &roots)?.with_control(&settings.roots))
+    checked(svid, &settings.identity, now, |svid| {
+        Current::new(svid, &roots)?.with_control(&settings.trust.now().control)
+    })
 }
 
 fn take(store: &IdentityStore, settings: &Settings, current: Arc<Current>) {

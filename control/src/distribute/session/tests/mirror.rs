@@ -85,7 +85,7 @@ impl Mirror {
             };
             let request = match kind {
                 "MeshExtent" => &mut extent,
-                "Workload" | "AuthorizationPolicy" | "RateLimitPolicy" => &mut workload,
+                "Workload" | "AuthorizationPolicy" | "RateLimitPolicy" | "Trust" => &mut workload,
                 _ => &mut address,
             };
             request.initial_resource_versions.insert(name.clone(), version);
@@ -208,7 +208,8 @@ impl Mirror {
             }
             "Workload" => {
                 let workload = v1::Workload::decode(&*has.bytes).unwrap();
-                workload.authorization.into_iter().chain(workload.rate_limits).map(|binding| binding.policy).collect()
+                let bindings = workload.authorization.into_iter().chain(workload.rate_limits);
+                bindings.map(|binding| binding.policy).chain([names::TRUST.to_owned()]).collect()
             }
             _ => Vec::new(),
         }

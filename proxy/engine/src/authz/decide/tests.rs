@@ -12,7 +12,7 @@ fn patterns(texts: &[&str]) -> Vec<Pattern> {
 }
 
 fn from(identities: &[&str], namespaces: &[&str]) -> From {
-    From { identities: patterns(identities), namespaces: patterns(namespaces) }
+    From { identities: patterns(identities), namespaces: patterns(namespaces), trust_domain: None }
 }
 
 fn to(methods: &[&str], paths: &[&str]) -> To {

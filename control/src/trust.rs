@@ -1,0 +1,185 @@
+//! Whose certificates the mesh believes: the roots of the CA, and those of the trust domains that it is federated with, from files.
+//!
+//! Invariants
+//! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why.
+//! - A trust domain is never empty, and no file speaks for our own.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::{MissedTickBehavior, interval};
+use weft_api::wire::v1;
+use weft_certs::ca::Ca;
+use weft_certs::tls::certificates;
+use weft_engine::identity::Identity;
+
+use crate::distribute::Hub;
+
+/// How often the files are read.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Federated {
+    /// Such as `partner.example`.
+    pub domain: String,
+    /// One or more root certificates, PEM.
+    pub file: PathBuf,
+}
+
+impl FromStr for Federated {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (domain, file) = text
+            .split_once('=')
+            .filter(|(_, file)| !file.is_empty())
+            .ok_or_else(|| format!("`{text}` is not DOMAIN=FILE; write it like partner.example=partner-roots.pem"))?;
+        if Identity::new(domain, "any", "any").is_err() {
+            return Err(format!("`{domain}` is no trust domain: lower-case letters, digits, `-`, `.` and `_` only"));
+        }
+        Ok(Self { domain: domain.to_owned(), file: file.into() })
+    }
+}
+
+/// What is believed.
+#[derive(Debug)]
+pub struct Trust {
+    ca: Arc<Ca>,
+    federated: Vec<Federated>,
+    // What each file said last, while it was good.
+    known: BTreeMap<String, Vec<Bytes>>,
+    // Files of which the log has said that something is wrong.
+    wrong: BTreeMap<String, String>,
+}
+
+impl Trust {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// A file is broken, or speaks for our own domain or for one that another speaks for.
+    pub fn open(ca: Arc<Ca>, federated: Vec<Federated>) -> Result<Self, String> {
+        let mut trust = Self { ca, federated, known: BTreeMap::new(), wrong: BTreeMap::new() };
+        for one in &trust.federated {
+            if one.domain == trust.ca.trust_domain() {
+                return Err(format!("--federate {}: that is our own trust domain, whose roots the CA has", one.domain));
+            }
+            if trust.known.insert(one.domain.clone(), read(one)?).is_some() {
+                return Err(format!("--federate {}: given twice; put all of its roots into one file", one.domain));
+            }
+        }
+        Ok(trust)
+    }
+
+    /// As proxies are told.
+    pub fn message(&self) -> v1::Trust {
+        let own = certificates(self.ca.root_pem()).unwrap_or_default();
+        let own = (self.ca.trust_domain().to_owned(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
+        let mut all = self.known.clone();
+        all.extend([own]);
+        let bundle = |(trust_domain, mut roots): (String, Vec<Bytes>)| {
+            // The same roots are the same bytes.
+            roots.sort_unstable();
+            roots.dedup();
+            v1::TrustBundle { trust_domain, roots }
+        };
+        v1::Trust { bundles: all.into_iter().map(bundle).collect(), requires: Vec::new() }
+    }
+
+    /// Reads the files again.
+    pub fn look(&mut self) {
+        for one in &self.federated {
+            match read(one) {
+                Ok(roots) => {
+                    self.wrong.remove(&one.domain);
+                    self.known.insert(one.domain.clone(), roots);
+                }
+                Err(why) if self.wrong.get(&one.domain) == Some(&why) => {}
+                Err(why) => {
+                    tracing::warn!(domain = one.domain, "{why}; the roots of before go on");
+                    self.wrong.insert(one.domain.clone(), why);
+                }
+            }
+        }
+    }
+
+    /// Tells the hub for as long as it is polled.
+    pub async fn follow(mut self, hub: Arc<Hub>) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            self.look();
+            if hub.trust(&self.message()) {
+                tracing::info!(domains = self.known.len() + 1, "the roots that are believed have changed");
+            }
+        }
+    }
+}
+
+fn read(one: &Federated) -> Result<Vec<Bytes>, String> {
+    let named = || format!("--federate {}={}", one.domain, one.file.display());
+    let pem = std::fs::read_to_string(&one.file).map_err(|error| format!("{}: {error}", named()))?;
+    let certs = certificates(&pem).map_err(|error| format!("{}: {error}", named()))?;
+    Ok(certs.iter().map(|cert| Bytes::copy_from_slice(cert)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ca(dir: &std::path::Path, domain: &str) -> Ca {
+        Ca::open(&dir.join(domain), domain).unwrap()
+    }
+
+    #[test]
+    fn a_file_that_breaks_changes_nothing_and_one_that_changes_is_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = Arc::new(ca(dir.path(), "cluster.local"));
+        let (theirs, next) = (ca(dir.path(), "partner.example"), ca(dir.path(), "partner2.example"));
+        let file = dir.path().join("partner.pem");
+        std::fs::write(&file, theirs.root_pem()).unwrap();
+        let federated = Federated { domain: "partner.example".into(), file: file.clone() };
+        let mut trust = Trust::open(ours, vec![federated]).unwrap();
+        let first = trust.message();
+        let domains: Vec<_> = first.bundles.iter().map(|bundle| &*bundle.trust_domain).collect();
+        assert_eq!(domains, ["cluster.local", "partner.example"]);
+        for broken in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            std::fs::write(&file, broken).unwrap();
+            trust.look();
+            assert_eq!(trust.message(), first);
+        }
+        std::fs::remove_file(&file).unwrap();
+        trust.look();
+        assert_eq!(trust.message(), first);
+        std::fs::write(&file, format!("{}{}", next.root_pem(), theirs.root_pem())).unwrap();
+        trust.look();
+        assert_eq!(trust.message().bundles[1].roots.len(), 2);
+    }
+
+    #[test]
+    fn nobody_else_speaks_for_our_own_domain() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = Arc::new(ca(dir.path(), "cluster.local"));
+        let file = dir.path().join("root.pem");
+        std::fs::write(&file, ours.root_pem()).unwrap();
+        let federated = |domain: &str| Federated { domain: domain.into(), file: file.clone() };
+        let wrong = Trust::open(Arc::clone(&ours), vec![federated("cluster.local")]).unwrap_err();
+        assert!(wrong.contains("our own"), "{wrong}");
+        let twice = Trust::open(ours, vec![federated("a.org"), federated("a.org")]).unwrap_err();
+        assert!(twice.contains("twice"), "{twice}");
+    }
+
+    #[test]
+    fn it_is_written_domain_and_file() {
+        let read: Federated = "partner.example=a/b.pem".parse().unwrap();
+        assert_eq!((&*read.domain, read.file), ("partner.example", "a/b.pem".into()));
+        for bad in ["", "partner.example", "partner.example=", "Partner=a", "=a"] {
+            assert!(bad.parse::<Federated>().is_err(), "{bad}");
+        }
+    }
+}
