@@ -12,10 +12,11 @@
 //! - [`ca`]: the root, the issuer, and issue of leaves.
 //! - [`token`]: join tokens, by which a new workload proves itself. [`jwt`]: tokens of others, proved by their issuers' public keys.
 //! - [`svid`]: a workload's key and certificate chain.
-//! - [`tls`]: rustls configurations and verifiers.
+//! - [`tls`]: rustls configurations and verifiers. [`failure`]: why a handshake failed, as metrics count it.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
 
 pub mod ca;
+pub mod failure;
 pub mod files;
 #[cfg(test)]
 mod hostile;

@@ -1,4 +1,7 @@
-//! Handshakes in memory, and pins of the algorithms: an upgrade that changes them must fail here.
+//! Handshakes in memory: who is let in, and who is not.
+
+mod failures;
+mod pins;
 
 mod federation;
 
@@ -277,59 +280,6 @@ async fn a_foreign_alpn_is_refused() {
     let client = client_config(Some(&mesh.svid("web")), mesh.ca.roots(), &[b"h2"], TD).unwrap();
     let error = connect(client, mesh.server(&mesh.svid("cart"), ClientAuth::Required)).await.unwrap_err();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
-}
-
-#[test]
-fn the_algorithms_are_pinned() {
-    let provider = provider();
-    let suites: Vec<_> = provider.cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect();
-    assert_eq!(
-        suites,
-        [
-            CipherSuite::TLS13_AES_128_GCM_SHA256,
-            CipherSuite::TLS13_AES_256_GCM_SHA384,
-            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
-        ]
-    );
-    let groups: Vec<_> = provider.kx_groups.iter().map(|group| group.name()).collect();
-    assert_eq!(groups, [NamedGroup::X25519MLKEM768, NamedGroup::X25519, NamedGroup::secp256r1]);
-    let schemes = provider.signature_verification_algorithms.supported_schemes();
-    use rustls::SignatureScheme as S;
-    assert_eq!(
-        schemes,
-        [
-            S::ECDSA_NISTP384_SHA384,
-            S::ECDSA_NISTP256_SHA256,
-            S::ECDSA_NISTP521_SHA512,
-            S::ED25519,
-            S::RSA_PSS_SHA512,
-            S::RSA_PSS_SHA384,
-            S::RSA_PSS_SHA256,
-            S::RSA_PKCS1_SHA512,
-            S::RSA_PKCS1_SHA384,
-            S::RSA_PKCS1_SHA256,
-            S::ML_DSA_44,
-            S::ML_DSA_65,
-            S::ML_DSA_87,
-        ]
-    );
-}
-
-#[test]
-fn rustls_own_defaults_are_what_they_were_when_ours_were_chosen() {
-    let defaults = default_provider();
-    let groups: Vec<_> = defaults.kx_groups.iter().map(|group| group.name()).collect();
-    use NamedGroup as G;
-    assert_eq!(groups, [G::X25519MLKEM768, G::X25519, G::secp256r1, G::secp384r1]);
-    let suites: Vec<_> = defaults.cipher_suites.iter().map(rustls::SupportedCipherSuite::suite).collect();
-    assert_eq!(
-        suites[..3],
-        [
-            CipherSuite::TLS13_AES_256_GCM_SHA384,
-            CipherSuite::TLS13_AES_128_GCM_SHA256,
-            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
-        ]
-    );
 }
 
 #[test]
