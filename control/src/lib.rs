@@ -124,8 +124,7 @@ impl Control {
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
         let believing = tokio::spawn(trust.follow(Arc::clone(&hub)));
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
-        let served =
-            tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
+        let served = tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
         Ok(Self {
             listen,

@@ -297,7 +297,7 @@ impl Driver<'_> {
         });
         match told_on {
             Ok(()) => {
-                tracing::info!(domains = ?told.bundles.keys(), "control has said whose certificates are believed")
+                tracing::info!(domains = ?told.bundles.keys(), "control has said whose certificates are believed");
             }
             Err(error) => tracing::error!(%error, "roots cannot be used; those before go on"),
         }

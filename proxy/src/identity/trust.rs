@@ -26,7 +26,7 @@ pub struct Believed {
 /// What is believed now.
 #[derive(Debug)]
 pub struct Trust {
-    trust_domain: Arc<str>,
+    domain: Arc<str>,
     given: Roots,
     now: ArcSwap<Believed>,
     bundle: watch::Sender<Bytes>,
@@ -34,9 +34,9 @@ pub struct Trust {
 
 impl Trust {
     /// What the process was given: roots, and the same as a bundle.
-    pub fn new(trust_domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
+    pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
         let believed = Believed { peers: given.clone(), control: given.clone() };
-        Self { trust_domain, given, now: ArcSwap::from_pointee(believed), bundle: watch::Sender::new(bundle) }
+        Self { domain, given, now: ArcSwap::from_pointee(believed), bundle: watch::Sender::new(bundle) }
     }
 
     /// What is believed now.
@@ -57,10 +57,10 @@ impl Trust {
         if told.bundles.is_empty() {
             return Ok(());
         }
-        let peers = usable(told, &self.trust_domain)?;
+        let peers = usable(told, &self.domain)?;
         let control = peers.own_and(&self.given);
         self.now.store(Arc::new(Believed { peers, control }));
-        if let Some(roots) = told.bundles.get(&self.trust_domain) {
+        if let Some(roots) = told.bundles.get(&self.domain) {
             let bundle = Bytes::from(roots.concat());
             self.bundle.send_if_modified(|before| std::mem::replace(before, bundle.clone()) != bundle);
         }
