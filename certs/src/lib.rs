@@ -13,6 +13,7 @@
 //! - [`token`]: join tokens, by which a new workload proves itself. [`jwt`]: tokens of others, proved by their issuers' public keys.
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers. [`failure`]: why a handshake failed, as metrics count it.
+//! - [`inspect`]: what the certificates of a file are, for people.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
 
 pub mod ca;
@@ -20,6 +21,7 @@ pub mod failure;
 pub mod files;
 #[cfg(test)]
 mod hostile;
+pub mod inspect;
 pub mod jwt;
 pub mod svid;
 pub mod tls;

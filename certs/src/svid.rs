@@ -18,6 +18,7 @@ use weft_engine::identity::Identity;
 
 use crate::ca::BACKDATE;
 use crate::files::{self, FileError, Form};
+pub use crate::x509::Life;
 use crate::x509::{self, LeafError};
 
 /// File name in the state directory.
@@ -85,12 +86,24 @@ impl KeyPair {
     }
 }
 
+/// When the certificates of a chain are valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lives {
+    /// The workload's own.
+    pub leaf: Life,
+    /// Of those between it and the root, the one that ends first.
+    pub issuer: Option<Life>,
+    /// The root, if the CA has sent it.
+    pub root: Option<Life>,
+}
+
 /// A key with the chain that proves whose it is.
 pub struct Svid {
     key: KeyPair,
     chain_pem: Vec<String>,
     certified: Arc<CertifiedKey>,
     leaf: x509::Leaf,
+    lives: Lives,
 }
 
 impl fmt::Debug for Svid {
@@ -122,6 +135,7 @@ impl Svid {
 
     fn join(key: KeyPair, chain: &[CertificateDer<'static>], chain_pem: Vec<String>) -> Result<Self, SvidError> {
         let leaf = x509::leaf(chain.first().ok_or(SvidError::Chain)?)?;
+        let lives = lives(&leaf, chain)?;
         // A root on the wire is dead weight: the peer trusts its own copy or none.
         let wire: Vec<_> = chain
             .iter()
@@ -133,7 +147,7 @@ impl Svid {
         let signer = rustls::crypto::aws_lc_rs::sign::any_supported_type(&der).map_err(SvidError::Key)?;
         let certified = CertifiedKey::new(wire, signer);
         certified.keys_match().map_err(|_| SvidError::OtherKey)?;
-        Ok(Self { key, chain_pem, certified: Arc::new(certified), leaf })
+        Ok(Self { key, chain_pem, certified: Arc::new(certified), leaf, lives })
     }
 
     /// Whom it proves.
@@ -159,6 +173,11 @@ impl Svid {
     /// End of the leaf's validity.
     pub fn not_after(&self) -> SystemTime {
         self.leaf.not_after
+    }
+
+    /// When it, its issuer and its root are valid.
+    pub fn lives(&self) -> Lives {
+        self.lives
     }
 
     /// Whether the leaf is valid at this time.
@@ -234,6 +253,19 @@ impl Svid {
     }
 }
 
+fn lives(leaf: &x509::Leaf, chain: &[CertificateDer<'_>]) -> Result<Lives, LeafError> {
+    let leaf = Life { not_before: leaf.not_before, not_after: leaf.not_after };
+    let mut lives = Lives { leaf, issuer: None, root: None };
+    for certificate in chain.iter().skip(1) {
+        let life = x509::life(certificate)?;
+        let kept = if x509::self_issued(certificate) { &mut lives.root } else { &mut lives.issuer };
+        if kept.is_none_or(|kept| life.not_after < kept.not_after) {
+            *kept = Some(life);
+        }
+    }
+    Ok(lives)
+}
+
 fn ensure_newline(pem: &str) -> String {
     format!("{}\n", pem.trim_end())
 }
@@ -268,6 +300,21 @@ mod tests {
             assert!(after(f64::NAN) < 1.0 && after(1e9) < 1.0 && after(-1e9) > 0.0);
             assert!(svid.valid_at(now) && !svid.valid_at(now + Duration::from_secs(life)));
         }
+    }
+
+    #[test]
+    fn knows_how_long_those_live_that_it_hangs_on() {
+        let (_dir, _ca, svid, now) = issue(Duration::from_hours(1));
+        let Lives { leaf, issuer: Some(issuer), root: Some(root) } = svid.lives() else { panic!("{:?}", svid.lives()) };
+        assert_eq!(leaf, Life { not_before: now - BACKDATE, not_after: now + Duration::from_hours(1) });
+        assert_eq!((leaf.not_before, leaf.not_after), (svid.not_before(), svid.not_after()));
+        for authority in [issuer, root] {
+            assert!(authority.not_after > now + Duration::from_hours(3600 * 24) && authority.not_before <= now);
+        }
+        // A CA may keep its root to itself.
+        let key = rcgen::KeyPair::from_pem(&svid.key.0.serialize_pem()).unwrap();
+        let without = Svid::new(KeyPair(key), &svid.chain_pem()[..2]).unwrap();
+        assert_eq!((without.lives().issuer, without.lives().root), (Some(issuer), None));
     }
 
     #[test]

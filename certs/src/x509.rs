@@ -19,6 +19,15 @@ pub struct Leaf {
     pub not_after: SystemTime,
 }
 
+/// From when until when a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// Its start.
+    pub not_before: SystemTime,
+    /// Its end.
+    pub not_after: SystemTime,
+}
+
 /// A certificate is not what the mesh takes for a workload's.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum LeafError {
@@ -48,19 +57,28 @@ pub fn identity(cert: &CertificateDer<'_>) -> Result<Identity, LeafError> {
 pub fn leaf(cert: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
     let identity = identity(cert)?;
     let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
-    let validity = parsed.validity();
-    Ok(Leaf {
-        identity,
-        serial: crate::files::hex(parsed.raw_serial()),
-        not_before: from_unix(validity.not_before.timestamp()),
-        not_after: from_unix(validity.not_after.timestamp()),
-    })
+    let Life { not_before, not_after } = life_of(&parsed);
+    Ok(Leaf { identity, serial: crate::files::hex(parsed.raw_serial()), not_before, not_after })
 }
 
 /// End of validity of any certificate.
 pub fn not_after(cert: &CertificateDer<'_>) -> Result<SystemTime, LeafError> {
+    Ok(life(cert)?.not_after)
+}
+
+/// When any certificate is valid.
+pub fn life(cert: &CertificateDer<'_>) -> Result<Life, LeafError> {
     let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
-    Ok(from_unix(parsed.validity().not_after.timestamp()))
+    Ok(life_of(&parsed))
+}
+
+/// The same of one that is parsed already.
+pub fn life_of(cert: &X509Certificate<'_>) -> Life {
+    let validity = cert.validity();
+    Life {
+        not_before: from_unix(validity.not_before.timestamp()),
+        not_after: from_unix(validity.not_after.timestamp()),
+    }
 }
 
 /// Whether a certificate is its own issuer: a root.
