@@ -22,7 +22,7 @@ const MIN_RSA_BITS: usize = 2048;
 /// Parses all, or says which one cannot be.
 pub(super) fn all<'a>(ders: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>, InspectError> {
     let parse = |(index, der): (usize, &'a CertificateDer<'_>)| match X509Certificate::from_der(der) {
-        Ok((rest, parsed)) if rest.is_empty() => Ok(parsed),
+        Ok(([], parsed)) => Ok(parsed),
         _ => Err(InspectError::NotX509(index + 1)),
     };
     ders.iter().enumerate().map(parse).collect()

@@ -7,6 +7,8 @@
 //! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
 //! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
 //!   [`client_config_for`] makes the handshake itself do so.
+//!
+//! Why no session is resumed, with figures: docs/identity.md, "Session resumption".
 
 mod verify;
 

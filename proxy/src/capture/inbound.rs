@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use parking_lot::Mutex;
+use rustls::ServerConnection;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
+use weft_certs::failure::Failure;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -210,6 +212,7 @@ async fn mesh(shared: &Shared, stream: Prefixed<TcpStream>) -> Option<Classified
     }
 }
 
+// The whole of the server's side of it, counted.
 async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Classified, (Reason, io::Error)> {
     let own = match shared.identity.current() {
         Ok(own) => own,
@@ -218,19 +221,38 @@ async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Class
             return Err((reason, io::Error::other("our own certificate cannot be used")));
         }
     };
-    let accepting = TlsAcceptor::from(Arc::clone(&own.server)).accept(Wide::new(stream));
-    let tls = timeout(HANDSHAKE_TIMEOUT, accepting)
-        .await
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        .map_err(|error| (Reason::IdentityMismatch, error))?;
-    let session = tls.get_ref().1;
+    let begun = shared.clock.now();
+    let shaken = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(Arc::clone(&own.server)).accept(Wide::new(stream)));
+    let checked = shaken.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
+    let checked = checked.map_err(|error| (Failure::of(&error), Reason::IdentityMismatch, error)).and_then(|tls| {
+        let (identity, speak) = proved(tls.get_ref().1)?;
+        Ok((Box::new(tls), identity, speak))
+    });
+    let handshakes = &shared.telemetry.handshakes;
+    match checked {
+        Ok((tls, identity, speak)) => {
+            handshakes.finished(Direction::Inbound, tls.get_ref().1, shared.clock.now().saturating_sub(begun));
+            Ok(Classified { speak, identity: Some(identity), io: Downstream::Mesh(tls) })
+        }
+        Err((failure, reason, error)) => {
+            handshakes.failed(Direction::Inbound, failure);
+            Err((reason, error))
+        }
+    }
+}
+
+// Who the client of a finished handshake is, and what it will speak.
+fn proved(session: &ServerConnection) -> Result<(Identity, Speak), (Failure, Reason, io::Error)> {
     let identity = weft_certs::tls::peer_identity(session.peer_certificates())
-        .map_err(|error| (Reason::IdentityMismatch, io::Error::other(error)))?;
+        .map_err(|error| (Failure::NoCertificate, Reason::IdentityMismatch, io::Error::other(error)))?;
     let speak = match session.alpn_protocol() {
         Some(b"weft1-h1") => Speak::H1,
         Some(b"weft1-h2") => Speak::H2,
         Some(b"weft1-tcp") => Speak::Tcp,
-        _ => return Err((Reason::UpstreamProtocol, io::Error::other("the peer named no protocol of the mesh"))),
+        _ => {
+            let error = io::Error::other("the peer named no protocol of the mesh");
+            return Err((Failure::Protocol, Reason::UpstreamProtocol, error));
+        }
     };
-    Ok(Classified { speak, identity: Some(identity), io: Downstream::Mesh(Box::new(tls)) })
+    Ok((identity, speak))
 }

@@ -29,7 +29,7 @@ use std::time::SystemTime;
 use arc_swap::ArcSwapOption;
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::watch;
-use weft_certs::svid::Svid;
+use weft_certs::svid::{Life, Lives, Svid};
 use weft_certs::tls::{self, ClientAuth, Roots, TlsError};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
@@ -63,6 +63,8 @@ pub struct Current {
     pub control: Arc<ClientConfig>,
     /// When it ends.
     pub not_after: SystemTime,
+    /// When it and those that it leads to are valid.
+    pub lives: Lives,
     /// The key and the chain.
     svid: Arc<Svid>,
 }
@@ -89,6 +91,7 @@ impl Current {
             client_tcp: client(ALPN_TCP)?,
             control: tls::control_client_config(Some(&svid), roots, trust_domain)?,
             not_after: svid.not_after(),
+            lives: svid.lives(),
             svid,
         })
     }
@@ -130,6 +133,15 @@ impl IdentityStore {
         self.current.load_full().filter(|current| now < current.not_after).ok_or(Reason::IdentityExpired)
     }
 
+    /// When the certificates in use are valid, by their metric's label. One that has expired is told of, too: nothing has taken its place.
+    pub fn lives(&self) -> impl Iterator<Item = (&'static str, Life)> {
+        let lives = self.current.load().as_ref().map(|current| current.lives);
+        lives.into_iter().flat_map(|Lives { leaf, issuer, root }| {
+            let all = [("leaf", Some(leaf)), ("issuer", issuer), ("root", root)];
+            all.into_iter().filter_map(|(label, life)| Some((label, life?)))
+        })
+    }
+
     /// Changes whenever a certificate is taken into use; the value is how many have been.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -149,9 +161,7 @@ impl IdentityStore {
 
     /// Takes a certificate into use.
     pub fn install(&self, current: Arc<Current>) {
-        let end = current.not_after.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         self.current.store(Some(current));
-        self.counters.expires_at.store(end, Ordering::Relaxed);
         self.changes.send_modify(|count| *count += 1);
     }
 }
@@ -197,7 +207,6 @@ pub struct Counters {
     issued: AtomicU64,
     failed: [AtomicU64; Failure::ALL.len()],
     not_saved: AtomicU64,
-    expires_at: AtomicU64,
 }
 
 impl Counters {
@@ -214,11 +223,6 @@ impl Counters {
     /// Certificates that are in use but could not be written to the state directory.
     pub fn not_saved(&self) -> u64 {
         self.not_saved.load(Ordering::Relaxed)
-    }
-
-    /// When the certificate in use ends, in seconds since 1970; 0 before there is one.
-    pub fn expires_at(&self) -> u64 {
-        self.expires_at.load(Ordering::Relaxed)
     }
 
     fn add(counter: &AtomicU64) {

@@ -2,7 +2,8 @@
 //!
 //! - [`series`]: requests and connections, by a store of our own that compares whole label tuples.
 //! - [`access`]: the access log.
-//! - [`counters`]: what is counted by labels known beforehand. [`process`]: what the process costs.
+//! - [`counters`]: what is counted by labels known beforehand; [`handshakes`]: TLS among it. [`latency`]: how long things took.
+//!   [`process`]: what the process costs.
 //! - [`scrape`]: how all of it, with what the other rooms count, becomes Prometheus's text; [`families`] has the words for it.
 //!
 //! Invariants
@@ -14,6 +15,8 @@
 pub mod access;
 pub mod counters;
 pub mod families;
+pub mod handshakes;
+pub mod latency;
 pub mod process;
 pub mod scrape;
 pub mod series;
@@ -28,6 +31,7 @@ use weft_engine::reason::Reason;
 pub use self::access::AccessRecord;
 use self::access::{AccessLog, Sink};
 use self::counters::{Bounds, Refusals};
+use self::handshakes::Handshakes;
 use self::series::Store;
 pub use self::series::{OTHER, RequestSeries, SeriesKey};
 use crate::Clock;
@@ -114,6 +118,8 @@ pub struct Telemetry {
     // By direction. Signed, since a beginning and its end may be seen in either order.
     in_flight: [AtomicI64; 2],
     unmeshed: AtomicU64,
+    /// TLS handshakes of the mesh.
+    pub(crate) handshakes: Handshakes,
     /// Idle HTTP/1 connections that the server ended before we did.
     pub(crate) idle_closed: Arc<AtomicU64>,
     /// Milliseconds of the clock, plus one, at which a plain client was seen last; 0 is never.
@@ -143,6 +149,7 @@ impl Telemetry {
             log,
             in_flight: Default::default(),
             unmeshed: AtomicU64::new(0),
+            handshakes: Handshakes::default(),
             idle_closed: Arc::default(),
             plain_seen: AtomicU64::new(0),
             clock,

@@ -4,14 +4,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::SystemTime;
 
 use prometheus::TextEncoder;
 use prometheus::proto::MetricType;
 use weft_engine::reason::Reason;
 
 use super::families::{Labels, Values, family};
+use super::latency::BUCKETS;
 use super::process::Cost;
-use super::series::{BUCKETS, CLASSES};
+use super::series::CLASSES;
 use super::{Direction, RequestSeries, SeriesKey, Telemetry};
 use crate::Shared;
 use crate::identity::{Failure, IdentityStore};
@@ -100,6 +102,7 @@ impl Telemetry {
         }
         page.add("weft_bound_hit_total", "Times that a bound of the proxy was hit.", MetricType::COUNTER, bounds)?;
         let unmeshed = self.unmeshed.load(Ordering::Relaxed);
+        self.handshakes.write(page)?;
         page.counter("weft_unmeshed_connections_total", "Connections to destinations outside the mesh.", unmeshed)?;
         let help = "Idle HTTP/1 connections that the server ended before the proxy did.";
         page.counter("weft_upstream_idle_closed_total", help, self.idle_closed.load(Ordering::Relaxed))?;
@@ -166,10 +169,17 @@ fn connections(page: &mut Page, all: &Series) -> prometheus::Result<()> {
 
 fn identity(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
     let counters = &store.counters;
-    if counters.expires_at() > 0 {
-        let help = "When the certificate in use ends, in seconds since 1970.";
-        page.gauge("weft_certificate_expiry_timestamp_seconds", help, counters.expires_at() as f64)?;
+    let [mut begin, mut end] = <[Values; 2]>::default();
+    for (certificate, life) in store.lives() {
+        let label = [("certificate", certificate)];
+        begin.gauge(&label, since_1970(life.not_before));
+        end.gauge(&label, since_1970(life.not_after));
     }
+    let help = "When the certificates in use begin, in seconds since 1970: our leaf, and the issuer and root that it leads to.";
+    page.add("weft_certificate_start_timestamp_seconds", help, MetricType::GAUGE, begin)?;
+    let help =
+        "When the certificates in use end, in seconds since 1970: our leaf, and the issuer and root that it leads to.";
+    page.add("weft_certificate_expiry_timestamp_seconds", help, MetricType::GAUGE, end)?;
     let help = "Attempts to have a certificate, by what became of them.";
     page.add("weft_certificate_renewals_total", help, MetricType::COUNTER, renewals(store))?;
     let help = "Certificates in use that could not be written to the state directory.";
@@ -178,10 +188,9 @@ fn identity(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
 
 /// Of the certificate that the application is given.
 fn application(page: &mut Page, store: &IdentityStore) -> prometheus::Result<()> {
-    if store.counters.expires_at() > 0 {
+    if let Some((_, leaf)) = store.lives().next() {
         let help = "When the application's own certificate ends, in seconds since 1970.";
-        let end = store.counters.expires_at() as f64;
-        page.gauge("weft_application_certificate_expiry_timestamp_seconds", help, end)?;
+        page.gauge("weft_application_certificate_expiry_timestamp_seconds", help, since_1970(leaf.not_after))?;
     }
     let help = "Attempts to have a certificate for the application, by what became of them.";
     page.add("weft_application_certificate_renewals_total", help, MetricType::COUNTER, renewals(store))
@@ -194,6 +203,10 @@ fn renewals(store: &IdentityStore) -> Values {
         values.counter(&[("result", failure.code())], store.counters.failed(*failure) as f64);
     }
     values
+}
+
+fn since_1970(time: SystemTime) -> f64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs() as f64)
 }
 
 fn memory(page: &mut Page, memory: &Memory) -> prometheus::Result<()> {
@@ -297,6 +310,17 @@ mod tests {
         assert_eq!(value("weft_tcp_connections_opened_total{"), "2");
         assert_eq!(value("weft_tcp_open_connections{"), "1");
         assert_eq!((value("weft_tcp_sent_bytes_total{"), value("weft_tcp_received_bytes_total{")), ("3", "4"));
+    }
+
+    #[test]
+    fn every_metric_is_documented() {
+        let documented = include_str!("../../../docs/metrics.md");
+        let text = text(&busy()).unwrap();
+        let names: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        for name in &names {
+            assert!(name.starts_with("weft_tcp_") || documented.contains(&format!("`{name}`")), "{name}");
+        }
+        assert!(names.len() > 30, "{names:?}");
     }
 
     #[test]

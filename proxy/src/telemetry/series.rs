@@ -14,21 +14,9 @@ use http::StatusCode;
 use parking_lot::RwLock;
 use weft_engine::reason::Reason;
 
+use super::latency::{BUCKETS, Latency};
 use super::{Direction, Tls, millis};
 
-/// Upper bounds of the latency histogram's buckets, in seconds; one more bucket takes the rest.
-pub const BUCKETS: [f64; 15] =
-    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
-/// The same, in nanoseconds.
-const BUCKET_NANOS: [u64; BUCKETS.len()] = {
-    let mut nanos = [0; BUCKETS.len()];
-    let mut i = 0;
-    while i < BUCKETS.len() {
-        nanos[i] = (BUCKETS[i] * 1e9) as u64;
-        i += 1;
-    }
-    nanos
-};
 /// Classes of status codes: `1xx` to `5xx`.
 pub const CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// The labels of requests beyond the bound.
@@ -60,8 +48,7 @@ pub struct SeriesKey {
 #[derive(Debug, Default)]
 pub struct RequestSeries {
     classes: [AtomicU64; CLASSES.len()],
-    buckets: [AtomicU64; BUCKETS.len() + 1],
-    sum_nanos: AtomicU64,
+    latency: Latency,
     tcp_opened: AtomicU64,
     tcp_closed: AtomicU64,
     tcp_sent: AtomicU64,
@@ -77,10 +64,7 @@ impl RequestSeries {
     pub fn record(&self, status: StatusCode, _reason: Option<Reason>, took: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES.len()) - 1;
         self.classes[class].fetch_add(1, Ordering::Relaxed);
-        let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
-        let bucket = BUCKET_NANOS.partition_point(|bound| nanos > *bound);
-        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.sum_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.latency.record(took);
     }
 
     /// A connection of opaque bytes stands.
@@ -102,8 +86,7 @@ impl RequestSeries {
 
     /// The latency histogram: how many in each bucket (not cumulative), and the sum in seconds.
     pub fn latency(&self) -> ([u64; BUCKETS.len() + 1], f64) {
-        let counts = std::array::from_fn(|i| self.buckets[i].load(Ordering::Relaxed));
-        (counts, self.sum_nanos.load(Ordering::Relaxed) as f64 / 1e9)
+        self.latency.get()
     }
 
     /// Connections opened and closed, bytes sent and received.
@@ -116,9 +99,8 @@ impl RequestSeries {
 
     /// Grows with everything that is counted.
     fn moves(&self) -> u64 {
-        let requests: u64 = self.buckets.iter().map(|count| count.load(Ordering::Relaxed)).sum();
         let [opened, closed, ..] = self.tcp();
-        requests + opened + closed
+        self.latency.count() + opened + closed
     }
 
     /// Whether nothing has been counted for `idle`, by the looks of the store.
@@ -245,17 +227,6 @@ mod tests {
         assert_eq!(store.len(), 2);
         let (again, _) = store.get(&key("team-a", "b"), Duration::ZERO);
         assert!(Arc::ptr_eq(&one, &again));
-    }
-
-    #[test]
-    fn latency_falls_into_the_first_bucket_that_holds_it() {
-        let series = RequestSeries::default();
-        for micros in [0, 500, 501, 30_000_000, 30_000_001] {
-            series.record(StatusCode::OK, None, Duration::from_micros(micros));
-        }
-        let (counts, sum) = series.latency();
-        assert_eq!((counts[0], counts[1], counts[BUCKETS.len() - 1], counts[BUCKETS.len()]), (2, 1, 1, 1));
-        assert!((sum - 60.001_002).abs() < 1e-9, "{sum}");
     }
 
     #[test]

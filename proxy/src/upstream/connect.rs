@@ -15,6 +15,8 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use weft_certs::failure::Failure;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -22,6 +24,7 @@ use super::Stream;
 use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
 use crate::tcp::wide::Wide;
+use crate::telemetry::Direction;
 
 /// How long a SYN may stay unanswered.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -204,7 +207,7 @@ async fn try_connect(
     loop {
         let dialled = dial(addr, shared.config.exclude, false).await;
         let stream = dialled.map_err(|error| ConnectError::Tcp { addr, error })?;
-        match handshake(stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await {
+        match handshake(shared, stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await {
             Err(ConnectError::Tls { error, .. }) if late < MAX_LATE && spoke_first(&error) => late += 1,
             done => return done,
         }
@@ -218,20 +221,42 @@ fn spoke_first(error: &io::Error) -> bool {
     matches!(inner, Some(rustls::Error::InvalidMessage(_)))
 }
 
-/// The whole of the client's side of mesh TLS over a fresh connection.
+/// The whole of the client's side of mesh TLS over a fresh connection, counted.
 async fn handshake(
+    shared: &Shared,
     stream: TcpStream,
     config: Arc<rustls::ClientConfig>,
     name: ServerName<'static>,
     wanted: &Identity,
     speak: Speak,
 ) -> Result<Stream, ConnectError> {
+    let begun = shared.clock.now();
+    let handshakes = &shared.telemetry.handshakes;
+    match shake(stream, config, name, wanted, speak).await {
+        Ok(tls) => {
+            handshakes.finished(Direction::Outbound, tls.get_ref().1, shared.clock.now().saturating_sub(begun));
+            Ok(Stream::Mesh(tls))
+        }
+        Err((failure, error)) => {
+            handshakes.failed(Direction::Outbound, failure);
+            Err(error)
+        }
+    }
+}
+
+async fn shake(
+    stream: TcpStream,
+    config: Arc<rustls::ClientConfig>,
+    name: ServerName<'static>,
+    wanted: &Identity,
+    speak: Speak,
+) -> Result<Box<TlsStream<Wide<TcpStream>>>, (Failure, ConnectError)> {
     let addr = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let tls = match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, Wide::new(stream))).await {
-        Ok(done) => done.map_err(|error| classify(addr, error))?,
+        Ok(done) => done.map_err(|error| (Failure::of(&error), classify(addr, error)))?,
         Err(_) => {
             let error = io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long");
-            return Err(ConnectError::Tcp { addr, error });
+            return Err((Failure::Timeout, ConnectError::Tcp { addr, error }));
         }
     };
     let session = tls.get_ref().1;
@@ -240,15 +265,19 @@ async fn handshake(
         Speak::H2 => b"weft1-h2",
         Speak::Tcp => b"weft1-tcp",
     };
-    match weft_certs::tls::peer_identity(session.peer_certificates()) {
-        Ok(found) if found == *wanted => {}
-        Ok(found) => return Err(ConnectError::Identity { addr, found: found.to_string(), wanted: wanted.clone() }),
-        Err(error) => return Err(ConnectError::Identity { addr, found: error.to_string(), wanted: wanted.clone() }),
+    let found = match weft_certs::tls::peer_identity(session.peer_certificates()) {
+        Ok(found) if found == *wanted => None,
+        Ok(found) => Some(found.to_string()),
+        Err(error) => Some(error.to_string()),
+    };
+    if let Some(found) = found {
+        let error = ConnectError::Identity { addr, found, wanted: wanted.clone() };
+        return Err((Failure::UnexpectedIdentity, error));
     }
     if session.alpn_protocol() != Some(expected) {
-        return Err(ConnectError::Protocol { addr, speak });
+        return Err((Failure::Protocol, ConnectError::Protocol { addr, speak }));
     }
-    Ok(Stream::Mesh(Box::new(tls)))
+    Ok(Box::new(tls))
 }
 
 /// A peer that goes away in the handshake (it is being stopped) is not one that proves the wrong thing.

@@ -5,6 +5,7 @@ mod bodies;
 mod closing;
 mod corpus;
 mod floods;
+mod handshakes;
 mod http1;
 mod http2;
 mod inbound;

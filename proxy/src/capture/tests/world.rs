@@ -43,13 +43,22 @@ impl World {
 
     /// A proxy that runs as `account`.
     pub fn proxy(&self, account: &str, snapshot: Snapshot) -> Arc<Shared> {
+        self.proxy_by(self, account, snapshot)
+    }
+
+    /// A proxy of this world that takes the peers of another.
+    pub fn proxy_that_trusts(&self, other: &Self, account: &str) -> Arc<Shared> {
+        self.proxy_by(other, account, Snapshot::default())
+    }
+
+    fn proxy_by(&self, trusted: &Self, account: &str, snapshot: Snapshot) -> Arc<Shared> {
         let id = identity(account);
         let key = KeyPair::generate().unwrap();
         let csr = key.csr(&id).unwrap();
         let chain = self.ca.issue(&csr, &id, Duration::from_hours(1), SystemTime::now()).unwrap();
         let svid = Svid::new(key, &chain).unwrap();
         let shared = crate::testing::shared(id, snapshot);
-        shared.identity.install(Arc::new(Current::new(Arc::new(svid), self.ca.roots()).unwrap()));
+        shared.identity.install(Arc::new(Current::new(Arc::new(svid), trusted.ca.roots()).unwrap()));
         shared
     }
 }
