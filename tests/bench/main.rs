@@ -1,12 +1,13 @@
 //! `weft-bench`: Weft beside others, on this machine, in one run. Started by `tests/bench/run`; docs/performance.md says what it measures.
 //!
 //! Every peer runs in a lab of its own from the start to the end of the run, so that repetitions can be interleaved: a repetition
-//! goes through the cases, a case through the peers. Who is not measured is idle.
+//! goes through the cases, a case through the peers. Who is not measured is idle. Handshakes are measured before, in memory.
 
 mod account;
 mod arena;
 mod cases;
 mod envoy;
+mod handshakes;
 mod load;
 mod memory;
 mod peers;
@@ -112,6 +113,12 @@ struct Cli {
     list: bool,
 }
 
+impl Cli {
+    fn repetitions(&self) -> usize {
+        if self.quick { 1 } else { self.reps }
+    }
+}
+
 #[derive(clap::Subcommand, Debug)]
 enum Part {
     /// A client or the echo, in a pod of the bench
@@ -151,18 +158,35 @@ fn say(text: &str) {
 fn bench(cli: &Cli) -> Result<bool, Error> {
     let peers = chosen_peers(cli)?;
     let cases = chosen_cases(&cli.only)?;
-    let names: Vec<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+    let mut names: Vec<String> = peers.iter().map(|peer| peer.name.clone()).collect();
+    let in_memory = cli.only.is_empty() || cli.only.iter().any(|name| name == handshakes::CASE);
     if cli.list {
-        let cases: Vec<&str> = cases.iter().map(|case| case.name()).collect();
+        let cases: Vec<&str> =
+            in_memory.then_some(handshakes::CASE).into_iter().chain(cases.iter().map(|case| case.name())).collect();
         say(&format!("cases: {}\npeers: {}", cases.join(" "), names.join(" ")));
         return Ok(true);
     }
-    weft::lab::enter()?;
-    let control = cli.weft_control.clone().ok_or_else(|| Error::Usage("--weft-control is missing".to_owned()))?;
-    let programs = Programs::find(control)?;
     let mut results = Results::default();
-    let failures = measure(cli, &peers, &cases, &programs, &mut results)?;
-    cases::derive(&mut results, &names);
+    let mut failures = Vec::new();
+    if in_memory {
+        if cases.is_empty() {
+            names.clear();
+        }
+        if !names.iter().any(|name| name == handshakes::PEER) {
+            names.push(handshakes::PEER.to_owned());
+        }
+        say(handshakes::CASE);
+        if let Err(error) = handshakes::measure(cli.repetitions(), &mut results) {
+            failures.push(format!("{}: {error}", handshakes::CASE));
+        }
+    }
+    if !cases.is_empty() {
+        weft::lab::enter()?;
+        let control = cli.weft_control.clone().ok_or_else(|| Error::Usage("--weft-control is missing".to_owned()))?;
+        let programs = Programs::find(control)?;
+        failures.extend(measure(cli, &peers, &cases, &programs, &mut results)?);
+        cases::derive(&mut results, &names);
+    }
     let wefts: Vec<String> =
         peers.iter().filter(|peer| matches!(peer.kind, Kind::Weft(_))).map(|peer| peer.name.clone()).collect();
     let _ = write!(std::io::stdout(), "{}", results.markdown(&names, &wefts));
@@ -189,7 +213,7 @@ fn measure(
         say(&format!("starting {}", peer.name));
         arenas.push((peer, Arena::start(peer, programs)?));
     }
-    let (reps, start) = (if cli.quick { 1 } else { cli.reps }, Instant::now());
+    let (reps, start) = (cli.repetitions(), Instant::now());
     let mut failures = Vec::new();
     for rep in 1..=reps {
         for case in cases {
@@ -240,8 +264,10 @@ fn chosen_peers(cli: &Cli) -> Result<Vec<Peer>, Error> {
     Ok(all)
 }
 
+/// Those that need a lab; the one in memory is the caller's to remember.
 fn chosen_cases(only: &[String]) -> Result<Vec<Case>, Error> {
-    if let Some(unknown) = only.iter().find(|name| Case::ALL.iter().all(|case| case.name() != **name)) {
+    let known = |name: &String| name == handshakes::CASE || Case::ALL.iter().any(|case| case.name() == name);
+    if let Some(unknown) = only.iter().find(|name| !known(name)) {
         return Err(Error::Usage(format!("there is no case {unknown}; see --list")));
     }
     Ok(Case::ALL.into_iter().filter(|case| only.is_empty() || only.iter().any(|name| name == case.name())).collect())

@@ -1,7 +1,8 @@
 //! What others read of us: metrics and the access log.
 
 use std::io::Write as _;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use weft::lab::{NODE, http_get};
 use weft_tests::client::get;
@@ -10,6 +11,7 @@ use weft_tests::{Mesh, Service, Trial, test, test_with, tools};
 pub fn tests() -> Vec<Trial> {
     vec![
         test_with("telemetry_promtool_has_nothing_to_say", &["promtool"], promtool_has_nothing_to_say),
+        test_with("telemetry_alerts_fire_when_they_should", &["promtool"], alerts_fire_when_they_should),
         test_with("telemetry_a_real_prometheus_scrapes", &["prometheus"], a_real_prometheus_scrapes),
         test("telemetry_the_access_log_names_peer_and_reason", the_access_log_names_peer_and_reason),
     ]
@@ -30,7 +32,7 @@ fn promtool_has_nothing_to_say() {
     let texts = [mesh.sidecar("client-0").metrics().unwrap(), mesh.sidecar("web-0").metrics().unwrap(), of_control];
     for text in texts {
         assert!(text.contains("weft_"), "{text}");
-        let mut command = std::process::Command::new(tools::program("promtool"));
+        let mut command = Command::new(tools::program("promtool"));
         let command =
             command.args(["check", "metrics"]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut promtool = command.spawn().unwrap();
@@ -38,6 +40,15 @@ fn promtool_has_nothing_to_say() {
         let said = promtool.wait_with_output().unwrap();
         let words = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
         assert!(said.status.success() && words.trim().is_empty(), "{words}");
+    }
+}
+
+fn alerts_fire_when_they_should() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/monitoring");
+    for what in [["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]] {
+        let said = Command::new(tools::program("promtool")).args(what).current_dir(&folder).output().unwrap();
+        let words = String::from_utf8_lossy(&[said.stdout, said.stderr].concat()).into_owned();
+        assert!(said.status.success(), "promtool {what:?}: {words}");
     }
 }
 

@@ -1,5 +1,6 @@
-//! Documents name files; none that is gone.
+//! Documents name files, and alerts name metrics; none that is gone.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Where a name may begin, as docs/architecture.md says.
@@ -32,4 +33,16 @@ fn files_that_documents_name_exist() {
     }
     assert!(gone.is_empty(), "{gone:#?}");
     assert!(named > 30, "the documents name more than {named} files: they are no longer found");
+}
+
+#[test]
+fn metrics_that_alerts_name_are_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let (alerts, metrics) = (read("deploy/monitoring/alerts.yaml"), read("docs/metrics.md"));
+    let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("weft_"));
+    let names: BTreeSet<&str> = words.map(|word| word.trim_end_matches("_bucket")).collect();
+    let unknown: Vec<&&str> = names.iter().filter(|name| !metrics.contains(&format!("`{name}`"))).collect();
+    assert!(unknown.is_empty(), "docs/metrics.md does not know {unknown:?}");
+    assert!(names.len() > 20, "{names:?}");
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use weft_control::config::duration;
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
@@ -19,6 +19,7 @@ Examples:
   weft control --files DIR --ca-dir CA      control on a directory of Kubernetes manifests
   weft token --identity shop/web --ca-dir CA --ttl 10m
                                             a join token for a sidecar
+  weft certs inspect svid.pem               what is in this certificate, when does it end, who signed it?
 
 Exit codes: 0 ok, 1 a check failed or the answer is \"denied\", 2 wrong command line, 3 cannot run here (the reason is printed),
 4 bad input.";
@@ -44,6 +45,9 @@ pub enum Command {
     /// Work with policy files
     #[command(subcommand)]
     Policy(Policy),
+    /// Look at certificates
+    #[command(subcommand)]
+    Certs(Certs),
     /// Say what would happen to a request, step by step, and which line of which file decides it
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Explain),
@@ -150,6 +154,43 @@ pub struct Check {
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
     /// Print {ok, files, objects, skipped, problems, warnings}
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `weft certs ...`.
+#[derive(Subcommand, Debug)]
+pub enum Certs {
+    /// Say what the certificates of a PEM file are, when they end, who signed them, and whether a peer would take the chain
+    #[command(after_help = INSPECT_HELP)]
+    Inspect(Inspect),
+}
+
+const INSPECT_HELP: &str = "\
+A chain is written leaf first, then who signed it, the root last or left out. A peer takes it if it leads to a root that the peer
+trusts, if all of it is valid now, and if the leaf has exactly one SPIFFE ID as its name. Without --roots the file's own root is
+trusted, or its last certificate: that shows whether the file holds together, not whether your mesh trusts it.
+A private key in the file is mentioned and never shown.
+
+Examples:
+  weft certs inspect svid.pem                     a sidecar's saved certificate, in its --state-dir
+  weft certs inspect chain.pem --roots root.pem   would a peer that trusts root.pem take this chain?
+  weft certs inspect root.pem --json              when does the mesh's root end?
+  openssl s_client -connect 10.0.0.7:8080 -alpn weft1-h1 -showcerts </dev/null | weft certs inspect -
+                                                  what a sidecar shows
+
+Exit code 0 if all is well, 1 if there is a problem, 4 if there is no certificate to look at.";
+
+/// `weft certs inspect`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Inspect {
+    /// A PEM file with one or more certificates; `-` is standard input
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Trust the roots of this PEM file and no others
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub roots: Option<PathBuf>,
+    /// Print {ok, certificates, private_keys, problems, warnings}
     #[arg(long)]
     pub json: bool,
 }

@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser};
 
 pub mod app;
 pub mod args;
+mod certs;
 mod check;
 pub mod demo;
 pub mod exit;
@@ -44,6 +45,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
         Command::Demo(args) => demo::run(&args)?,
+        Command::Certs(command) => certs::run(&command)?,
         Command::Policy(Policy::Check(args)) => check::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,
         Command::Control(args) => return Ok(weft_control::main(args)),

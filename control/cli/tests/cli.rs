@@ -81,6 +81,10 @@ fn exit_codes_tell_whose_fault_it_is() {
         (&["token", "--identity", "shop/web", "--ca-dir", "/nonexistent/ca"], 4),
         (&["explain", "--from", "nobody", "GET", "http://a.b/"], 4),
         (&["explain", "--from", "shop/web", "GET", "/relative"], 4),
+        (&["certs"], 2),
+        (&["certs", "inspect"], 2),
+        (&["certs", "inspect", "/nonexistent/chain.pem"], 4),
+        (&["certs", "inspect", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], 4),
         (&["app", "client", "http", "no-such-name:80"], 4),
         (&["app", "tcp", "--listen", "192.0.2.1:1"], 3),
     ] {
@@ -125,6 +129,72 @@ fn a_token_is_for_one_identity() {
     let out = weft(&["token", "--identity", "shop/web", "--ca-dir", &ca_dir, "--json", "--reusable"]);
     let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
     assert_eq!(said["reusable"], true);
+}
+
+/// A chain of a CA of its own: the CA's directory, and the chain's file.
+fn chain(dir: &Path, life: std::time::Duration) -> (String, String) {
+    let ca = weft_certs::ca::Ca::open(&dir.join("ca"), "cluster.local").unwrap();
+    let identity = weft_engine::identity::Identity::new("cluster.local", "shop", "web").unwrap();
+    let key = weft_certs::svid::KeyPair::generate().unwrap();
+    let chain = ca.issue(&key.csr(&identity).unwrap(), &identity, life, std::time::SystemTime::now()).unwrap();
+    weft_certs::svid::Svid::new(key, &chain).unwrap().save(&dir.join("state")).unwrap();
+    (dir.join("ca").display().to_string(), dir.join("state/svid.pem").display().to_string())
+}
+
+#[test]
+fn certificates_are_shown_as_people_want_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, svid) = chain(dir.path(), std::time::Duration::from_mins(43));
+    let out = weft(&["certs", "inspect", &svid, "--roots", &format!("{ca}/root.pem")]);
+    let said = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{said}{}", text(&out.stderr));
+    for wanted in [
+        "1  leaf    spiffe://cluster.local/ns/shop/sa/web\n",
+        ": ends in 42 min\n",
+        "   key        ECDSA P-256\n",
+        "   signed by  issuer 2 (O=cluster.local, CN=weft issuer ",
+        "   chain      verifies: leaf -> issuer -> one of the given roots\n",
+        "3  root    O=cluster.local, CN=weft root ",
+        "   signed by  itself\n",
+        "note: the file also holds a private key, not shown",
+    ] {
+        assert!(said.contains(wanted), "no {wanted:?} in\n{said}");
+    }
+    let saved = std::fs::read_to_string(&svid).unwrap();
+    let key = saved.lines().skip_while(|line| !line.contains("PRIVATE KEY")).nth(1).unwrap();
+    assert!(key.len() == 64 && !said.contains(key), "{said}");
+}
+
+#[test]
+fn a_chain_that_no_peer_would_take_is_a_problem() {
+    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (_, svid) = chain(ours.path(), std::time::Duration::from_mins(43));
+    let (other_ca, _) = chain(theirs.path(), std::time::Duration::from_mins(43));
+    let roots = format!("{other_ca}/root.pem");
+    let out = weft(&["certs", "inspect", &svid, "--roots", &roots]);
+    assert_eq!(out.status.code(), Some(1));
+    let problem =
+        "problem: certificate 1: its chain does not verify: it does not lead to a certificate that is trusted\n";
+    assert!(text(&out.stdout).contains(problem), "{}", text(&out.stdout));
+    let out = weft(&["certs", "inspect", &svid, "--roots", &roots, "--json"]);
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&said["ok"], &said["private_keys"]), (&false.into(), &1.into()));
+    assert_eq!(said["certificates"][0]["chain"]["verified"], false);
+    assert_eq!(said["certificates"][0]["signed_by"]["certificate"], 2);
+    assert_eq!(said["certificates"][2]["role"], "root");
+    assert_eq!(said["problems"][0]["certificate"], 1);
+}
+
+#[test]
+fn certificates_come_from_standard_input_too() {
+    let dir = tempfile::tempdir().unwrap();
+    let (ca, _) = chain(dir.path(), std::time::Duration::from_mins(43));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weft"));
+    let command = command.args(["certs", "inspect", "-", "--json"]);
+    let root = std::fs::File::open(format!("{ca}/root.pem")).unwrap();
+    let out = command.stdin(root).output().unwrap();
+    let said: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&said["ok"], &said["certificates"][0]["signed_by"]), (&true.into(), &"itself".into()));
 }
 
 #[test]

@@ -1,0 +1,117 @@
+//! `weft certs inspect`: what the certificates of a file are, and whether they hold together. The looking is weft-certs' work.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::SystemTime;
+
+use weft_certs::inspect::{Certificate, Finding, MAX_BYTES, Report, SignedBy, inspect, words};
+
+use crate::args::Inspect;
+use crate::exit::{Exit, Failure};
+use crate::output::{self, Paint};
+
+/// Prints what was found; a problem is exit code 1.
+pub fn run(args: &Inspect) -> Result<Exit, Failure> {
+    let text = read(&args.file)?;
+    let roots = args.roots.as_deref().map(read).transpose()?;
+    if let (Some(roots), Some(path)) = (&roots, &args.roots)
+        && let Err(error) = inspect(roots, None, SystemTime::now())
+    {
+        return Err(Failure::input(format!("{}: {error}", path.display())));
+    }
+    let now = SystemTime::now();
+    let report = inspect(&text, roots.as_deref(), now)
+        .map_err(|error| Failure::input(format!("{}: {error}", args.file.display())))?;
+    if args.json {
+        output::json(&report);
+    } else {
+        print(&report, now);
+    }
+    Ok(if report.ok { Exit::Ok } else { Exit::Failed })
+}
+
+/// A file's bytes, or standard input's; one byte more than is taken at most.
+fn read(path: &Path) -> Result<Vec<u8>, Failure> {
+    let source: io::Result<Box<dyn Read>> = if path == Path::new("-") {
+        Ok(Box::new(io::stdin()))
+    } else {
+        File::open(path).map(|file| Box::new(file) as Box<dyn Read>)
+    };
+    let mut bytes = Vec::new();
+    source
+        .and_then(|source| source.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes))
+        .map_err(|error| Failure::input(format!("cannot read {}: {error}", path.display())))?;
+    Ok(bytes)
+}
+
+fn print(report: &Report, now: SystemTime) {
+    let paint = Paint::stdout();
+    for (index, certificate) in report.certificates.iter().enumerate() {
+        for line in lines(index + 1, certificate, report, now, paint) {
+            output::out(line);
+        }
+    }
+    if report.private_keys > 0 {
+        let keys = if report.private_keys == 1 { "a private key" } else { "private keys" };
+        output::out(format_args!(
+            "{} the file also holds {keys}, not shown: whoever reads it can be this identity, so keep it 0600",
+            paint.warn("note:")
+        ));
+    }
+    for warning in &report.warnings {
+        output::out(format_args!("{} {}", paint.warn("warning:"), said(warning)));
+    }
+    for problem in &report.problems {
+        output::out(format_args!("{} {}", paint.bad("problem:"), said(problem)));
+    }
+}
+
+fn lines(number: usize, certificate: &Certificate, report: &Report, now: SystemTime, paint: Paint) -> Vec<String> {
+    let title: &str = match (&certificate.identity, certificate.names.first()) {
+        (Some(identity), _) => identity,
+        (None, _) if !certificate.subject.is_empty() => &certificate.subject,
+        (None, Some(name)) => name,
+        (None, None) => "without a name",
+    };
+    let mut lines = vec![format!("{number}  {:<8}{}", certificate.role.label(), paint.strong(title))];
+    let mut line = |name: &str, value: String| lines.push(format!("   {}{value}", paint.faint(format!("{name:<11}"))));
+    if certificate.names.iter().any(|name| name.strip_prefix("URI:") != Some(title)) {
+        line("names", certificate.names.join(", "));
+    }
+    line("serial", certificate.serial.clone());
+    let end = words::end(certificate.not_after, now);
+    let end = if certificate.ends_in_s > 0 { end } else { paint.bad(end) };
+    let (from, until) = (words::utc(certificate.not_before), words::utc(certificate.not_after));
+    line("valid", format!("{from} to {until}: {end}"));
+    line("key", certificate.key.clone());
+    line("signed by", signer(certificate, report));
+    if let Some(chain) = &certificate.chain {
+        let verdict = if chain.verified { paint.good("verifies") } else { paint.bad("does not verify") };
+        line("chain", format!("{verdict}: {}", chain.text));
+    }
+    lines
+}
+
+fn signer(certificate: &Certificate, report: &Report) -> String {
+    let name = match &*certificate.issuer {
+        "" => "nameless",
+        name => name,
+    };
+    match certificate.signed_by {
+        SignedBy::Itself => "itself".to_owned(),
+        SignedBy::Certificate(by) => {
+            let role = report.certificates.get(by - 1).map_or("certificate", |signer| signer.role.label());
+            format!("{role} {by} ({name})")
+        }
+        SignedBy::GivenRoot => format!("one of the given roots ({name})"),
+        SignedBy::Absent => format!("{name}, which is not here"),
+    }
+}
+
+fn said(finding: &Finding) -> String {
+    match finding.certificate {
+        Some(number) => format!("certificate {number}: {}", finding.text),
+        None => finding.text.clone(),
+    }
+}
