@@ -8,7 +8,7 @@
 //! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
 //!   [`client_config_for`] makes the handshake itself do so.
 //!
-//! Why no session is resumed, with figures: docs/identity.md, "Session resumption".
+//! Why no session is resumed: as strict as a full handshake it would save 26 % of the CPU (docs/identity.md, "Session resumption").
 
 mod verify;
 
