@@ -25,7 +25,7 @@ use weft_api::wire::spiffe::{X509BundlesRequest, X509BundlesResponse, X509svid, 
 use super::SECURITY_HEADER;
 use super::host::AnyHost;
 use crate::Shared;
-use crate::identity::Failure;
+use crate::identity::{Failure, IdentityStore};
 
 /// How long a request for a certificate waits for the first one.
 pub const HOLD: Duration = Duration::from_secs(5);
@@ -117,9 +117,9 @@ impl WorkloadApi {
             return Ok(());
         }
         let refused =
-            |counters: &crate::identity::Counters| counters.expires_at() == 0 && counters.failed(Failure::Refused) > 0;
+            |store: &IdentityStore| store.lives().next().is_none() && store.counters.failed(Failure::Refused) > 0;
         let identity = &self.shared.config.identity;
-        if refused(&store.counters) || refused(&self.shared.identity.counters) {
+        if refused(store) || refused(&self.shared.identity) {
             let why = format!("control refuses a certificate for {identity}; the sidecar's log says why");
             return Err(Status::permission_denied(why));
         }
