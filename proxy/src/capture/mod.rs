@@ -4,16 +4,19 @@
 //! - A connection that was not redirected here, or whose original destination is the listener itself, is refused: nobody talks to the
 //!   proxy as such, and no request circles through it.
 //! - Connections are bounded, in all and by source; beyond a bound, or the memory budget, a new one is closed at once and counted.
-//! - Running out of file descriptors pauses accepting; it does not end it.
+//! - Running out of file descriptors pauses accepting; it does not end it, and the last [`SPARE`] are not for new connections.
 
 mod inbound;
 mod outbound;
 
+use std::fmt::Display;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, getrlimit};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,6 +34,8 @@ use crate::upstream::connect::set_options;
 const BACKLOG: i32 = 4096;
 /// Pause after the kernel had no file descriptor or memory for a connection.
 const PAUSE: Duration = Duration::from_millis(50);
+/// File descriptors that are left to what is open already: who is served may need another connection to an endpoint.
+const SPARE: u64 = 32;
 
 /// Both listeners of one worker, open.
 pub struct Listeners {
@@ -124,12 +129,18 @@ impl Accept {
             }
         };
         let mut drained = std::pin::pin!(drained);
+        let mut scarce = false;
         loop {
             tokio::select! {
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, client)) => self.take(stream, client, &serve),
-                    Err(error) => self.pause(&error).await,
+                accepted = listener.accept(), if !scarce => match accepted {
+                    Ok((stream, client)) => {
+                        scarce = is_scarce(stream.as_fd());
+                        self.take(stream, client, &serve);
+                    }
+                    Err(error) => self.failed(&error).await,
                 },
+                // Those that nobody accepts wait in the kernel.
+                () = self.pause(&"few file descriptors are left"), if scarce => scarce = !has_spare(&listener),
                 () = drained.as_mut() => break,
             }
         }
@@ -188,15 +199,29 @@ impl Accept {
         Some((permit, Some(place?)))
     }
 
-    async fn pause(&self, error: &io::Error) {
+    async fn failed(&self, error: &io::Error) {
         // A connection that ended before it was accepted is its own business.
-        if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
-            return;
+        if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted) {
+            self.pause(error).await;
         }
+    }
+
+    async fn pause(&self, error: &(dyn Display + Sync)) {
         self.shared.telemetry.bound_hit("file_descriptors");
         tracing::warn!(%error, "cannot accept a connection; raise the limit of open files if this stays");
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Whether there are enough again. The kernel gives the lowest that is free, so that its number says how many are used.
+fn has_spare(listener: &TcpListener) -> bool {
+    rustix::io::fcntl_dupfd_cloexec(listener, 0).is_ok_and(|lowest| !is_scarce(lowest.as_fd()))
+}
+
+/// Whether the lowest descriptor that was free leaves fewer than [`SPARE`].
+fn is_scarce(lowest: BorrowedFd<'_>) -> bool {
+    let used = u64::try_from(lowest.as_raw_fd()).unwrap_or_default();
+    getrlimit(Resource::Nofile).current.is_some_and(|limit| used.saturating_add(SPARE) >= limit)
 }
 
 /// Where a redirected connection wanted to go; `None` if it was not redirected: then it was made to us.

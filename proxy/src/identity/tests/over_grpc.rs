@@ -130,7 +130,7 @@ async fn a_bad_token_is_refused_with_the_reason() {
     let key = KeyPair::generate().unwrap();
     let bad = Credential::Token("not.a.token".into());
     let error = control.authority().create(key.csr(&web()).unwrap(), bad).await.unwrap_err();
-    assert!(error.message.contains("the token is not one of this CA"), "{error}");
+    assert!(error.message.contains("the join token is not taken"), "{error}");
 }
 
 #[tokio::test]
