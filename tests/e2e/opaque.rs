@@ -201,21 +201,26 @@ fn refusals(mesh: &Mesh, reason: &str) -> f64 {
     mesh.metric("mysql-0", "weft_refused_total", &labels)
 }
 
-const FRIENDS_ONLY: &str = "apiVersion: weft.dev/v1alpha1
+/// Lets these call `mysql` and nobody else.
+fn only(from: &str) -> String {
+    format!(
+        "apiVersion: weft.dev/v1alpha1
 kind: AuthorizationPolicy
-metadata: {name: friends, namespace: shop}
+metadata: {{name: only, namespace: shop}}
 spec:
-  targetRefs: [{group: '', kind: Service, name: mysql}]
+  targetRefs: [{{group: '', kind: Service, name: mysql}}]
   action: Allow
   rules:
-    - from: [{identities: [shop/friend]}]
-";
+    - from: [{from}]
+"
+    )
+}
 
 fn who_may_not() {
     let mut mesh = Mesh::new();
     let app = deploy(&mut mesh, MYSQL);
     mesh.client("friend").client("enemy").deploy(Service::own("stranger").unmeshed());
-    mesh.write("friends.yaml", FRIENDS_ONLY);
+    mesh.write("only.yaml", &only("{identities: [shop/friend]}"));
     let (service, pod) = (mesh.address(MYSQL.name), direct(&mesh, MYSQL));
     let [friend, enemy, stranger] = ["friend-0", "enemy-0", "stranger-0"].map(|name| mesh.pod(name));
     mesh.until("the policy to take effect", || hears_nothing(stranger, pod));
@@ -257,16 +262,6 @@ fn who_may_not() {
     MYSQL.call(friend, service).unwrap();
 }
 
-const NEIGHBOURS_ONLY: &str = "apiVersion: weft.dev/v1alpha1
-kind: AuthorizationPolicy
-metadata: {name: neighbours, namespace: shop}
-spec:
-  targetRefs: [{group: '', kind: Service, name: mysql}]
-  action: Allow
-  rules:
-    - from: [{namespaces: [shop]}]
-";
-
 /// Somebody of another mesh: nobody, until control is told of that mesh's roots; from then on somebody, and nothing was started anew.
 /// Its namespaces are not ours, whatever they are called.
 fn another_trust_domain() {
@@ -294,7 +289,7 @@ fn another_trust_domain() {
     mesh.counts("mysql-0", "weft_refused_total", &["reason=\"identity_mismatch\""], |count| count > 0.5);
     std::fs::write(&file, [former.root_pem(), partner.root_pem()].concat()).unwrap();
     mesh.until("the root to be believed", call);
-    mesh.write("neighbours.yaml", NEIGHBOURS_ONLY);
+    mesh.write("only.yaml", &only("{namespaces: [shop]}"));
     mesh.until("another mesh's namespace to be no neighbour", || match call() {
         Ok(()) => Err("it is greeted".to_owned()),
         Err(_) => Ok(()),

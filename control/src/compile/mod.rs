@@ -126,6 +126,21 @@ pub struct Patch {
     pub changes: Changes,
 }
 
+impl Patch {
+    /// One that changes no resource yet.
+    fn of(model: &Arc<Model>, draining: &Arc<BTreeSet<Name>>) -> Self {
+        Self {
+            resources: Vec::new(),
+            collections: Vec::new(),
+            service_addresses: Vec::new(),
+            lookup: None,
+            model: Arc::clone(model),
+            draining: Arc::clone(draining),
+            changes: Changes::default(),
+        }
+    }
+}
+
 /// Compiles `model` from nothing.
 pub fn compile(model: &Model) -> Compiled {
     let mut compiled = Compiled::default();
@@ -157,13 +172,9 @@ impl Compiled {
         let new = index::Index::new(model, draining);
         let dirty = dirty::find(&old, &new);
         let mut patch = Patch {
-            resources: Vec::new(),
-            collections: Vec::new(),
-            service_addresses: Vec::new(),
             lookup: dirty.addresses.then(|| address::Lookup::new(model)),
-            model: Arc::clone(model),
-            draining: Arc::clone(draining),
             changes: Changes { ips: dirty.ips, services: dirty.hosts, ..Changes::default() },
+            ..Patch::of(model, draining)
         };
         for name in &dirty.services {
             self.update_service(&old, &new, name, &mut patch);
@@ -192,15 +203,7 @@ impl Compiled {
 
     /// What has to change so that these are believed. They come from no model: the CA has them, and who federates.
     pub fn update_trust(&self, trust: &v1::Trust) -> Patch {
-        let mut patch = Patch {
-            resources: Vec::new(),
-            collections: Vec::new(),
-            service_addresses: Vec::new(),
-            lookup: None,
-            model: Arc::clone(&self.model),
-            draining: Arc::clone(&self.draining),
-            changes: Changes::default(),
-        };
+        let mut patch = Patch::of(&self.model, &self.draining);
         self.put(names::TRUST.to_owned(), Some(Resource::new(trust, Vec::new())), &mut patch);
         patch
     }
