@@ -1,16 +1,17 @@
 //! The trust domain's certificate authority.
 //!
 //! A long-lived root signs an issuer, the issuer signs leaves; all keys are ECDSA P-256. Everything lives in one directory (see
-//! [`store`]), made at first start.
+//! [`store`]), made at first start. How one root or issuer follows another: [`rotation`].
 //!
 //! Invariants
+//! - A [`Ca`] is what the directory held at one moment and never changes; who changes the directory, or [looks again](Ca::reload), gets
+//!   another one.
 //! - A leaf carries the identity that the caller proved. What the request asks for is compared with it, never copied.
 //! - A leaf never outlives its issuer.
-//! - The root's key is not held in memory: it signs once, at first start. It may be taken off the machine afterwards.
-//!
-//! Not here yet: a second root beside the first, for rotation.
+//! - The root's key is not held in memory: it signs when an issuer is made. It may be taken off the machine meanwhile.
 
 mod csr;
+pub mod rotation;
 mod store;
 
 use std::fmt;
@@ -22,10 +23,13 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
 use weft_engine::identity::Identity;
 
 pub use csr::{CsrError, check_request};
 
+use self::rotation::{Authorities, Begun, Kind, RotationError};
+use self::store::{Files, Stored, certificate_file, key_file};
 use crate::svid::{KeyPair, Svid, SvidError};
 use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
 use crate::token::TokenKey;
@@ -95,18 +99,51 @@ pub enum CaError {
     /// The CA's own root is not usable.
     #[error("the CA's root cannot be used: {0}")]
     Root(#[from] TlsError),
+    /// The root's key is kept elsewhere.
+    #[error("the root's key is not at {path}; put it back for a new issuer, or rotate the root", path = .0.display())]
+    RootKey(PathBuf),
+    /// Somebody else was faster.
+    #[error("the CA was changed by somebody else at the same time; look at it and try again")]
+    Conflict,
+    /// The step is not made.
+    #[error(transparent)]
+    Rotation(#[from] RotationError),
 }
 
 /// The certificate authority of one trust domain.
 pub struct Ca {
     dir: PathBuf,
     trust_domain: String,
-    root_pem: String,
-    issuer_pem: String,
-    issuer: Issuer<'static, rcgen::KeyPair>,
-    issuer_not_after: SystemTime,
+    revision: u64,
+    authorities: Authorities,
+    known: Vec<Authority>,
+    roots_pem: String,
     roots: Roots,
+    leaves: Signer,
+    own: Signer,
     token_key: TokenKey,
+}
+
+/// One that signs.
+struct Signer {
+    issuer: Issuer<'static, rcgen::KeyPair>,
+    issuer_pem: String,
+    root_pem: String,
+    not_after: SystemTime,
+}
+
+/// A root or an issuer, for people.
+#[derive(Clone, Debug)]
+pub struct Authority {
+    /// Its name in the CA's directory, such as `root-2`.
+    pub name: String,
+    /// Whether it is a root; else an issuer.
+    pub root: bool,
+    /// Whether it is a root that is published, or leads to one.
+    pub published: bool,
+    /// When it ends.
+    pub not_after: SystemTime,
+    certificate: CertificateDer<'static>,
 }
 
 impl fmt::Debug for Ca {
@@ -126,22 +163,94 @@ impl Ca {
         if Identity::new(trust_domain, "any", "any").is_err() {
             return Err(CaError::TrustDomain(trust_domain.to_owned()));
         }
-        let stored = store::open_or_make(dir, trust_domain, || make(trust_domain, now))?;
+        let stored = store::open_or_make(dir, trust_domain, |first| first_files(first, trust_domain, now))?;
+        Self::of(dir, stored)
+    }
+
+    /// Opens the CA in `dir`, of whatever trust domain; makes none.
+    pub fn load(dir: &Path) -> Result<Self, CaError> {
+        Self::of(dir, store::load(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?)
+    }
+
+    /// The CA as it is now; `None` if nothing has changed.
+    pub fn reload(&self) -> Result<Option<Self>, CaError> {
+        if store::revision(&self.dir)? == self.revision { Ok(None) } else { Self::load(&self.dir).map(Some) }
+    }
+
+    fn of(dir: &Path, stored: Stored) -> Result<Self, CaError> {
         let damaged = |what: &str| CaError::Damaged { dir: dir.to_owned(), what: what.to_owned() };
-        let issuer_cert = x509::certificates(&stored.issuer_pem).and_then(|mut certs| certs.pop());
-        let issuer_cert = issuer_cert.ok_or_else(|| damaged("issuer.pem is no certificate"))?;
-        let issuer_key = rcgen::KeyPair::from_pem(&stored.issuer_key).map_err(|_| damaged("issuer.key is no key"))?;
         let token_key = rcgen::KeyPair::from_pem(&stored.token_key).map_err(|_| damaged("token.key is no key"))?;
+        let authorities = &stored.authorities;
+        let roots_pem = store::roots_pem(&stored);
         Ok(Self {
             dir: dir.to_owned(),
-            trust_domain: stored.trust_domain,
-            roots: Roots::from_pem(&stored.root_pem)?,
-            issuer: Issuer::from_ca_cert_der(&issuer_cert, issuer_key)?,
-            issuer_not_after: x509::not_after(&issuer_cert).map_err(|_| damaged("issuer.pem is no certificate"))?,
+            leaves: Signer::of(dir, &stored, authorities.issuing())?,
+            own: Signer::of(dir, &stored, authorities.controls())?,
+            known: known(dir, &stored)?,
+            roots: Roots::from_pem(&roots_pem)?,
+            roots_pem,
             token_key: TokenKey::new(token_key),
-            root_pem: stored.root_pem,
-            issuer_pem: stored.issuer_pem,
+            trust_domain: stored.trust_domain,
+            revision: stored.revision,
+            authorities: stored.authorities,
         })
+    }
+
+    /// Which roots and issuers there are, and the rotation that is under way.
+    pub fn authorities(&self) -> &Authorities {
+        &self.authorities
+    }
+
+    /// The same one by one: roots before issuers.
+    pub fn known(&self) -> &[Authority] {
+        &self.known
+    }
+
+    /// Name of the issuer with this certificate (DER), if it is one of ours.
+    pub fn issuer_named(&self, certificate: &[u8]) -> Option<&str> {
+        let found = self.known.iter().find(|authority| !authority.root && *authority.certificate == *certificate);
+        found.map(|authority| &*authority.name)
+    }
+
+    /// Begins a rotation; `longest` is the longest life of a leaf.
+    ///
+    /// # Errors
+    /// One is under way, the root's key is not here, or somebody else changed the CA: nothing has changed.
+    pub fn begin(&self, kind: Kind, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+        let mut authorities = self.authorities.clone();
+        let begun = authorities.begin(kind, longest, now)?;
+        let new = new_files(&begun, &self.trust_domain, now, |root| {
+            let key = store::root_key(&self.dir, root)?;
+            let certificate = self.known.iter().find(|authority| authority.root && authority.name == root);
+            let certificate = certificate.ok_or(CaError::Conflict)?.certificate.clone();
+            let key = rcgen::KeyPair::from_pem(&key)?;
+            Ok(Issuer::from_ca_cert_der(&certificate, key)?)
+        })?;
+        self.replace(authorities, &new)
+    }
+
+    /// The phase is over as far as proxies are concerned: the next one.
+    ///
+    /// # Errors
+    /// Leaves of the old issuer may be valid ([`RotationError::Leaves`]), there is no rotation, or somebody else changed the CA.
+    pub fn advance(&self, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+        let mut authorities = self.authorities.clone();
+        authorities.advance(longest, now)?;
+        self.replace(authorities, &Files::new())
+    }
+
+    /// Turns a rotation back.
+    ///
+    /// # Errors
+    /// There is none or it has gone too far, or somebody else changed the CA: nothing has changed.
+    pub fn abort(&self, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+        let mut authorities = self.authorities.clone();
+        authorities.abort(longest, now)?;
+        self.replace(authorities, &Files::new())
+    }
+
+    fn replace(&self, authorities: Authorities, new: &Files) -> Result<Self, CaError> {
+        Self::of(&self.dir, store::replace(&self.dir, self.revision, authorities, new)?)
     }
 
     /// The trust domain, such as `cluster.local`.
@@ -149,12 +258,12 @@ impl Ca {
         &self.trust_domain
     }
 
-    /// The root certificate, PEM: what every workload must be given.
+    /// The root certificates that are published, PEM: what every workload must be given.
     pub fn root_pem(&self) -> &str {
-        &self.root_pem
+        &self.roots_pem
     }
 
-    /// The root, as the TLS configurations take it.
+    /// The same, as the TLS configurations take them.
     pub fn roots(&self) -> &Roots {
         &self.roots
     }
@@ -173,8 +282,8 @@ impl Ca {
             return Err(CaError::ForeignIdentity(identity.to_string()));
         }
         let key = csr::check(csr_pem, identity)?;
-        let params = self.leaf(identity, validity, now)?;
-        self.sign(&params, &key)
+        let params = leaf(identity, validity, self.leaves.not_after, now)?;
+        self.leaves.sign(&params, &key)
     }
 
     /// Control's own certificate: its SPIFFE ID, and the DNS name that clients put into SNI. Issued anew by its holder before it ends.
@@ -183,34 +292,10 @@ impl Ca {
         let identity =
             control_identity(&self.trust_domain).map_err(|_| CaError::TrustDomain(self.trust_domain.clone()))?;
         let public = csr::check(&key.csr(&identity)?, &identity)?;
-        let mut params = self.leaf(&identity, validity, now)?;
+        // By the oldest root that is published: a new proxy may have been given no other.
+        let mut params = leaf(&identity, validity, self.own.not_after, now)?;
         params.subject_alt_names.push(SanType::DnsName(CONTROL_SERVER_NAME.try_into()?));
-        Ok(Svid::new(key, &self.sign(&params, &public)?)?)
-    }
-
-    fn leaf(&self, identity: &Identity, validity: Duration, now: SystemTime) -> Result<CertificateParams, CaError> {
-        if validity < Duration::from_secs(1) {
-            return Err(CaError::Validity("the wanted life is under a second"));
-        }
-        if now >= self.issuer_not_after {
-            return Err(CaError::Validity("the CA's issuer has expired"));
-        }
-        let mut params = CertificateParams::default();
-        params.not_before = (now - BACKDATE).into();
-        params.not_after = (now + validity.min(MAX_VALIDITY)).min(self.issuer_not_after).into();
-        params.serial_number = Some(serial()?);
-        params.distinguished_name = DistinguishedName::new();
-        params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
-        params.is_ca = IsCa::ExplicitNoCa;
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        params.use_authority_key_identifier_extension = true;
-        Ok(params)
-    }
-
-    fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<Vec<String>, CaError> {
-        let leaf = params.signed_by(key, &self.issuer)?.pem();
-        Ok(vec![leaf, self.issuer_pem.clone(), self.root_pem.clone()])
+        Ok(Svid::new(key, &self.own.sign(&params, &public)?)?)
     }
 
     /// A chain for any parameters, for tests of what the CA would never issue.
@@ -219,8 +304,8 @@ impl Ca {
         &self,
         params: &CertificateParams,
         key: &rcgen::KeyPair,
-    ) -> Vec<rustls_pki_types::CertificateDer<'static>> {
-        self.sign(params, key).unwrap().iter().flat_map(|pem| x509::certificates(pem).unwrap()).collect()
+    ) -> Vec<CertificateDer<'static>> {
+        self.leaves.sign(params, key).unwrap().iter().flat_map(|pem| x509::certificates(pem).unwrap()).collect()
     }
 
     pub(crate) fn own_token_key(&self) -> &TokenKey {
@@ -229,11 +314,85 @@ impl Ca {
 
     /// The token key and trust domain of the CA in `dir`, without opening the rest.
     pub(crate) fn token_key(dir: &Path) -> Result<(TokenKey, String), CaError> {
-        let stored = store::open(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?;
+        let stored = store::load(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?;
         let key = rcgen::KeyPair::from_pem(&stored.token_key)
             .map_err(|_| CaError::Damaged { dir: dir.to_owned(), what: "token.key is no key".into() })?;
         Ok((TokenKey::new(key), stored.trust_domain))
     }
+}
+
+impl Signer {
+    fn of(dir: &Path, stored: &Stored, name: &str) -> Result<Self, CaError> {
+        let damaged = |what: String| CaError::Damaged { dir: dir.to_owned(), what };
+        let file = |name: &str| stored.files.get(name).cloned().ok_or_else(|| damaged(format!("{name} is not there")));
+        let root = stored.authorities.issuers().get(name).map_or("", String::as_str);
+        let (issuer_pem, root_pem) = (file(&certificate_file(name))?, file(&certificate_file(root))?);
+        let key =
+            rcgen::KeyPair::from_pem(&file(&key_file(name))?).map_err(|_| damaged(format!("{name}.key is no key")))?;
+        let certificate = only(dir, &certificate_file(name), &issuer_pem)?;
+        Ok(Self {
+            not_after: ends(dir, name, &certificate)?,
+            issuer: Issuer::from_ca_cert_der(&certificate, key)?,
+            issuer_pem,
+            root_pem,
+        })
+    }
+
+    fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<Vec<String>, CaError> {
+        let leaf = params.signed_by(key, &self.issuer)?.pem();
+        Ok(vec![leaf, self.issuer_pem.clone(), self.root_pem.clone()])
+    }
+}
+
+fn leaf(
+    identity: &Identity,
+    validity: Duration,
+    issuer_not_after: SystemTime,
+    now: SystemTime,
+) -> Result<CertificateParams, CaError> {
+    if validity < Duration::from_secs(1) {
+        return Err(CaError::Validity("the wanted life is under a second"));
+    }
+    if now >= issuer_not_after {
+        return Err(CaError::Validity("the CA's issuer has expired"));
+    }
+    let mut params = CertificateParams::default();
+    params.not_before = (now - BACKDATE).into();
+    params.not_after = (now + validity.min(MAX_VALIDITY)).min(issuer_not_after).into();
+    params.serial_number = Some(serial()?);
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
+    params.is_ca = IsCa::ExplicitNoCa;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    Ok(params)
+}
+
+/// Roots before issuers.
+fn known(dir: &Path, stored: &Stored) -> Result<Vec<Authority>, CaError> {
+    let authorities = &stored.authorities;
+    let published = |root: &str| authorities.published().iter().any(|published| published == root);
+    let roots = authorities.roots().map(|name| (name, true, published(name)));
+    let issuers = authorities.issuers().iter().map(|(name, root)| (name.as_str(), false, published(root)));
+    let all = roots.chain(issuers).map(|(name, root, published)| {
+        let file = certificate_file(name);
+        let certificate = only(dir, &file, stored.files.get(&file).map_or("", String::as_str))?;
+        let not_after = ends(dir, name, &certificate)?;
+        Ok(Authority { name: name.to_owned(), root, published, not_after, certificate })
+    });
+    all.collect()
+}
+
+/// The one certificate of a file.
+fn only(dir: &Path, file: &str, pem: &str) -> Result<CertificateDer<'static>, CaError> {
+    let found = x509::certificates(pem).and_then(|mut certificates| certificates.pop());
+    found.ok_or_else(|| CaError::Damaged { dir: dir.to_owned(), what: format!("{file} is no certificate") })
+}
+
+fn ends(dir: &Path, name: &str, certificate: &CertificateDer<'_>) -> Result<SystemTime, CaError> {
+    let what = || format!("{name}.pem is no certificate");
+    x509::not_after(certificate).map_err(|_| CaError::Damaged { dir: dir.to_owned(), what: what() })
 }
 
 /// The serial number of an issued certificate (PEM), lower-case hex: what an audit log names it by.
@@ -250,21 +409,42 @@ fn serial() -> Result<SerialNumber, CaError> {
     Ok(SerialNumber::from(bytes))
 }
 
-/// A new root, an issuer signed by it, and a key for tokens.
-fn make(trust_domain: &str, now: SystemTime) -> Result<store::Made, CaError> {
-    let new_key = || rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256);
-    let (root_key, issuer_key, token_key) = (new_key()?, new_key()?, new_key()?);
-    let root_params = authority(trust_domain, "root", BasicConstraints::Constrained(1), now)?;
-    let root = root_params.self_signed(&root_key)?;
-    let issuer_params = authority(trust_domain, "issuer", BasicConstraints::Constrained(0), now)?;
-    let issuer = issuer_params.signed_by(&issuer_key, &Issuer::from_params(&root_params, &root_key))?;
-    Ok(store::Made {
-        root_key: root_key.serialize_pem(),
-        root_pem: root.pem(),
-        issuer_key: issuer_key.serialize_pem(),
-        issuer_pem: issuer.pem(),
-        token_key: token_key.serialize_pem(),
-    })
+/// Files of a new CA: a root, an issuer signed by it, and a key for tokens.
+fn first_files(first: &Authorities, trust_domain: &str, now: SystemTime) -> Result<Files, CaError> {
+    let (issuer, root) = (first.issuing().to_owned(), first.published().concat());
+    let begun = Begun { root: Some(root.clone()), issuer: (issuer, root) };
+    let mut files = new_files(&begun, trust_domain, now, |_| Err(CaError::Conflict))?;
+    files.insert(store::TOKEN_KEY.to_owned(), new_key()?.serialize_pem());
+    Ok(files)
+}
+
+fn new_key() -> Result<rcgen::KeyPair, rcgen::Error> {
+    rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
+}
+
+/// Keys and certificates of what has begun; an issuer under a root that is there already is signed by what `root_of` gives.
+fn new_files(
+    begun: &Begun,
+    trust_domain: &str,
+    now: SystemTime,
+    root_of: impl FnOnce(&str) -> Result<Issuer<'static, rcgen::KeyPair>, CaError>,
+) -> Result<Files, CaError> {
+    let mut files = Files::new();
+    let (name, root) = &begun.issuer;
+    let signer = if begun.root.is_some() {
+        let key = new_key()?;
+        let params = authority(trust_domain, "root", BasicConstraints::Constrained(1), now)?;
+        files.insert(certificate_file(root), params.self_signed(&key)?.pem());
+        files.insert(key_file(root), key.serialize_pem());
+        Issuer::new(params, key)
+    } else {
+        root_of(root)?
+    };
+    let key = new_key()?;
+    let params = authority(trust_domain, "issuer", BasicConstraints::Constrained(0), now)?;
+    files.insert(certificate_file(name), params.signed_by(&key, &signer)?.pem());
+    files.insert(key_file(name), key.serialize_pem());
+    Ok(files)
 }
 
 /// No name constraints: webpki refuses URI constraints outright (RUSTSEC-2026-0098); the verifiers compare the trust domain instead.

@@ -3,6 +3,8 @@ use std::os::unix::fs::PermissionsExt;
 
 use super::*;
 
+mod rotating;
+
 const HOUR: Duration = Duration::from_hours(1);
 
 fn ca() -> (tempfile::TempDir, Ca) {
@@ -139,9 +141,9 @@ fn a_leaf_does_not_outlive_its_issuer_or_the_bound() {
     };
     let now = SystemTime::now();
     assert!(issue(now).unwrap().not_after() <= now + MAX_VALIDITY);
-    let late = ca.issuer_not_after - HOUR;
-    assert_eq!(issue(late).unwrap().not_after(), ca.issuer_not_after);
-    assert!(matches!(issue(ca.issuer_not_after), Err(CaError::Validity(_))));
+    let late = ca.leaves.not_after - HOUR;
+    assert_eq!(issue(late).unwrap().not_after(), ca.leaves.not_after);
+    assert!(matches!(issue(ca.leaves.not_after), Err(CaError::Validity(_))));
 }
 
 /// A request with these names, signed with a key of this kind.
