@@ -212,13 +212,13 @@ impl Ca {
         found.map(|authority| &*authority.name)
     }
 
-    /// Begins a rotation; `longest` is the longest life of a leaf.
+    /// Begins a rotation.
     ///
     /// # Errors
     /// One is under way, the root's key is not here, or somebody else changed the CA: nothing has changed.
-    pub fn begin(&self, kind: Kind, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+    pub fn begin(&self, kind: Kind, now: SystemTime) -> Result<Self, CaError> {
         let mut authorities = self.authorities.clone();
-        let begun = authorities.begin(kind, longest, now)?;
+        let begun = authorities.begin(kind, now)?;
         let new = new_files(&begun, &self.trust_domain, now, |root| {
             let key = store::root_key(&self.dir, root)?;
             let certificate = self.known.iter().find(|authority| authority.root && authority.name == root);
@@ -229,7 +229,7 @@ impl Ca {
         self.replace(authorities, &new)
     }
 
-    /// The phase is over as far as proxies are concerned: the next one.
+    /// The phase is over as far as proxies are concerned: the next one ([`Authorities::advance`]).
     ///
     /// # Errors
     /// Leaves of the old issuer may be valid ([`RotationError::Leaves`]), there is no rotation, or somebody else changed the CA.
@@ -243,9 +243,9 @@ impl Ca {
     ///
     /// # Errors
     /// There is none or it has gone too far, or somebody else changed the CA: nothing has changed.
-    pub fn abort(&self, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+    pub fn abort(&self, now: SystemTime) -> Result<Self, CaError> {
         let mut authorities = self.authorities.clone();
-        authorities.abort(longest, now)?;
+        authorities.abort(now)?;
         self.replace(authorities, &Files::new())
     }
 

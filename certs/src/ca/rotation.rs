@@ -91,7 +91,7 @@ pub struct Rotation {
     pub aborted: bool,
     /// When the phase began, seconds since 1970.
     pub since: u64,
-    /// Until when a leaf of `from` may be valid, seconds since 1970; known while turning.
+    /// Until when a leaf of `from` may be valid, seconds since 1970; while turning, once control has said how long leaves live.
     pub leaves_until: Option<u64>,
 }
 
@@ -207,7 +207,7 @@ impl Authorities {
     }
 
     /// Begins a rotation.
-    pub fn begin(&mut self, kind: Kind, longest: Duration, now: SystemTime) -> Result<Begun, RotationError> {
+    pub fn begin(&mut self, kind: Kind, now: SystemTime) -> Result<Begun, RotationError> {
         if let Some(Rotation { kind, phase, .. }) = self.rotation {
             return Err(RotationError::UnderWay { kind, phase });
         }
@@ -235,33 +235,34 @@ impl Authorities {
         self.rotation = Some(rotation);
         if kind == Kind::Issuer {
             // Peers know the root: there is nothing to publish.
-            self.turn(longest, now);
+            self.turn(now);
         }
         Ok(Begun { root, issuer: (to, signer) })
     }
 
-    /// The phase is over as far as proxies are concerned: the next one. `longest` is the longest life of a leaf.
+    /// Whether the first thing to do is to say how long leaves live, which waits for nobody.
+    pub fn is_turned_just_now(&self) -> bool {
+        self.rotation.as_ref().is_some_and(|rotation| rotation.phase == Phase::Turning && rotation.leaves_until.is_none())
+    }
+
+    /// The phase is over as far as proxies are concerned: the next one. While turning, the first call begins the wait for leaves that
+    /// nobody sees. `longest` is the longest life of a leaf.
     pub fn advance(&mut self, longest: Duration, now: SystemTime) -> Result<(), RotationError> {
-        let Rotation { kind, phase, leaves_until, .. } = self.rotation.as_ref().ok_or(RotationError::None)?;
-        match (phase, kind) {
-            (Phase::Publishing, _) => self.turn(longest, now),
-            (Phase::Turning, kind) => {
-                let left = leaves_until.unwrap_or_default().saturating_sub(seconds(now));
-                if left > 0 {
-                    return Err(RotationError::Leaves(Duration::from_secs(left)));
-                }
-                match kind {
-                    Kind::Root => self.withdraw(now),
-                    Kind::Issuer => self.finish(),
-                }
+        let rotation = self.rotation.as_mut().ok_or(RotationError::None)?;
+        match (rotation.phase, rotation.leaves_until) {
+            (Phase::Publishing, _) => self.turn(now),
+            (Phase::Turning, None) => rotation.leaves_until = Some(seconds(now + longest + SLACK) + 1),
+            (Phase::Turning, Some(until)) if until > seconds(now) => {
+                return Err(RotationError::Leaves(Duration::from_secs(until - seconds(now))));
             }
-            (Phase::Withdrawing, _) => self.finish(),
+            (Phase::Turning, Some(_)) if rotation.kind == Kind::Root => self.withdraw(now),
+            (Phase::Turning | Phase::Withdrawing, _) => self.finish(),
         }
         Ok(())
     }
 
     /// Turns back.
-    pub fn abort(&mut self, longest: Duration, now: SystemTime) -> Result<(), RotationError> {
+    pub fn abort(&mut self, now: SystemTime) -> Result<(), RotationError> {
         let rotation = self.rotation.as_mut().ok_or(RotationError::None)?;
         if rotation.aborted {
             return Err(RotationError::Aborted);
@@ -274,17 +275,17 @@ impl Authorities {
         match rotation.phase {
             // Nothing was issued under the new root.
             Phase::Publishing => self.withdraw(now),
-            _ => self.turn(longest, now),
+            _ => self.turn(now),
         }
         Ok(())
     }
 
-    fn turn(&mut self, longest: Duration, now: SystemTime) {
+    fn turn(&mut self, now: SystemTime) {
         if let Some(rotation) = &mut self.rotation {
             self.issuing.clone_from(&rotation.to);
             rotation.phase = Phase::Turning;
             rotation.since = seconds(now);
-            rotation.leaves_until = Some(seconds(now + longest + SLACK) + 1);
+            rotation.leaves_until = None;
         }
     }
 
@@ -339,30 +340,34 @@ mod tests {
     fn a_root_goes_step_by_step_and_control_is_known_by_the_old_one_until_it_is_withdrawn() {
         let mut all = Authorities::first();
         is(&all, "root", "issuer", "issuer", None);
-        let begun = all.begin(Kind::Root, HOUR, at(0)).unwrap();
+        let begun = all.begin(Kind::Root, at(0)).unwrap();
         assert_eq!(begun, Begun { root: Some("root-2".into()), issuer: ("issuer-2".into(), "root-2".into()) });
         is(&all, "root root-2", "issuer", "issuer", Some(Phase::Publishing));
         all.advance(HOUR, at(10)).unwrap();
         is(&all, "root root-2", "issuer-2", "issuer", Some(Phase::Turning));
+        assert!(all.is_turned_just_now());
+        all.advance(HOUR, at(10)).unwrap();
+        assert!(!all.is_turned_just_now());
         assert_eq!(all.advance(HOUR, at(3600)), Err(RotationError::Leaves(Duration::from_secs(16))));
         all.advance(HOUR, at(3616)).unwrap();
         is(&all, "root-2", "issuer-2", "issuer-2", Some(Phase::Withdrawing));
-        assert_eq!(all.abort(HOUR, at(3700)), Err(RotationError::TooLate));
+        assert_eq!(all.abort(at(3700)), Err(RotationError::TooLate));
         all.advance(HOUR, at(3700)).unwrap();
         is(&all, "root-2", "issuer-2", "issuer-2", None);
         assert_eq!(all.issuers().len(), 1);
         assert_eq!(all.advance(HOUR, at(3700)), Err(RotationError::None));
-        assert_eq!(all.begin(Kind::Root, HOUR, at(4000)).unwrap().issuer.0, "issuer-3", "no name comes twice");
+        assert_eq!(all.begin(Kind::Root, at(4000)).unwrap().issuer.0, "issuer-3", "no name comes twice");
     }
 
     #[test]
     fn an_issuer_goes_without_anything_to_publish() {
         let mut all = Authorities::first();
-        let begun = all.begin(Kind::Issuer, HOUR, at(0)).unwrap();
+        let begun = all.begin(Kind::Issuer, at(0)).unwrap();
         assert_eq!(begun, Begun { root: None, issuer: ("issuer-2".into(), "root".into()) });
         is(&all, "root", "issuer-2", "issuer-2", Some(Phase::Turning));
-        let twice = all.begin(Kind::Root, HOUR, at(1)).unwrap_err();
+        let twice = all.begin(Kind::Root, at(1)).unwrap_err();
         assert_eq!(twice, RotationError::UnderWay { kind: Kind::Issuer, phase: Phase::Turning });
+        all.advance(HOUR, at(0)).unwrap();
         all.advance(HOUR, at(3606)).unwrap();
         is(&all, "root", "issuer-2", "issuer-2", None);
     }
@@ -370,8 +375,8 @@ mod tests {
     #[test]
     fn turned_back_before_anything_was_issued_the_new_root_is_withdrawn_at_once() {
         let mut all = Authorities::first();
-        all.begin(Kind::Root, HOUR, at(0)).unwrap();
-        all.abort(HOUR, at(1)).unwrap();
+        all.begin(Kind::Root, at(0)).unwrap();
+        all.abort(at(1)).unwrap();
         is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
         all.advance(HOUR, at(2)).unwrap();
         is(&all, "root", "issuer", "issuer", None);
@@ -380,11 +385,14 @@ mod tests {
     #[test]
     fn turned_back_later_the_leaves_of_the_new_one_have_to_go_first() {
         let mut all = Authorities::first();
-        all.begin(Kind::Root, HOUR, at(0)).unwrap();
+        all.begin(Kind::Root, at(0)).unwrap();
         all.advance(HOUR, at(1)).unwrap();
-        all.abort(HOUR, at(100)).unwrap();
+        all.advance(HOUR, at(1)).unwrap();
+        all.abort(at(100)).unwrap();
+        assert!(all.is_turned_just_now(), "the wait begins anew");
+        all.advance(HOUR, at(100)).unwrap();
         is(&all, "root root-2", "issuer", "issuer", Some(Phase::Turning));
-        assert_eq!(all.abort(HOUR, at(100)), Err(RotationError::Aborted));
+        assert_eq!(all.abort(at(100)), Err(RotationError::Aborted));
         assert!(matches!(all.advance(HOUR, at(3700)), Err(RotationError::Leaves(_))));
         all.advance(HOUR, at(3706)).unwrap();
         is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
@@ -425,9 +433,9 @@ mod tests {
                 leaves.insert(root, now + HOUR.as_secs());
                 let before = all.clone();
                 let done = match step {
-                    Step::Begin(kind) => all.begin(kind, HOUR, at(now)).map(|_| ()),
+                    Step::Begin(kind) => all.begin(kind, at(now)).map(|_| ()),
                     Step::Advance => all.advance(HOUR, at(now)),
-                    Step::Abort => all.abort(HOUR, at(now)),
+                    Step::Abort => all.abort(at(now)),
                 };
                 if done.is_err() {
                     prop_assert_eq!(&before, &all);

@@ -39,14 +39,14 @@ fn a_root_is_exchanged_on_disk_step_by_step() {
     let dir = dir.path().join("ca");
     let (now, before) = (SystemTime::now(), first.root_pem().to_owned());
 
-    let second = first.begin(Kind::Root, HOUR, now).unwrap();
+    let second = first.begin(Kind::Root, now).unwrap();
     assert_eq!(phase(&second), Some(Phase::Publishing));
     let published = fs::read_to_string(dir.join("root.pem")).unwrap();
     assert!(published.starts_with(&before) && published.len() > before.len(), "new proxies are given both");
     assert_eq!(second.root_pem(), published);
     assert_eq!(root_of(&issue(&second)), before);
 
-    let third = second.advance(HOUR, now).unwrap();
+    let third = second.advance(HOUR, now).unwrap().advance(HOUR, now).unwrap();
     let leaf = issue(&third);
     assert!(!leads(&leaf, &before) && leads(&leaf, &published));
     let control = third.issue_control(HOUR, SystemTime::now()).unwrap();
@@ -74,19 +74,20 @@ fn an_issuer_is_exchanged_under_the_same_root_which_has_to_be_there() {
     let key = dir.join("keys/root.key");
     let kept = fs::read(&key).unwrap();
     fs::remove_file(&key).unwrap();
-    let error = first.begin(Kind::Issuer, HOUR, SystemTime::now()).unwrap_err();
+    let error = first.begin(Kind::Issuer, SystemTime::now()).unwrap_err();
     assert!(error.to_string().contains("keys/root.key; put it back"), "{error}");
     assert!(first.reload().unwrap().is_none(), "nothing has changed");
     fs::write(&key, kept).unwrap();
 
-    let second = first.begin(Kind::Issuer, HOUR, SystemTime::now()).unwrap();
+    let second = first.begin(Kind::Issuer, SystemTime::now()).unwrap();
     let leaf = issue(&second);
     assert!(leads(&leaf, first.root_pem()) && leaf[1] != issue(&first)[1]);
     let der = |pem: &str| x509::certificates(pem).unwrap().remove(0);
     assert_eq!(second.issuer_named(&der(&leaf[1])), Some("issuer-2"));
     assert_eq!(second.issuer_named(&der(&issue(&first)[1])), Some("issuer"));
     assert_eq!(second.issuer_named(&der(&leaf[2])), None, "a root is no issuer");
-    second.advance(HOUR, later(SystemTime::now())).unwrap();
+    let waiting = second.advance(HOUR, SystemTime::now()).unwrap();
+    waiting.advance(HOUR, later(SystemTime::now())).unwrap();
     assert_eq!(names(&dir), ["ca.json", "issuer-2.key", "issuer-2.pem", "root.key", "root.pem", "token.key"]);
 }
 
@@ -94,14 +95,14 @@ fn an_issuer_is_exchanged_under_the_same_root_which_has_to_be_there() {
 fn of_two_who_change_it_at_once_one_is_told() {
     let (dir, one) = ca();
     let other = Ca::load(&dir.path().join("ca")).unwrap();
-    let begun = one.begin(Kind::Root, HOUR, SystemTime::now()).unwrap();
-    assert!(matches!(other.begin(Kind::Root, HOUR, SystemTime::now()), Err(CaError::Conflict)));
+    let begun = one.begin(Kind::Root, SystemTime::now()).unwrap();
+    assert!(matches!(other.begin(Kind::Root, SystemTime::now()), Err(CaError::Conflict)));
     let other = other.reload().unwrap().unwrap();
     assert_eq!(other.root_pem(), begun.root_pem());
     assert!(other.reload().unwrap().is_none());
-    let error = other.begin(Kind::Issuer, HOUR, SystemTime::now()).unwrap_err().to_string();
+    let error = other.begin(Kind::Issuer, SystemTime::now()).unwrap_err().to_string();
     assert!(error.contains("of the root is publishing already"), "{error}");
-    let back = other.abort(HOUR, SystemTime::now()).unwrap().advance(HOUR, SystemTime::now()).unwrap();
+    let back = other.abort(SystemTime::now()).unwrap().advance(HOUR, SystemTime::now()).unwrap();
     assert_eq!(back.root_pem(), one.root_pem());
     assert!(matches!(begun.advance(HOUR, SystemTime::now()), Err(CaError::Conflict)));
 }
@@ -125,7 +126,7 @@ fn a_ca_of_the_first_form_is_used_as_it_is_and_can_be_rotated() {
     let kept = fs::read(dir.join("keys/ca.json")).unwrap();
     let opened = Ca::open(&dir, "cluster.local").unwrap();
     assert_eq!((opened.root_pem(), fs::read(dir.join("keys/ca.json")).unwrap()), (made.root_pem(), kept));
-    opened.begin(Kind::Root, HOUR, SystemTime::now()).unwrap();
+    opened.begin(Kind::Root, SystemTime::now()).unwrap();
     assert_eq!(phase(&Ca::load(&dir).unwrap()), Some(Phase::Publishing));
 }
 
@@ -138,7 +139,7 @@ fn what_a_crash_in_the_middle_left_is_in_nobodys_way() {
     fs::write(keys.join("issuer-2.key"), "half").unwrap();
     let again = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
     assert_eq!(again.root_pem(), first.root_pem());
-    let begun = again.begin(Kind::Root, HOUR, SystemTime::now()).unwrap();
+    let begun = again.begin(Kind::Root, SystemTime::now()).unwrap();
     issue(&begun.advance(HOUR, SystemTime::now()).unwrap());
 }
 
