@@ -4,6 +4,7 @@
 //! what [`crate::issue`] proves; nothing that a message claims is believed.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tonic::{Request, Status};
@@ -28,6 +29,10 @@ pub struct Proved {
     pub identity: Identity,
     /// Until when.
     pub not_after: SystemTime,
+    /// Serial number of the certificate, lower-case hex.
+    pub serial: Arc<str>,
+    /// Which of our issuers signed it; none if it came from another CA.
+    pub issuer: Option<Arc<str>>,
 }
 
 /// The peer of a request.

@@ -2,7 +2,7 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
-//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed),
+//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`rotation`] (the CA over time),
 //! [`metrics`], [`config`].
 
 pub mod auth;
@@ -12,6 +12,7 @@ pub mod distribute;
 pub mod issue;
 pub mod metrics;
 pub mod model;
+pub mod rotation;
 pub mod server;
 pub mod sources;
 #[cfg(test)]
@@ -35,6 +36,7 @@ pub use config::{Args, Config};
 use distribute::Hub;
 use metrics::Metrics;
 use sources::files::{self, Loaded, Watch};
+use rotation::Follower;
 use trust::Trust;
 
 /// Of endpoints that are left out this many are named in the log; the metric counts all.
@@ -94,21 +96,21 @@ pub struct Control {
     stopping: CancellationToken,
     served: AbortOnDropHandle<anyhow::Result<()>>,
     _source: AbortOnDropHandle<()>,
-    _trust: AbortOnDropHandle<()>,
+    _ca: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
 }
 
 impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let ca = Arc::new(Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?);
-        let trust = Trust::open(Arc::clone(&ca), config.federated.clone()).map_err(anyhow::Error::msg)?;
+        let ca = Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?;
+        let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let provers = issue::Provers::open(&config.issuing, &ca, &config.ca_dir, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
-        // Before any proxy asks.
-        hub.trust(&trust.message());
+        // Tells the hub of the roots, before any proxy asks.
+        let (follower, ca) = Follower::new(ca, trust, Arc::clone(&hub), config.leaf_ttl);
         let listener = bind(config.listen).await?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -119,10 +121,10 @@ impl Control {
         let watch = watch.context("the files cannot be watched")?;
 
         let stopping = CancellationToken::new();
-        let admin = server::admin::Admin { hub: Arc::clone(&hub), debug_remote: config.debug_remote };
+        let admin = server::admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
-        let believing = tokio::spawn(trust.follow(Arc::clone(&hub)));
+        let following = tokio::spawn(follower.run());
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
         let served = tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
@@ -133,7 +135,7 @@ impl Control {
             stopping,
             served: AbortOnDropHandle::new(served),
             _source: AbortOnDropHandle::new(source),
-            _trust: AbortOnDropHandle::new(believing),
+            _ca: AbortOnDropHandle::new(following),
             _admin: AbortOnDropHandle::new(admin),
         })
     }

@@ -11,6 +11,7 @@ use prometheus::{
 };
 use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
+use weft_certs::ca::rotation::Phase;
 
 use crate::compile::Compiled;
 use crate::distribute::session::Heard;
@@ -42,6 +43,8 @@ pub struct Metrics {
     pub key_reads: IntCounterVec,
     pub token_reviews: IntCounterVec,
     pub control_not_after: IntGauge,
+    rotation_phase: IntGaugeVec,
+    rotation_waiting: IntGauge,
     pub connections: IntGauge,
     pub handshake_failures: IntCounter,
     pub source_state: IntGaugeVec,
@@ -159,6 +162,12 @@ impl Metrics {
                 "certificate_expiry_timestamp_seconds",
                 "When control's own certificate ends, in seconds since 1970.",
             )?,
+            rotation_phase: make.gauges(
+                "rotation_phase",
+                "1 for the phase of a rotation of the root or the issuer; 0 for all if there is none.",
+                "phase",
+            )?,
+            rotation_waiting: make.gauge("rotation_waiting_proxies", "Proxies that a rotation waits for.")?,
             connections: make.gauge("connections", "Open connections to the discovery port.")?,
             handshake_failures: make
                 .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,
@@ -202,6 +211,14 @@ impl Metrics {
         self.pushed_resources.with_label_values(&[response_type]).inc_by(resources as u64);
         self.removed.inc_by(removed as u64);
         self.bytes.inc_by(bytes as u64);
+    }
+
+    /// Where a rotation is, and how many proxies it waits for.
+    pub fn rotation(&self, now: Option<Phase>, waiting: usize) {
+        for phase in Phase::ALL {
+            self.rotation_phase.with_label_values(&[phase.label()]).set(i64::from(now == Some(phase)));
+        }
+        self.rotation_waiting.set(whole(waiting));
     }
 
     /// A request came.

@@ -3,24 +3,18 @@
 //! Invariants
 //! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why.
 //! - A trust domain is never empty, and no file speaks for our own.
+//!
+//! Files are read where blocking is allowed: [`crate::rotation`] looks at them, with the CA.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::{MissedTickBehavior, interval};
 use weft_api::wire::v1;
 use weft_certs::ca::Ca;
 use weft_certs::tls::certificates;
 use weft_engine::identity::Identity;
-
-use crate::distribute::Hub;
-
-/// How often the files are read.
-const LOOK: Duration = Duration::from_secs(2);
 
 /// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +43,6 @@ impl FromStr for Federated {
 /// What is believed.
 #[derive(Debug)]
 pub struct Trust {
-    ca: Arc<Ca>,
     federated: Vec<Federated>,
     // What each file said last, while it was good.
     known: BTreeMap<String, Vec<Bytes>>,
@@ -62,10 +55,10 @@ impl Trust {
     ///
     /// # Errors
     /// A file is broken, or speaks for our own domain or for one that another speaks for.
-    pub fn open(ca: Arc<Ca>, federated: Vec<Federated>) -> Result<Self, String> {
-        let mut trust = Self { ca, federated, known: BTreeMap::new(), wrong: BTreeMap::new() };
+    pub fn open(trust_domain: &str, federated: Vec<Federated>) -> Result<Self, String> {
+        let mut trust = Self { federated, known: BTreeMap::new(), wrong: BTreeMap::new() };
         for one in &trust.federated {
-            if one.domain == trust.ca.trust_domain() {
+            if one.domain == trust_domain {
                 return Err(format!("--federate {}: that is our own trust domain, whose roots the CA has", one.domain));
             }
             if trust.known.insert(one.domain.clone(), read(one)?).is_some() {
@@ -76,9 +69,9 @@ impl Trust {
     }
 
     /// As proxies are told.
-    pub fn message(&self) -> v1::Trust {
-        let own = certificates(self.ca.root_pem()).unwrap_or_default();
-        let own = (self.ca.trust_domain().to_owned(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
+    pub fn message(&self, ca: &Ca) -> v1::Trust {
+        let own = certificates(ca.root_pem()).unwrap_or_default();
+        let own = (ca.trust_domain().to_owned(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
         let mut all = self.known.clone();
         all.extend([own]);
         let bundle = |(trust_domain, mut roots): (String, Vec<Bytes>)| {
@@ -106,19 +99,6 @@ impl Trust {
             }
         }
     }
-
-    /// Tells the hub for as long as it is polled.
-    pub async fn follow(mut self, hub: Arc<Hub>) {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            looks.tick().await;
-            self.look();
-            if hub.trust(&self.message()) {
-                tracing::info!(domains = self.known.len() + 1, "the roots that are believed have changed");
-            }
-        }
-    }
 }
 
 fn read(one: &Federated) -> Result<Vec<Bytes>, String> {
@@ -139,38 +119,38 @@ mod tests {
     #[test]
     fn a_file_that_breaks_changes_nothing_and_one_that_changes_is_believed() {
         let dir = tempfile::tempdir().unwrap();
-        let ours = Arc::new(ca(dir.path(), "cluster.local"));
+        let ours = ca(dir.path(), "cluster.local");
         let (theirs, next) = (ca(dir.path(), "partner.example"), ca(dir.path(), "partner2.example"));
         let file = dir.path().join("partner.pem");
         std::fs::write(&file, theirs.root_pem()).unwrap();
         let federated = Federated { domain: "partner.example".into(), file: file.clone() };
-        let mut trust = Trust::open(ours, vec![federated]).unwrap();
-        let first = trust.message();
+        let mut trust = Trust::open("cluster.local", vec![federated]).unwrap();
+        let first = trust.message(&ours);
         let domains: Vec<_> = first.bundles.iter().map(|bundle| &*bundle.trust_domain).collect();
         assert_eq!(domains, ["cluster.local", "partner.example"]);
         for broken in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&file, broken).unwrap();
             trust.look();
-            assert_eq!(trust.message(), first);
+            assert_eq!(trust.message(&ours), first);
         }
         std::fs::remove_file(&file).unwrap();
         trust.look();
-        assert_eq!(trust.message(), first);
+        assert_eq!(trust.message(&ours), first);
         std::fs::write(&file, format!("{}{}", next.root_pem(), theirs.root_pem())).unwrap();
         trust.look();
-        assert_eq!(trust.message().bundles[1].roots.len(), 2);
+        assert_eq!(trust.message(&ours).bundles[1].roots.len(), 2);
     }
 
     #[test]
     fn nobody_else_speaks_for_our_own_domain() {
         let dir = tempfile::tempdir().unwrap();
-        let ours = Arc::new(ca(dir.path(), "cluster.local"));
+        let ours = ca(dir.path(), "cluster.local");
         let file = dir.path().join("root.pem");
         std::fs::write(&file, ours.root_pem()).unwrap();
         let federated = |domain: &str| Federated { domain: domain.into(), file: file.clone() };
-        let wrong = Trust::open(Arc::clone(&ours), vec![federated("cluster.local")]).unwrap_err();
+        let wrong = Trust::open("cluster.local", vec![federated("cluster.local")]).unwrap_err();
         assert!(wrong.contains("our own"), "{wrong}");
-        let twice = Trust::open(ours, vec![federated("a.org"), federated("a.org")]).unwrap_err();
+        let twice = Trust::open("cluster.local", vec![federated("a.org"), federated("a.org")]).unwrap_err();
         assert!(twice.contains("twice"), "{twice}");
     }
 

@@ -15,7 +15,6 @@ mod verify;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -30,6 +29,7 @@ pub use crate::x509::LeafError;
 
 use crate::svid::Svid;
 use crate::x509;
+pub use crate::x509::Leaf;
 use verify::MeshVerifier;
 
 /// The name that clients of control put into SNI, and a DNS name of its certificate.
@@ -232,10 +232,10 @@ pub fn peer_identity(chain: Option<&[CertificateDer<'_>]>) -> Result<Identity, T
     Ok(x509::identity(leaf)?)
 }
 
-/// When the certificate of that peer ends: no stream may live on it for longer.
-pub fn peer_not_after(chain: Option<&[CertificateDer<'_>]>) -> Result<SystemTime, TlsError> {
+/// The same with serial number and end of the certificate: no stream may live on it for longer.
+pub fn peer_leaf(chain: Option<&[CertificateDer<'_>]>) -> Result<Leaf, TlsError> {
     let leaf = chain.and_then(<[_]>::first).ok_or(TlsError::NoCertificate)?;
-    Ok(x509::not_after(leaf)?)
+    Ok(x509::leaf(leaf)?)
 }
 
 #[cfg(test)]

@@ -125,7 +125,7 @@ fn client(hub: &Hub, proved: &Proved, addr: std::net::SocketAddr, node: Option<&
     if !missing.is_empty() {
         tracing::warn!(%workload, ?missing, "a proxy cannot enforce all that control may ask for; it refuses what needs these");
     }
-    Ok(Client { workload, identity: proved.identity.clone(), features, instance, addr })
+    Ok(Client { workload, proved: proved.clone(), features, instance, addr })
 }
 
 fn text(kind: &Kind) -> Option<String> {

@@ -22,6 +22,7 @@ use weft_engine::identity::Identity;
 
 use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
+use crate::auth::Proved;
 use crate::compile::{Changes, Compiled};
 use crate::metrics::Metrics;
 use crate::model::{Model, Name};
@@ -36,8 +37,8 @@ const DRAIN_LIFE: Duration = Duration::from_hours(1);
 pub struct Client {
     /// Whose sidecar it is.
     pub workload: Name,
-    /// Proved by its certificate.
-    pub identity: Identity,
+    /// What its certificate proves.
+    pub proved: Proved,
     /// What its build can enforce.
     pub features: Vec<String>,
     /// A number of this run of the proxy, if it says one: another one means that it was started anew.
@@ -216,7 +217,7 @@ impl Hub {
 
     /// A workload that is gone keeps its stream: its pod may be serving its last requests.
     fn disowned(&self, client: &Client) -> bool {
-        self.owns(&client.identity, &client.workload) == Some(false)
+        self.owns(&client.proved.identity, &client.workload) == Some(false)
     }
 
     /// A new stream.
@@ -348,6 +349,19 @@ impl Hub {
         Some(states.all(|settled| settled))
     }
 
+    /// Whether a stream's proxy has acknowledged the roots as they are now.
+    pub fn believes(&self, stream: &Stream) -> bool {
+        let compiled = self.compiled.read();
+        stream.session.lock().acknowledged(&compiled, names::TRUST)
+    }
+
+    /// The workloads that ought to have a proxy now, by the source.
+    pub fn live(&self) -> Vec<Name> {
+        let compiled = self.compiled.read();
+        let workloads = compiled.model().workloads.iter();
+        workloads.filter(|(_, found)| found.meshed && !found.terminating).map(|(name, _)| name.clone()).collect()
+    }
+
     /// One line for each open stream, or everything about the streams of one workload.
     pub fn describe(&self, only: Option<&str>) -> Vec<Described> {
         let mut described: Vec<Described> = self
@@ -358,7 +372,7 @@ impl Hub {
                 let session = stream.session.lock();
                 Described {
                     workload: stream.client.workload.to_string(),
-                    identity: stream.client.identity.to_string(),
+                    identity: stream.client.proved.identity.to_string(),
                     address: stream.client.addr,
                     features: stream.client.features.clone(),
                     connected_seconds: stream.since.elapsed().as_secs(),

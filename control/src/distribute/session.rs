@@ -269,6 +269,12 @@ impl Session {
         }
     }
 
+    /// Whether the proxy holds this resource and has acknowledged it as it is now.
+    pub fn acknowledged(&self, compiled: &Compiled, name: &str) -> bool {
+        let held = self.nodes.get(name).and_then(|node| node.held.acked.as_ref());
+        held.is_some_and(|held| compiled.get(name).is_some_and(|truth| *held == truth.version))
+    }
+
     /// Names of subscribed addresses that mean this IP.
     pub fn addresses_of(&self, ip: std::net::IpAddr) -> Vec<Arc<str>> {
         self.topics.get(&Topic::Ip(ip)).into_iter().flatten().cloned().collect()

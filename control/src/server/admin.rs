@@ -1,4 +1,4 @@
-//! Metrics, health and `/debug/proxies`, for operators, over plain HTTP/1.
+//! Metrics, health, `/debug/proxies` and `/debug/certificates`, for operators, over plain HTTP/1.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::distribute::Hub;
+use crate::rotation::{self, Authority};
 
 /// Open connections; a scraper needs one.
 const CONNECTIONS: usize = 64;
@@ -26,6 +27,8 @@ const HEADER_TIME: Duration = Duration::from_secs(10);
 pub struct Admin {
     /// The store.
     pub hub: Arc<Hub>,
+    /// The CA.
+    pub ca: Authority,
     /// Answer /debug to others than loopback.
     pub debug_remote: bool,
 }
@@ -77,13 +80,17 @@ impl Admin {
             "/healthz/live" => plain(StatusCode::OK, "live\n"),
             "/healthz/ready" if *self.hub.loaded().borrow() => plain(StatusCode::OK, "ready\n"),
             "/healthz/ready" => plain(StatusCode::SERVICE_UNAVAILABLE, "the sources have not been read yet\n"),
-            "/debug/proxies" if self.debug_remote || addr.ip().to_canonical().is_loopback() => {
-                self.proxies(request.uri().query())
+            path if path.starts_with("/debug/") && !self.debug_remote && !addr.ip().to_canonical().is_loopback() => {
+                plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n")
             }
-            "/debug/proxies" => plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n"),
+            "/debug/proxies" => self.proxies(request.uri().query()),
+            "/debug/certificates" => {
+                let ca = Arc::clone(&self.ca.borrow());
+                json(&rotation::Report::new(&ca, &self.hub))
+            }
             _ => plain(
                 StatusCode::NOT_FOUND,
-                "/metrics, /healthz/ready, /healthz/live, /debug/proxies[?workload=NS/POD]\n",
+                "/metrics, /healthz/ready, /healthz/live, /debug/proxies[?workload=NS/POD], /debug/certificates\n",
             ),
         }
     }
@@ -91,10 +98,14 @@ impl Admin {
     fn proxies(&self, query: Option<&str>) -> Response<Full<Bytes>> {
         let workload = query.and_then(|query| query.split('&').find_map(|part| part.strip_prefix("workload=")));
         let workload = workload.map(|workload| workload.replace("%2F", "/").replace("%2f", "/"));
-        match serde_json::to_vec(&self.hub.describe(workload.as_deref())) {
-            Ok(json) => typed(StatusCode::OK, "application/json", json),
-            Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
-        }
+        json(&self.hub.describe(workload.as_deref()))
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(json) => typed(StatusCode::OK, "application/json", json),
+        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateService;
 use weft_api::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use weft_certs::ca::{Ca, check_request, serial_of};
+use weft_certs::ca::{check_request, serial_of};
 use weft_engine::identity::Identity;
 use weft_engine::ratelimit::{Decision, Key, Limiter, Rate};
 
@@ -19,11 +19,12 @@ use crate::auth;
 use crate::config::Config;
 use crate::issue::{Cause, Pod, Proof, Provers, Refusal};
 use crate::metrics::Metrics;
+use crate::rotation::Authority;
 
 /// The gRPC service.
 #[derive(Debug)]
 pub struct CertificateService {
-    ca: Arc<Ca>,
+    ca: Authority,
     provers: Provers,
     longest: Duration,
     limiter: Limiter,
@@ -33,7 +34,7 @@ pub struct CertificateService {
 
 impl CertificateService {
     /// Signs with `ca`.
-    pub fn new(ca: Arc<Ca>, provers: Provers, config: &Config, metrics: Arc<Metrics>) -> Self {
+    pub fn new(ca: Authority, provers: Provers, config: &Config, metrics: Arc<Metrics>) -> Self {
         let (requests, burst) = config.certificates;
         let rate = Rate { requests, per: Duration::from_secs(1), burst };
         Self {
@@ -63,7 +64,8 @@ impl CertificateService {
             let key = check_request(&request.csr, identity)?;
             self.provers.use_up(once.clone(), key, now).await?;
         }
-        Ok((self.ca.issue(&request.csr, identity, asked, now)?, asked))
+        let ca = Arc::clone(&self.ca.borrow());
+        Ok((ca.issue(&request.csr, identity, asked, now)?, asked))
     }
 
     fn ration(&self, identity: &Identity) -> Result<(), Refusal> {

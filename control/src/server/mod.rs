@@ -12,13 +12,13 @@ use tokio_util::sync::CancellationToken;
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_api::wire::v1::drain_server::DrainServer;
-use weft_certs::ca::Ca;
 
 use crate::config::Config;
 use crate::distribute::Hub;
 use crate::distribute::ads::Ads;
 use crate::distribute::drain::DrainService;
 use crate::issue::Provers;
+use crate::rotation::Authority;
 
 /// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
 /// very large set may be a few MiB.
@@ -36,11 +36,11 @@ pub async fn serve(
     listener: TcpListener,
     config: &Config,
     hub: Arc<Hub>,
-    ca: Arc<Ca>,
+    ca: Authority,
     provers: Provers,
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
-    let acceptor = tls::Acceptor::new(Arc::clone(&ca), Arc::clone(&hub.metrics), config.max_connections)?;
+    let acceptor = tls::Acceptor::new(ca.clone(), Arc::clone(&hub.metrics), config.max_connections)?;
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), stopping.clone()))
         .max_decoding_message_size(MAX_REQUEST);
     let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));

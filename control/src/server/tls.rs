@@ -1,4 +1,4 @@
-//! TLS for the discovery port: client certificate optional, control's own certificate renewed before it ends.
+//! TLS for the discovery port: client certificate optional, control's own certificate renewed before it ends and whenever the CA changes.
 //!
 //! Bounds: open connections, handshakes at a time, time for a handshake.
 
@@ -18,12 +18,12 @@ use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
-use weft_certs::ca::Ca;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{ClientAuth, peer_identity, peer_not_after, server_config};
+use weft_certs::tls::{ClientAuth, peer_leaf, server_config};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
+use crate::rotation::Authority;
 
 /// Life of control's own certificate. It stays in memory, so it may be short.
 const CONTROL_TTL: Duration = Duration::from_hours(24);
@@ -36,7 +36,7 @@ const HANDSHAKES: usize = 256;
 #[derive(Debug)]
 pub struct Acceptor {
     config: Arc<ArcSwap<ServerConfig>>,
-    ca: Arc<Ca>,
+    ca: Authority,
     renew_at: SystemTime,
     metrics: Arc<Metrics>,
     connections: Arc<Semaphore>,
@@ -44,8 +44,8 @@ pub struct Acceptor {
 
 impl Acceptor {
     /// Issues the first certificate.
-    pub fn new(ca: Arc<Ca>, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
-        let (config, svid) = issue(&ca)?;
+    pub fn new(mut ca: Authority, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
+        let (config, svid) = issue(&mut ca)?;
         metrics.control_not_after.set(seconds(svid.not_after()));
         let renew_at = svid.renew_at(0.0);
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
@@ -56,8 +56,7 @@ impl Acceptor {
     pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
         let (out, connections) = mpsc::channel(16);
         tokio::spawn(async move {
-            let renewal =
-                renew(Arc::clone(&self.ca), Arc::clone(&self.config), self.renew_at, Arc::clone(&self.metrics));
+            let renewal = renew(self.ca.clone(), Arc::clone(&self.config), self.renew_at, Arc::clone(&self.metrics));
             tokio::select! {
                 () = stopping.cancelled() => {}
                 () = self.accept(&listener, &out) => {}
@@ -86,9 +85,9 @@ impl Acceptor {
                 continue;
             };
             let acceptor = TlsAcceptor::from(self.config.load_full());
-            let (out, metrics) = (out.clone(), Arc::clone(&self.metrics));
+            let (out, metrics, ca) = (out.clone(), Arc::clone(&self.metrics), self.ca.clone());
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr)).await;
+                let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr, &ca)).await;
                 drop(handshake);
                 match shaken {
                     Ok(Ok((tls, peer))) => {
@@ -113,44 +112,51 @@ async fn shake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     addr: std::net::SocketAddr,
+    ca: &Authority,
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     tcp.set_nodelay(true)?;
     let tls = acceptor.accept(tcp).await?;
     let chain = tls.get_ref().1.peer_certificates();
     let proved = match chain {
         None | Some([]) => None,
-        Some(_) => {
-            let identity = peer_identity(chain).map_err(io::Error::other)?;
-            let not_after = peer_not_after(chain).map_err(io::Error::other)?;
-            Some(Proved { identity, not_after })
+        Some(certificates) => {
+            let leaf = peer_leaf(chain).map_err(io::Error::other)?;
+            let issuer = certificates.get(1).and_then(|issuer| ca.borrow().issuer_named(issuer).map(Arc::from));
+            Some(Proved { identity: leaf.identity, not_after: leaf.not_after, serial: leaf.serial.into(), issuer })
         }
     };
     Ok((tls, Peer { addr, proved }))
 }
 
-fn issue(ca: &Ca) -> anyhow::Result<(Arc<ServerConfig>, Svid)> {
+fn issue(ca: &mut Authority) -> anyhow::Result<(Arc<ServerConfig>, Svid)> {
+    let ca = Arc::clone(&ca.borrow_and_update());
     let svid = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
     let config = server_config(&svid, ca.roots(), &[b"h2"], ClientAuth::Optional, ca.trust_domain())?;
     Ok((config, svid))
 }
 
 /// Never ends. Open connections keep the certificate that they began with.
-async fn renew(ca: Arc<Ca>, config: Arc<ArcSwap<ServerConfig>>, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
+async fn renew(mut ca: Authority, config: Arc<ArcSwap<ServerConfig>>, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
     loop {
-        match renew_at.duration_since(SystemTime::now()) {
-            Ok(left) => tokio::time::sleep(left.clamp(Duration::from_secs(1), CLOCK)).await,
-            Err(_) => match issue(&ca) {
-                Ok((renewed, svid)) => {
-                    tracing::info!(serial = svid.serial(), "control renewed its certificate");
-                    metrics.control_not_after.set(seconds(svid.not_after()));
-                    renew_at = svid.renew_at(0.0);
-                    config.store(renewed);
-                }
-                Err(error) => {
-                    tracing::error!(%error, "control cannot renew its certificate; trying again in a minute");
-                    tokio::time::sleep(CLOCK).await;
-                }
-            },
+        while let Ok(left) = renew_at.duration_since(SystemTime::now()) {
+            let slice = left.clamp(Duration::from_millis(10), CLOCK);
+            // A CA that nobody watches any more does not change: only the clock is left.
+            let changed = async { if ca.changed().await.is_err() { std::future::pending().await } };
+            if tokio::time::timeout(slice, changed).await.is_ok() {
+                break;
+            }
+        }
+        match issue(&mut ca) {
+            Ok((renewed, svid)) => {
+                tracing::info!(serial = svid.serial(), "control renewed its certificate");
+                metrics.control_not_after.set(seconds(svid.not_after()));
+                renew_at = svid.renew_at(0.0);
+                config.store(renewed);
+            }
+            Err(error) => {
+                tracing::error!(%error, "control cannot renew its certificate; trying again in a minute");
+                renew_at = SystemTime::now() + CLOCK;
+            }
         }
     }
 }

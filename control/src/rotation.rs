@@ -1,0 +1,322 @@
+//! The CA over time: what its directory says is told to everybody, and a rotation is taken from phase to phase.
+//!
+//! Whoever may write the directory begins a rotation (`weft certs rotate-root`); control goes on with it, wherever it stands, for as long
+//! as it runs. So it survives control's death in any phase: the directory says where it is, and what proxies have is asked of them anew.
+//!
+//! Invariants
+//! - No phase ends while a proxy that lives by the source is away or behind; it is named.
+//! - What is waited for is always acknowledged after it was told: the hub has the roots of the CA that is looked at.
+//! - A directory that cannot be read changes nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+use weft_certs::ca::rotation::{Phase, Rotation, RotationError};
+use weft_certs::ca::{Ca, CaError};
+
+use crate::distribute::Hub;
+use crate::distribute::hub::Stream;
+use crate::model::Name;
+use crate::trust::Trust;
+
+/// How often the directory is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// Of those that are waited for so many are named in the log.
+const NAMED: usize = 20;
+/// How often they are named while a phase lasts, in looks.
+const REMIND: u32 = 30;
+
+/// The CA as it is now, and each change of it.
+pub type Authority = watch::Receiver<Arc<Ca>>;
+
+/// Follows the CA's directory and takes a rotation on.
+#[derive(Debug)]
+pub struct Follower {
+    ca: watch::Sender<Arc<Ca>>,
+    trust: Trust,
+    hub: Arc<Hub>,
+    longest: Duration,
+    // What the log has said already.
+    said: Option<String>,
+    looks: u32,
+}
+
+impl Follower {
+    /// Tells the hub of the roots. `longest` is the longest life of a leaf.
+    pub fn new(ca: Ca, trust: Trust, hub: Arc<Hub>, longest: Duration) -> (Self, Authority) {
+        let (ca, seen) = watch::channel(Arc::new(ca));
+        let follower = Self { ca, trust, hub, longest, said: None, looks: 0 };
+        follower.tell();
+        (follower, seen)
+    }
+
+    /// Never ends.
+    pub async fn run(self) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut follower = self;
+        loop {
+            looks.tick().await;
+            let looked = tokio::task::spawn_blocking(move || {
+                follower.look(SystemTime::now());
+                follower
+            });
+            match looked.await {
+                Ok(back) => follower = back,
+                Err(error) => {
+                    tracing::error!(%error, "the CA's directory is not followed any more; restart control");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// One look: files are read, everybody is told, a phase that is over is ended. Blocks.
+    pub fn look(&mut self, now: SystemTime) {
+        self.trust.look();
+        match self.step(now) {
+            Ok(()) => self.said = None,
+            Err(error) => {
+                let error = error.to_string();
+                if self.said.as_ref() != Some(&error) {
+                    tracing::error!(error, "the CA's directory cannot be followed; what was in force goes on");
+                    self.said = Some(error);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, now: SystemTime) -> Result<(), CaError> {
+        let ca = Arc::clone(&self.ca.borrow());
+        let ca = match ca.reload()? {
+            Some(changed) => self.take(changed),
+            None => ca,
+        };
+        self.tell();
+        let Some(Rotation { phase, .. }) = ca.authorities().rotation() else {
+            self.hub.metrics.rotation(None, 0);
+            return Ok(());
+        };
+        let waiting = waiting(&ca, &self.hub);
+        self.hub.metrics.rotation(Some(*phase), waiting.len());
+        if waiting.is_empty() || ca.authorities().is_turned_just_now() {
+            match ca.advance(self.longest, now) {
+                Ok(next) => {
+                    self.take(next);
+                }
+                // Somebody else has gone on: seen at the next look.
+                Err(CaError::Rotation(RotationError::Leaves(_)) | CaError::Conflict) => {}
+                Err(error) => return Err(error),
+            }
+        } else {
+            self.remind(*phase, &waiting);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, ca: Ca) -> Arc<Ca> {
+        let ca = Arc::new(ca);
+        match ca.authorities().rotation() {
+            Some(Rotation { kind, phase, from, to, aborted, leaves_until, .. }) => {
+                let (kind, phase) = (kind.label(), phase.label());
+                tracing::info!(kind, phase, from, to, aborted, leaves_until, "the CA is being rotated");
+            }
+            None => tracing::info!(issuing = ca.authorities().issuing(), "the CA has changed, and no rotation is under way"),
+        }
+        self.looks = 0;
+        self.ca.send_replace(Arc::clone(&ca));
+        self.tell();
+        ca
+    }
+
+    fn tell(&self) {
+        if self.hub.trust(&self.trust.message(&self.ca.borrow())) {
+            tracing::info!("the roots that are believed have changed");
+        }
+    }
+
+    fn remind(&mut self, phase: Phase, waiting: &[Waiting]) {
+        if self.looks.is_multiple_of(REMIND) {
+            let named: Vec<_> = waiting.iter().take(NAMED).map(|one| format!("{} {}", one.workload, one.why)).collect();
+            let (phase, proxies) = (phase.label(), waiting.len());
+            tracing::warn!(phase, proxies, "the rotation waits: {}", named.join("; "));
+        }
+        self.looks += 1;
+    }
+}
+
+/// A proxy that a rotation waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Waiting {
+    /// `NAMESPACE/POD`.
+    pub workload: String,
+    /// What it lacks: the end of a sentence that begins with its name.
+    pub why: String,
+}
+
+/// Whom the phase waits for. Nobody, if there is no rotation.
+pub fn waiting(ca: &Ca, hub: &Hub) -> Vec<Waiting> {
+    let Some(rotation) = ca.authorities().rotation() else { return Vec::new() };
+    if !*hub.loaded().borrow() {
+        let why = "has not read its sources yet, so it does not know who lives".to_owned();
+        return vec![Waiting { workload: "control".to_owned(), why }];
+    }
+    let mut lacks: BTreeMap<Name, String> = BTreeMap::new();
+    let mut here: BTreeSet<Name> = BTreeSet::new();
+    for stream in hub.streams() {
+        if let Some(why) = lack(rotation, &stream, hub) {
+            lacks.insert(stream.client.workload.clone(), why);
+        }
+        here.insert(stream.client.workload.clone());
+    }
+    let away = hub.live().into_iter().filter(|live| !here.contains(live));
+    lacks.extend(away.map(|name| (name, "is not connected".to_owned())));
+    lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why }).collect()
+}
+
+/// What the proxy of a stream lacks for the phase to end.
+fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
+    match rotation.phase {
+        Phase::Publishing | Phase::Withdrawing => {
+            (!hub.believes(stream)).then(|| "has not acknowledged the roots".to_owned())
+        }
+        Phase::Turning => {
+            let shows = stream.client.proved.issuer.as_deref() == Some(&*rotation.from);
+            shows.then(|| format!("still shows a certificate of {}", rotation.from))
+        }
+    }
+}
+
+/// What is known of the mesh's certificates: `/debug/certificates`.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The trust domain.
+    pub trust_domain: String,
+    /// The issuer that signs leaves.
+    pub issuing: String,
+    /// Roots, then issuers.
+    pub authorities: Vec<AuthorityReport>,
+    /// What is under way.
+    pub rotation: Option<RotationReport>,
+    /// Every proxy that is connected, or ought to be.
+    pub proxies: Vec<ProxyReport>,
+}
+
+/// A root or an issuer.
+#[derive(Debug, Serialize)]
+pub struct AuthorityReport {
+    /// Its name, such as `root-2`.
+    pub id: String,
+    /// `root` or `issuer`.
+    pub role: &'static str,
+    /// When it ends, seconds since 1970.
+    pub not_after: u64,
+    /// Whether proxies are told to believe it, or the root that it leads to.
+    pub published: bool,
+}
+
+/// A rotation under way.
+#[derive(Debug, Serialize)]
+pub struct RotationReport {
+    /// `root` or `issuer`.
+    pub kind: &'static str,
+    /// `publishing`, `turning` or `withdrawing`.
+    pub phase: &'static str,
+    /// The issuer that goes.
+    pub from: String,
+    /// The issuer that stays.
+    pub to: String,
+    /// It was turned back.
+    pub aborted: bool,
+    /// When the phase began, seconds since 1970.
+    pub since: u64,
+    /// Until when a leaf of `from` may be valid, seconds since 1970.
+    pub leaves_until: Option<u64>,
+    /// Whom it waits for.
+    pub waiting: Vec<Waiting>,
+}
+
+/// A proxy and the certificate that it shows.
+#[derive(Debug, Serialize)]
+pub struct ProxyReport {
+    /// `NAMESPACE/POD`.
+    pub workload: String,
+    /// Whether it has a stream to this control; without one the rest is not known.
+    pub connected: bool,
+    /// Its SPIFFE ID.
+    pub identity: Option<String>,
+    /// Serial number of the certificate that it has shown, lower-case hex.
+    pub serial: Option<String>,
+    /// Which of our issuers signed that; none if another CA did.
+    pub issuer: Option<String>,
+    /// When that ends, seconds since 1970.
+    pub not_after: Option<u64>,
+    /// Whether it has acknowledged the roots as they are now.
+    pub roots_acknowledged: bool,
+}
+
+impl Report {
+    /// As it is now.
+    pub fn new(ca: &Ca, hub: &Hub) -> Self {
+        let authorities = ca.known().iter().map(|known| AuthorityReport {
+            id: known.name.clone(),
+            role: if known.root { "root" } else { "issuer" },
+            not_after: seconds(known.not_after),
+            published: known.published,
+        });
+        let rotation = ca.authorities().rotation().map(|rotation| RotationReport {
+            kind: rotation.kind.label(),
+            phase: rotation.phase.label(),
+            from: rotation.from.clone(),
+            to: rotation.to.clone(),
+            aborted: rotation.aborted,
+            since: rotation.since,
+            leaves_until: rotation.leaves_until,
+            waiting: waiting(ca, hub),
+        });
+        Self {
+            trust_domain: ca.trust_domain().to_owned(),
+            issuing: ca.authorities().issuing().to_owned(),
+            authorities: authorities.collect(),
+            rotation,
+            proxies: proxies(hub),
+        }
+    }
+}
+
+fn proxies(hub: &Hub) -> Vec<ProxyReport> {
+    let streams = hub.streams();
+    let here: BTreeSet<&Name> = streams.iter().map(|stream| &stream.client.workload).collect();
+    let away = hub.live().into_iter().filter(|live| !here.contains(live)).map(|name| ProxyReport {
+        workload: name.to_string(),
+        connected: false,
+        identity: None,
+        serial: None,
+        issuer: None,
+        not_after: None,
+        roots_acknowledged: false,
+    });
+    let connected = streams.iter().map(|stream| {
+        let proved = &stream.client.proved;
+        ProxyReport {
+            workload: stream.client.workload.to_string(),
+            connected: true,
+            identity: Some(proved.identity.to_string()),
+            serial: Some(proved.serial.to_string()),
+            issuer: proved.issuer.as_deref().map(str::to_owned),
+            not_after: Some(seconds(proved.not_after)),
+            roots_acknowledged: hub.believes(stream),
+        }
+    });
+    let mut proxies: Vec<_> = connected.chain(away).collect();
+    proxies.sort_by(|one, two| one.workload.cmp(&two.workload));
+    proxies
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
