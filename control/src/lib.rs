@@ -35,8 +35,8 @@ pub use config::{Args, Config};
 
 use distribute::Hub;
 use metrics::Metrics;
-use sources::files::{self, Loaded, Watch};
 use rotation::Follower;
+use sources::files::{self, Loaded, Watch};
 use trust::Trust;
 
 /// Of endpoints that are left out this many are named in the log; the metric counts all.

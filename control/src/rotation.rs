@@ -12,10 +12,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use weft_certs::ca::rotation::{Phase, Rotation, RotationError};
+use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError};
 use weft_certs::ca::{Ca, CaError};
 
 use crate::distribute::Hub;
@@ -125,7 +125,9 @@ impl Follower {
                 let (kind, phase) = (kind.label(), phase.label());
                 tracing::info!(kind, phase, from, to, aborted, leaves_until, "the CA is being rotated");
             }
-            None => tracing::info!(issuing = ca.authorities().issuing(), "the CA has changed, and no rotation is under way"),
+            None => {
+                tracing::info!(issuing = ca.authorities().issuing(), "the CA has changed, and no rotation is under way")
+            }
         }
         self.looks = 0;
         self.ca.send_replace(Arc::clone(&ca));
@@ -150,7 +152,7 @@ impl Follower {
 }
 
 /// A proxy that a rotation waits for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
     /// `NAMESPACE/POD`.
     pub workload: String,
@@ -192,7 +194,7 @@ fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
 }
 
 /// What is known of the mesh's certificates: `/debug/certificates`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
     /// The trust domain.
     pub trust_domain: String,
@@ -207,12 +209,12 @@ pub struct Report {
 }
 
 /// A root or an issuer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct AuthorityReport {
     /// Its name, such as `root-2`.
     pub id: String,
     /// `root` or `issuer`.
-    pub role: &'static str,
+    pub role: String,
     /// When it ends, seconds since 1970.
     pub not_after: u64,
     /// Whether proxies are told to believe it, or the root that it leads to.
@@ -220,12 +222,12 @@ pub struct AuthorityReport {
 }
 
 /// A rotation under way.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct RotationReport {
     /// `root` or `issuer`.
-    pub kind: &'static str,
+    pub kind: Kind,
     /// `publishing`, `turning` or `withdrawing`.
-    pub phase: &'static str,
+    pub phase: Phase,
     /// The issuer that goes.
     pub from: String,
     /// The issuer that stays.
@@ -241,7 +243,7 @@ pub struct RotationReport {
 }
 
 /// A proxy and the certificate that it shows.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ProxyReport {
     /// `NAMESPACE/POD`.
     pub workload: String,
@@ -264,13 +266,13 @@ impl Report {
     pub fn new(ca: &Ca, hub: &Hub) -> Self {
         let authorities = ca.known().iter().map(|known| AuthorityReport {
             id: known.name.clone(),
-            role: if known.root { "root" } else { "issuer" },
+            role: if known.root { "root" } else { "issuer" }.to_owned(),
             not_after: seconds(known.not_after),
             published: known.published,
         });
         let rotation = ca.authorities().rotation().map(|rotation| RotationReport {
-            kind: rotation.kind.label(),
-            phase: rotation.phase.label(),
+            kind: rotation.kind,
+            phase: rotation.phase,
             from: rotation.from.clone(),
             to: rotation.to.clone(),
             aborted: rotation.aborted,

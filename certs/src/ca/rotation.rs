@@ -242,7 +242,9 @@ impl Authorities {
 
     /// Whether the first thing to do is to say how long leaves live, which waits for nobody.
     pub fn is_turned_just_now(&self) -> bool {
-        self.rotation.as_ref().is_some_and(|rotation| rotation.phase == Phase::Turning && rotation.leaves_until.is_none())
+        self.rotation
+            .as_ref()
+            .is_some_and(|rotation| rotation.phase == Phase::Turning && rotation.leaves_until.is_none())
     }
 
     /// The phase is over as far as proxies are concerned: the next one. While turning, the first call begins the wait for leaves that

@@ -164,6 +164,73 @@ pub enum Certs {
     /// Say what the certificates of a PEM file are, when they end, who signed them, and whether a peer would take the chain
     #[command(after_help = INSPECT_HELP)]
     Inspect(Inspect),
+    /// Say which roots and issuers there are, which certificate each proxy shows, and who lags
+    #[command(after_help = STATUS_HELP)]
+    Status(CertsStatus),
+    /// Exchange the mesh's root without an outage, step by step; or go on watching, or turn back
+    #[command(after_help = ROTATE_HELP)]
+    RotateRoot(Rotate),
+    /// Exchange the issuer under the same root, in the same way
+    #[command(after_help = ROTATE_HELP)]
+    RotateIssuer(Rotate),
+}
+
+const STATUS_HELP: &str = "\
+Asks control's metrics port. On another machine than control's: forward that port, or start control with --debug-remote.
+
+Exit code 0 if all proxies are connected, have acknowledged the roots and show a valid certificate; 1 if one does not; 3 if control
+cannot be asked.";
+
+/// `weft certs status`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct CertsStatus {
+    /// Control's metrics address
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    pub control: String,
+    /// Print what /debug/certificates says: {trust_domain, issuing, authorities, rotation, proxies}
+    #[arg(long)]
+    pub json: bool,
+}
+
+const ROTATE_HELP: &str = "\
+The steps are control's to make, each when all proxies that live by the source are ready for it:
+  publishing   both roots are believed, the old one issues, until every proxy has acknowledged both (a root's rotation only)
+  turning      the new one issues, until no certificate of the old one can be valid: as long as certificates live (--leaf-ttl)
+  withdrawing  the old root is not believed any more (a root's rotation only)
+No connection is closed and no pod restarted. This command writes the first step into the CA's directory and watches. It may be ended
+at any time: control goes on, also after it was restarted, and the same command watches again. Who lags is named; nothing goes on
+without a proxy that is alive (delete its pod, or mend it). New proxies join in every step; copies of root.pem that you have made
+elsewhere must hold both roots before the old one is withdrawn.
+
+Examples:
+  weft certs rotate-root --ca-dir ca              begin, and watch
+  weft certs rotate-root --ca-dir ca --abort      turn back: possible until the old root is withdrawn
+  weft certs status                               where it is, from elsewhere
+
+Exit code 0 once it is done (or begun, with --no-wait), 1 if it was turned back by somebody or --timeout is over, 4 if the CA cannot be
+read or the step cannot be made.";
+
+/// `weft certs rotate-root`, `weft certs rotate-issuer`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Rotate {
+    /// Control's CA directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub ca_dir: PathBuf,
+    /// Turn back a rotation that is under way
+    #[arg(long)]
+    pub abort: bool,
+    /// Begin, and do not wait for the end
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Give up watching after so long; the rotation goes on
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// Control's metrics address: who is waited for is asked there
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
+    pub control: String,
+    /// Print {kind, done, aborted, phase, issuing, seconds} at the end
+    #[arg(long)]
+    pub json: bool,
 }
 
 const INSPECT_HELP: &str = "\

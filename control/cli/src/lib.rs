@@ -20,6 +20,7 @@ pub mod exit;
 pub mod explain;
 pub mod lab;
 pub mod output;
+mod plain_http;
 mod token;
 
 use args::{Cli, Command, Policy, Shell};

@@ -141,7 +141,11 @@ async fn renew(mut ca: Authority, config: Arc<ArcSwap<ServerConfig>>, mut renew_
         while let Ok(left) = renew_at.duration_since(SystemTime::now()) {
             let slice = left.clamp(Duration::from_millis(10), CLOCK);
             // A CA that nobody watches any more does not change: only the clock is left.
-            let changed = async { if ca.changed().await.is_err() { std::future::pending().await } };
+            let changed = async {
+                if ca.changed().await.is_err() {
+                    std::future::pending().await
+                }
+            };
             if tokio::time::timeout(slice, changed).await.is_ok() {
                 break;
             }

@@ -1,6 +1,10 @@
 //! `weft certs`: certificates, as people need to see them.
 
 mod inspect;
+mod rotate;
+mod status;
+
+use weft_certs::ca::rotation::Kind;
 
 use crate::args::Certs;
 use crate::exit::{Exit, Failure};
@@ -9,5 +13,8 @@ use crate::exit::{Exit, Failure};
 pub fn run(command: &Certs) -> Result<Exit, Failure> {
     match command {
         Certs::Inspect(args) => inspect::run(args),
+        Certs::Status(args) => status::run(args),
+        Certs::RotateRoot(args) => rotate::run(Kind::Root, args),
+        Certs::RotateIssuer(args) => rotate::run(Kind::Issuer, args),
     }
 }

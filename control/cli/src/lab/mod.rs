@@ -31,10 +31,11 @@ mod pod;
 mod process;
 mod ready;
 
+pub use crate::plain_http::Answer;
 pub use parts::{Control, Sidecar, sum};
 pub use pod::Pod;
 pub use process::{Ended, Process};
-pub use ready::{Answer, http_get, until};
+pub use ready::{http_get, until};
 
 /// The mark on the sidecars' own sockets.
 pub const MARK: u32 = 0x539;

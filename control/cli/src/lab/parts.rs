@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime};
 use weft_engine::identity::Identity;
 
 use super::process::Process;
-use super::ready::{Answer, http_get, until};
+use super::ready::{http_get, until};
 use super::{Error, Lab, MARK, NODE, Pod, pod};
+use crate::plain_http::Answer;
 
 /// Where control serves proxies, and where it answers about itself.
 const CONTROL: (u16, u16) = (15012, 15014);

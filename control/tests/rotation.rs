@@ -1,0 +1,183 @@
+//! A root and an issuer are exchanged while proxies hold real streams: no phase ends before all are ready for it, whoever lags is named, and
+//! control may be started anew in any of them.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::{Mesh, Proxy};
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use weft_api::names::{self, ResourceType};
+use weft_api::wire::v1;
+use weft_certs::ca::Ca;
+use weft_certs::ca::rotation::Kind;
+
+const SOON: Duration = Duration::from_secs(20);
+const PODS: [(&str, &str); 3] = [("web-1", "web"), ("web-2", "web"), ("cart-1", "cart")];
+
+/// A proxy that acknowledges whatever comes, until it is dropped.
+struct Obedient(JoinHandle<()>);
+
+impl Drop for Obedient {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn asking(mesh: &Mesh, pod: &str, account: &str) -> Proxy {
+    let proxy = mesh.proxy(pod, account).await.unwrap();
+    proxy.ask(v1::Workload::TYPE_URL, &[&names::workload("shop", pod)]).await;
+    proxy
+}
+
+async fn obedient(mesh: &Mesh, pod: &str, account: &str) -> Obedient {
+    let mut proxy = asking(mesh, pod, account).await;
+    Obedient(tokio::spawn(async move {
+        while let Ok(Some(response)) = proxy.incoming.message().await {
+            proxy.ack(&response).await;
+        }
+    }))
+}
+
+async fn all(mesh: &Mesh) -> Vec<Obedient> {
+    let mut proxies = Vec::new();
+    for (pod, account) in PODS {
+        proxies.push(obedient(mesh, pod, account).await);
+    }
+    proxies
+}
+
+async fn report(mesh: &Mesh) -> Value {
+    let text = mesh.get("/debug/certificates").await;
+    serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
+}
+
+/// The report, once `wanted` holds of it.
+async fn until(mesh: &Mesh, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    let waited = tokio::time::timeout(SOON, async {
+        loop {
+            last = report(mesh).await;
+            if wanted(&last) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    let found = waited.await.is_ok();
+    assert!(found, "{what}: {last:#}");
+    last
+}
+
+async fn phase(mesh: &Mesh, phase: &str) -> Value {
+    until(mesh, phase, |report| report["rotation"]["phase"] == phase).await
+}
+
+fn waiting(report: &Value) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    let waiting = report["rotation"]["waiting"].as_array().unwrap();
+    waiting.iter().map(|one| (text(&one["workload"]), text(&one["why"]))).collect()
+}
+
+/// The whole of what the mesh's own tools see of the CA.
+fn now(mesh: &Mesh) -> Ca {
+    Ca::load(&mesh.dir.path().join("ca")).unwrap()
+}
+
+async fn restart(mesh: &mut Mesh) {
+    mesh.stop().await;
+    mesh.run(short).await;
+}
+
+fn short(config: &mut weft_control::Config) {
+    config.leaf_ttl = Duration::from_secs(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_root_is_exchanged_step_by_step_and_control_may_die_in_each() {
+    let mut mesh = Mesh::with(short).await;
+    let web = obedient(&mesh, "web-1", "web").await;
+    // It hears and says nothing.
+    let mute = asking(&mesh, "web-2", "web").await;
+    until(&mesh, "all are seen", |report| {
+        let connected = report["proxies"].as_array().unwrap().iter().filter(|proxy| proxy["connected"] == true).count();
+        connected == 2 && report["proxies"].as_array().unwrap().len() == 3
+    })
+    .await;
+    let old = now(&mesh).root_pem().to_owned();
+    now(&mesh).begin(Kind::Root, std::time::SystemTime::now()).unwrap();
+
+    let said = until(&mesh, "both are named", |report| waiting_or_none(report) == 2).await;
+    let expected = [("shop/cart-1", "is not connected"), ("shop/web-2", "has not acknowledged the roots")];
+    assert_eq!(waiting(&said), expected.map(|(who, why)| (who.to_owned(), why.to_owned())));
+    let told = tokio::time::timeout(SOON, async {
+        while !mesh.get("/metrics").await.contains("weft_control_rotation_waiting_proxies 2") {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    told.await.expect("the metric counts them");
+    assert!(mesh.get("/metrics").await.contains("weft_control_rotation_phase{phase=\"publishing\"} 1"));
+
+    drop((web, mute));
+    restart(&mut mesh).await;
+    until(&mesh, "after a start nobody is taken for ready", |report| waiting_or_none(report) == 3).await;
+    phase(&mesh, "publishing").await;
+    let proxies = all(&mesh).await;
+    let said = phase(&mesh, "turning").await;
+    assert_eq!(said["issuing"], "issuer-2");
+    let lags = waiting(&said);
+    assert_eq!(lags.len(), 3);
+    assert_eq!(lags[0], ("shop/cart-1".to_owned(), "still shows a certificate of issuer".to_owned()));
+    // The certificates that are waited for have ten minutes to live: longer than those that control gives, and still they hold it up.
+    until(&mesh, "the wait began", |report| report["rotation"]["leaves_until"].is_u64()).await;
+
+    drop(proxies);
+    restart(&mut mesh).await;
+    mesh.ca = Arc::new(now(&mesh));
+    let proxies = all(&mesh).await;
+    let said = phase(&mesh, "withdrawing").await;
+    assert_eq!(said["authorities"][0]["id"], "root-2");
+    assert_eq!(said["authorities"][1]["published"], false, "{said:#}");
+    assert!(!now(&mesh).root_pem().contains(&old));
+
+    drop(proxies);
+    restart(&mut mesh).await;
+    mesh.ca = Arc::new(now(&mesh));
+    let proxies = all(&mesh).await;
+    let said = until(&mesh, "it is over", |report| report["rotation"].is_null()).await;
+    assert_eq!(said["authorities"].as_array().unwrap().len(), 2);
+    assert_eq!(said["proxies"][0]["issuer"], "issuer-2");
+    drop(proxies);
+    mesh.stop().await;
+}
+
+fn waiting_or_none(report: &Value) -> usize {
+    report["rotation"]["waiting"].as_array().map_or(0, Vec::len)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_is_exchanged_and_what_has_begun_can_be_turned_back() {
+    let mut mesh = Mesh::with(short).await;
+    let proxies = all(&mesh).await;
+    now(&mesh).begin(Kind::Issuer, std::time::SystemTime::now()).unwrap();
+    phase(&mesh, "turning").await;
+    let chain = mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
+    assert_eq!(chain[1], now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, std::time::SystemTime::now()).unwrap()[1]);
+    assert_ne!(chain[1], mesh.svid("web", SOON).chain_pem()[1], "issued by the new one");
+
+    now(&mesh).abort(std::time::SystemTime::now()).unwrap();
+    let said = until(&mesh, "turned back", |report| report["rotation"]["aborted"] == true).await;
+    assert_eq!((said["issuing"].as_str(), said["rotation"]["to"].as_str()), (Some("issuer"), Some("issuer")));
+    let said = until(&mesh, "it is over", |report| report["rotation"].is_null()).await;
+    assert_eq!(said["authorities"].as_array().unwrap().len(), 2);
+    drop(proxies);
+    mesh.stop().await;
+}
+
+fn csr(account: &str) -> String {
+    weft_certs::svid::KeyPair::generate().unwrap().csr(&Mesh::identity(account)).unwrap()
+}
