@@ -24,6 +24,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// For a whole question.
 const TIME: Duration = Duration::from_secs(5);
+/// Keys come as the one (Kubernetes has them as nothing else), all the rest as the other.
+const ACCEPT: &str = "application/jwk-set+json, application/json";
 /// Bytes of an answer.
 const MAX_ANSWER: usize = 512 * 1024;
 /// Where systems keep the roots of the public PKI.
@@ -128,7 +130,7 @@ impl Server {
     ) -> Result<Request<Full<Bytes>>, http::Error> {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         let request = Request::builder().method(method).uri(path).header(header::HOST, format!("{host}:{}", self.port));
-        let request = request.header(header::ACCEPT, "application/json").header(header::CONNECTION, "close");
+        let request = request.header(header::ACCEPT, ACCEPT).header(header::CONNECTION, "close");
         let request = match bearer {
             Some(bearer) => {
                 let mut value = http::HeaderValue::try_from(format!("Bearer {bearer}"))?;

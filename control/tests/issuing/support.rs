@@ -144,10 +144,15 @@ pub async fn api_server(
                 async move {
                     let bearer =
                         request.headers().get("authorization").map_or("", |value| value.to_str().unwrap()).to_owned();
+                    let accepts = request.headers()["accept"].to_str().unwrap().to_owned();
                     let path = request.uri().path().to_owned();
                     let body = request.into_body().collect().await.unwrap().to_bytes();
                     let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
                     let (status, said) = match answer(&path, &bearer, body) {
+                        // As the real one does.
+                        Some(_) if path.ends_with("/jwks") && !accepts.contains("application/jwk-set+json") => {
+                            (406, String::new())
+                        }
                         Some(said) => (200, said.to_string()),
                         None => (401, String::new()),
                     };
