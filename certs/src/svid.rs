@@ -62,8 +62,9 @@ pub enum SvidError {
     Damaged(PathBuf),
 }
 
-/// A new private key (ECDSA P-256) that no certificate belongs to yet.
-pub struct KeyPair(rcgen::KeyPair);
+/// A new private key (ECDSA P-256) that no certificate belongs to yet. A clone is the same key.
+#[derive(Clone)]
+pub struct KeyPair(Arc<rcgen::KeyPair>);
 
 impl fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -74,7 +75,8 @@ impl fmt::Debug for KeyPair {
 impl KeyPair {
     /// Makes a key. Fails only if the system's random generator does.
     pub fn generate() -> Result<Self, SvidError> {
-        rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map(Self).map_err(SvidError::Make)
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(SvidError::Make)?;
+        Ok(Self(Arc::new(key)))
     }
 
     /// The request (PKCS #10, PEM) for a certificate with this identity.
@@ -82,7 +84,7 @@ impl KeyPair {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into().map_err(SvidError::Make)?)];
-        params.serialize_request(&self.0).and_then(|request| request.pem()).map_err(SvidError::Make)
+        params.serialize_request(&*self.0).and_then(|request| request.pem()).map_err(SvidError::Make)
     }
 }
 
@@ -130,7 +132,7 @@ impl Svid {
     /// It cannot be saved: whoever gave it gives it again.
     pub fn from_der(key: &[u8], chain: &[u8]) -> Result<Self, SvidError> {
         let key = rcgen::KeyPair::try_from(&PrivatePkcs8KeyDer::from(key)).map_err(|_| SvidError::Pkcs8)?;
-        Self::join(KeyPair(key), &x509::concatenated(chain).ok_or(SvidError::Chain)?, Vec::new())
+        Self::join(KeyPair(Arc::new(key)), &x509::concatenated(chain).ok_or(SvidError::Chain)?, Vec::new())
     }
 
     fn join(key: KeyPair, chain: &[CertificateDer<'static>], chain_pem: Vec<String>) -> Result<Self, SvidError> {
@@ -249,7 +251,7 @@ impl Svid {
         // The key is the first block, the chain all that follows.
         let key = rcgen::KeyPair::from_pem(body).ok()?;
         let chain = body.find("-----BEGIN CERTIFICATE-----").map(|at| body[at..].to_owned())?;
-        Self::new(KeyPair(key), &[chain]).ok()
+        Self::new(KeyPair(Arc::new(key)), &[chain]).ok()
     }
 }
 
@@ -313,7 +315,7 @@ mod tests {
         }
         // A CA may keep its root to itself.
         let key = rcgen::KeyPair::from_pem(&svid.key.0.serialize_pem()).unwrap();
-        let without = Svid::new(KeyPair(key), &svid.chain_pem()[..2]).unwrap();
+        let without = Svid::new(KeyPair(Arc::new(key)), &svid.chain_pem()[..2]).unwrap();
         assert_eq!((without.lives().issuer, without.lives().root), (Some(issuer), None));
     }
 

@@ -9,7 +9,7 @@
 //! - [`workload_api`]: an application's own certificate, over SPIFFE's Workload API; and ours over the same, from others.
 //!
 //! Invariants
-//! - A key is made here, used for one certificate, and never crosses the network. (With `--svid-from` whoever gives us certificates makes
+//! - A key is made here, taken into use with one certificate, and never crosses the network. (With `--svid-from` whoever gives us certificates makes
 //!   the keys, on this machine.)
 //! - The old certificate serves until the new one has proved itself; a failed renewal changes nothing.
 //! - An expired certificate is never used: from that moment [`IdentityStore::current`] answers [`Reason::IdentityExpired`].

@@ -5,11 +5,14 @@
 //!              | no                                       v
 //!              +----------------> ask <--- wait until 2/3 of its life (+-10 %)
 //!                                  | ok: checked, in use, saved ---^
-//!                                  | failed: count, back off (jittered, 0.2 s .. 10 s), ask again with a new key
+//!                                  | failed: count, back off (jittered, 0.2 s .. 10 s), ask again
 //! ```
 //!
 //! The same machine keeps the proxy's own certificate and the [application's](super::workload_api): the first is proved by itself or by a
 //! token, the second by the first.
+//!
+//! Each attempt has a new key, but for a token: a join token is good for the one key that it was first shown with, and if the answer was
+//! lost control has used it up all the same. So that key is kept for as long as the token is tried, until there is a certificate.
 //!
 //! Invariant: nothing here ends the use of a certificate; only time does.
 
@@ -156,18 +159,25 @@ async fn ask_until_answered(
 ) -> Arc<Current> {
     let mut backoff = Backoff::default();
     let mut token_first = false;
+    let mut shown = None;
     loop {
-        let asked =
-            timeout(ATTEMPT_TIMEOUT, ask(proof, settings, authority, token_first, now)).await.unwrap_or_else(|_| {
-                let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
-                Err(AskError { failure: Failure::Unreachable, message })
-            });
+        let attempt = ask(proof, settings, authority, token_first, &mut shown, now);
+        let asked = timeout(ATTEMPT_TIMEOUT, attempt).await.unwrap_or_else(|_| {
+            let message = format!("control did not answer within {} s", ATTEMPT_TIMEOUT.as_secs());
+            Err(AskError { failure: Failure::Unreachable, message })
+        });
         match asked {
             Ok(current) => return current,
             Err(e) => backoff.failed(store, &e).await,
         }
         token_first = !token_first;
     }
+}
+
+/// A token that was shown, and the key that it was shown with.
+struct Shown {
+    token: Arc<str>,
+    key: KeyPair,
 }
 
 /// The wait after a failed attempt.
@@ -199,6 +209,7 @@ async fn ask(
     settings: &Settings,
     authority: &impl Authority,
     token_first: bool,
+    shown: &mut Option<Shown>,
     now: &(impl Fn() -> SystemTime + Sync),
 ) -> Result<Arc<Current>, AskError> {
     let certificate = proof.current_at(now()).ok();
@@ -214,7 +225,7 @@ async fn ask(
         credentials.reverse();
     }
     for credential in credentials.into_iter().flatten() {
-        match ask_by(settings, authority, credential, now).await {
+        match ask_by(settings, authority, credential, shown, now).await {
             Err(e) if e.failure == Failure::Refused => error = e,
             answer => return answer,
         }
@@ -226,10 +237,18 @@ async fn ask_by(
     settings: &Settings,
     authority: &impl Authority,
     credential: Credential,
+    shown: &mut Option<Shown>,
     now: &(impl Fn() -> SystemTime + Sync),
 ) -> Result<Arc<Current>, AskError> {
     let internal = |e: weft_certs::svid::SvidError| AskError { failure: Failure::Internal, message: e.to_string() };
-    let key = KeyPair::generate().map_err(internal)?;
+    let key = match (&credential, &*shown) {
+        (Credential::Token(token), Some(before)) if before.token == *token => before.key.clone(),
+        _ => KeyPair::generate().map_err(internal)?,
+    };
+    if let Credential::Token(token) = &credential {
+        // Before it is asked: whoever gives up waiting for the answer drops this.
+        *shown = Some(Shown { token: Arc::clone(token), key: key.clone() });
+    }
     let csr = key.csr(&settings.identity).map_err(internal)?;
     let chain = authority.create(csr, credential).await?;
     let svid = Svid::new(key, &chain).map_err(|e| AskError { failure: Failure::BadAnswer, message: e.to_string() })?;

@@ -1,5 +1,6 @@
 //! Renewal against a fake CA, in paused time where time matters; and once over TLS and gRPC.
 
+mod lost;
 mod over_grpc;
 mod workload_api;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep, timeout};
-use weft_certs::ca::Ca;
+use weft_certs::ca::{Ca, check_request};
 use weft_certs::svid::KeyPair;
 
 use super::authority::{AskError, Authority, Credential, Token};
@@ -50,13 +51,15 @@ struct FakeCa<C> {
     now: C,
     script: Mutex<Vec<Answer>>,
     asked: Mutex<Vec<&'static str>>,
+    /// The key of each request.
+    keys: Mutex<Vec<String>>,
 }
 
 fn fake<C: Fn() -> SystemTime + Sync>(now: C, script: &[Answer]) -> FakeCa<C> {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
     let script = Mutex::new(script.iter().rev().copied().collect());
-    FakeCa { dir, ca, now, script, asked: Mutex::default() }
+    FakeCa { dir, ca, now, script, asked: Mutex::default(), keys: Mutex::default() }
 }
 
 impl<C: Fn() -> SystemTime + Sync> FakeCa<C> {
@@ -95,6 +98,7 @@ impl<C: Fn() -> SystemTime + Sync> Authority for FakeCa<C> {
             Credential::Token(_) => "token",
         };
         self.asked.lock().push(by);
+        self.keys.lock().push(check_request(&csr, &web()).unwrap());
         let answer = {
             let mut script = self.script.lock();
             if script.len() > 1 { script.pop() } else { script.last().copied() }
