@@ -1,12 +1,14 @@
 //! Programs of others, unmodified, through two sidecars.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod ca;
 mod h2spec;
 mod workload_api;
 
-use std::process::{ExitCode, Output};
+use std::path::Path;
+use std::process::{Command, ExitCode, Output};
 
-use weft::lab::Process;
+use weft::lab::{Pod, Process};
 use weft_tests::mesh::SOON;
 use weft_tests::sniff::{Sniffer, contains};
 use weft_tests::{Mesh, Service, Trial, test_with, tools};
@@ -20,6 +22,11 @@ fn tests() -> Vec<Trial> {
         test_with("interop_websocket", &["python3", "websockets"], websocket),
         test_with("interop_h2spec_outbound", &["h2spec"], h2spec::outbound),
         test_with("interop_h2spec_inbound", &["h2spec"], h2spec::inbound),
+        test_with(
+            "interop_public_ca_proto",
+            &["python3", "grpcio-tools", "ca-proto", "openssl"],
+            ca::public_definition,
+        ),
         test_with("interop_python_spiffe", &["python3", "spiffe", "openssl"], workload_api::python_spiffe),
         test_with("interop_svid_from_another", &["curl"], workload_api::svid_from_another),
         test_with("interop_nginx", &["nginx", "curl"], nginx),
@@ -80,9 +87,14 @@ fn curl_http2() {
 
 /// Runs a Python program in a pod; standard error shows in a failure.
 fn python(mesh: &Mesh, pod: &str, program: &str) -> Output {
+    python_in(mesh.pod(pod), &tools::python_path(), program)
+}
+
+/// [`python`] with the packages of this folder.
+fn python_in(pod: &Pod, packages: &Path, program: &str) -> Output {
     // -S: without the machine's own packages, which need not go together with those that were fetched.
-    let mut command = mesh.pod(pod).command(tools::program("python3"), ["-S", "-c", program]);
-    command.env("PYTHONPATH", tools::python_path()).env("PYTHONUNBUFFERED", "1").env("GRPC_DNS_RESOLVER", "native");
+    let mut command = pod.command(tools::program("python3"), ["-S", "-c", program]);
+    command.env("PYTHONPATH", packages).env("PYTHONUNBUFFERED", "1").env("GRPC_DNS_RESOLVER", "native");
     let output = command.output().unwrap();
     assert!(
         output.status.success(),
@@ -91,6 +103,14 @@ fn python(mesh: &Mesh, pod: &str, program: &str) -> Output {
         String::from_utf8_lossy(&output.stderr)
     );
     output
+}
+
+/// Runs openssl in a folder, and gives what it says.
+fn openssl(folder: &Path, args: &[&str]) -> String {
+    let output = Command::new(tools::program("openssl")).current_dir(folder).args(args).output().unwrap();
+    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
+    assert!(output.status.success(), "openssl {args:?}: {said}");
+    said
 }
 
 fn python_grpcio() {

@@ -1,14 +1,13 @@
 //! SPIFFE's Workload API: a library of others gets an application its own identity from a live sidecar, and a live sidecar gets its own
 //! from a Workload API (another sidecar's, in the place of SPIRE's agent).
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use weft::lab::until;
-use weft_tests::{Mesh, Service, tools};
+use weft_certs::ca::Ca;
+use weft_tests::{Mesh, Service};
 
-use super::python;
+use super::{openssl, python};
 
 /// Leaves live for ten seconds, so that each test sees them renewed.
 fn mesh() -> Mesh {
@@ -40,6 +39,10 @@ roots = last.x509_bundle_set.get_bundle_for_trust_domain(TrustDomain("cluster.lo
 assert roots == client.fetch_x509_bundles().get_bundle_for_trust_domain(TrustDomain("cluster.local"))
 svid.save("FOLDER/svid.pem", "FOLDER/key.pem", Encoding.PEM)
 roots.save("FOLDER/bundle.pem", Encoding.PEM)
+partner = TrustDomain("partner.example")
+theirs = last.x509_bundle_set.get_bundle_for_trust_domain(partner)
+assert theirs == client.fetch_x509_bundles().get_bundle_for_trust_domain(partner)
+theirs.save("FOLDER/theirs.pem", Encoding.PEM)
 try:
     client.fetch_jwt_svid({"anybody"})
     raise SystemExit("a token was had")
@@ -50,8 +53,14 @@ print("well")
 "#;
 
 pub fn python_spiffe() {
-    let mut mesh = mesh();
+    // Federated with another mesh, whose roots applications are given too.
+    let mut mesh = Mesh::without_control();
     let folder = mesh.lab.dir().to_owned();
+    let partner = Ca::open(&folder.join("partner"), "partner.example").unwrap();
+    std::fs::write(folder.join("partner.pem"), partner.root_pem()).unwrap();
+    let federate = format!("--federate=partner.example={}/partner.pem", folder.display());
+    mesh.control_flags = vec!["--leaf-ttl=10s".to_owned(), federate];
+    mesh.start_control();
     let socket = format!("--workload-api={}/api.sock", folder.display());
     mesh.deploy(Service::own("client").sidecar_arg(&socket));
     let output = python(&mesh, "client-0", &WATCH.replace("FOLDER", &folder.display().to_string()));
@@ -66,15 +75,9 @@ pub fn python_spiffe() {
     // The bundle is the mesh's root and nothing else.
     let root = mesh.control.as_ref().unwrap().ca_dir().join("root.pem").display().to_string();
     assert_eq!(openssl(&folder, &["x509", "-in", "bundle.pem"]), openssl(&folder, &["x509", "-in", &root]));
+    assert_eq!(openssl(&folder, &["x509", "-in", "theirs.pem"]), openssl(&folder, &["x509", "-in", "partner.pem"]));
     let renewed = mesh.metric("client-0", "weft_application_certificate_renewals_total", &["result=\"issued\""]);
     assert!(renewed > 1.5, "{renewed}");
-}
-
-fn openssl(folder: &Path, args: &[&str]) -> String {
-    let output = Command::new(tools::program("openssl")).current_dir(folder).args(args).output().unwrap();
-    let said = String::from_utf8_lossy(&[&output.stdout[..], &output.stderr].concat()).into_owned();
-    assert!(output.status.success(), "openssl {args:?}: {said}");
-    said
 }
 
 pub fn svid_from_another() {

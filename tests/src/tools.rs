@@ -18,8 +18,16 @@ pub fn root() -> PathBuf {
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools"), PathBuf::from)
 }
 
-/// A program by name. `grpcio`, `websockets` and `spiffe` are Python packages: found means that Python can import them.
+/// A program by name. `grpcio`, `websockets` and `spiffe` are Python packages: found means that Python can import them. So is
+/// `grpcio-tools`, found as the folder that `PYTHONPATH` must name. `ca-proto` is a file.
 pub fn find(name: &str) -> Option<PathBuf> {
+    if name == "ca-proto" {
+        return Some(root().join("files/ca.proto")).filter(|path| path.is_file());
+    }
+    if name == "grpcio-tools" {
+        let folder = root().join("python-grpcio-tools");
+        return (folder.join("grpc_tools").exists() && find("python3").is_some()).then_some(folder);
+    }
     if matches!(name, "grpcio" | "websockets" | "spiffe") {
         let module = if name == "grpcio" { "grpc" } else { name };
         let folder = python_path().join(module);
