@@ -59,7 +59,7 @@ async fn for_application(
     socket: Option<UnixListener>,
 ) -> io::Result<()> {
     let Some(socket) = socket else { return pending().await };
-    let api = WorkloadApi::new(Arc::clone(shared), settings.trust.bundle(), HOLD);
+    let api = WorkloadApi::new(Arc::clone(shared), settings.trust.bundles(), HOLD);
     // Proved by our own certificate, and on no disk: after a restart another is asked for.
     let settings = Settings { token: Token::None, state_dir: None, ..settings.clone() };
     let renewals = async {

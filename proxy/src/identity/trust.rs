@@ -6,6 +6,7 @@
 //!   that was given those of the past has been told today's.
 //! - Never nobody: what cannot be used is refused before it gets here, and what was in force stays.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -23,20 +24,24 @@ pub struct Believed {
     pub control: Roots,
 }
 
+/// The roots of each trust domain as SPIFFE has bundles: by the domain's SPIFFE ID, in DER, one behind the other.
+pub type Bundles = BTreeMap<String, Bytes>;
+
 /// What is believed now.
 #[derive(Debug)]
 pub struct Trust {
     domain: Arc<str>,
     given: Roots,
     now: ArcSwap<Believed>,
-    bundle: watch::Sender<Bytes>,
+    bundles: watch::Sender<Bundles>,
 }
 
 impl Trust {
-    /// What the process was given: roots, and the same as a bundle.
+    /// What the process was given: roots, and the same as the bundle of our own domain.
     pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
         let believed = Believed { peers: given.clone(), control: given.clone() };
-        Self { domain, given, now: ArcSwap::from_pointee(believed), bundle: watch::Sender::new(bundle) }
+        let bundles = watch::Sender::new(Bundles::from([(spiffe_id(&domain), bundle)]));
+        Self { domain, given, now: ArcSwap::from_pointee(believed), bundles }
     }
 
     /// What is believed now.
@@ -44,9 +49,9 @@ impl Trust {
         self.now.load_full()
     }
 
-    /// The roots of our own domain, and each change of them, as SPIFFE has bundles: DER, one behind the other.
-    pub fn bundle(&self) -> watch::Receiver<Bytes> {
-        self.bundle.subscribe()
+    /// The roots of our own domain and of those that it is federated with, and each change of them.
+    pub fn bundles(&self) -> watch::Receiver<Bundles> {
+        self.bundles.subscribe()
     }
 
     /// Believes what control says.
@@ -60,12 +65,20 @@ impl Trust {
         let peers = usable(told, &self.domain)?;
         let control = peers.own_and(&self.given);
         self.now.store(Arc::new(Believed { peers, control }));
-        if let Some(roots) = told.bundles.get(&self.domain) {
-            let bundle = Bytes::from(roots.concat());
-            self.bundle.send_if_modified(|before| std::mem::replace(before, bundle.clone()) != bundle);
-        }
+        let bundle = |(domain, roots): (&Arc<str>, &Vec<Bytes>)| (spiffe_id(domain), Bytes::from(roots.concat()));
+        let bundles: Bundles = told.bundles.iter().map(bundle).collect();
+        self.bundles.send_if_modified(|before| {
+            let new = *before != bundles;
+            *before = bundles;
+            new
+        });
         Ok(())
     }
+}
+
+/// What SPIFFE calls a trust domain.
+pub fn spiffe_id(domain: &str) -> String {
+    format!("spiffe://{domain}")
 }
 
 /// The roots as the handshake takes them.

@@ -15,6 +15,7 @@ use weft_api::wire::spiffe::{X509BundlesRequest, X509svid, X509svidRequest, X509
 use super::*;
 use crate::Shared;
 use crate::discovery::snapshot::Snapshot;
+use crate::identity::trust::Bundles;
 use crate::identity::workload_api::follow::follow;
 use crate::identity::workload_api::serve::{HOLD, WorkloadApi, bundle};
 use crate::identity::workload_api::socket;
@@ -25,11 +26,14 @@ const SOON: Duration = Duration::from_secs(20);
 
 type FakeNow = FakeCa<fn() -> SystemTime>;
 
+/// Our own trust domain.
+const OWN: &str = "spiffe://cluster.local";
+
 /// A sidecar with a certificate of its own, as far as its application sees it.
 struct Sidecar {
     shared: Arc<Shared>,
     ca: Arc<FakeNow>,
-    bundle: watch::Sender<Bytes>,
+    bundles: watch::Sender<Bundles>,
     path: PathBuf,
     // Of its own, so that it ends with all its connections.
     runtime: Option<Runtime>,
@@ -49,8 +53,8 @@ impl Sidecar {
         let own = ca.svid(&web(), HOUR, SystemTime::now());
         shared.identity.install(Arc::new(Current::new(Arc::new(own), ca.ca.roots()).unwrap()));
         let path = ca.dir.path().join("api.sock");
-        let bundle = watch::Sender::new(bundle(ca.ca.root_pem()));
-        let mut sidecar = Self { shared, ca, bundle, path, runtime: None };
+        let own = (OWN.to_owned(), bundle(ca.ca.root_pem()));
+        let mut sidecar = Self { shared, ca, bundles: watch::Sender::new([own].into()), path, runtime: None };
         sidecar.serve(hold);
         if !script.is_empty() {
             let (shared, ca) = (Arc::clone(&sidecar.shared), Arc::clone(&sidecar.ca));
@@ -65,7 +69,7 @@ impl Sidecar {
     fn serve(&mut self, hold: Duration) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = socket::listen(&self.path).unwrap();
-        let api = WorkloadApi::new(Arc::clone(&self.shared), self.bundle.subscribe(), hold);
+        let api = WorkloadApi::new(Arc::clone(&self.shared), self.bundles.subscribe(), hold);
         runtime.spawn(async move { api.serve(listener).await.unwrap() });
         self.runtime = Some(runtime);
     }
@@ -74,6 +78,13 @@ impl Sidecar {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
+    }
+
+    /// Tells it other roots; gives those of before.
+    fn tell(&self, roots: Bytes) -> Bytes {
+        let mut before = None;
+        self.bundles.send_modify(|bundles| before = bundles.insert(OWN.to_owned(), roots));
+        before.unwrap()
     }
 
     /// Gives the application a certificate of this life.
@@ -176,7 +187,7 @@ async fn without_a_certificate_a_request_is_held_and_then_may_try_again() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     // The roots are known all the same.
     let mut roots = client.fetch_x509_bundles(meant(X509BundlesRequest {})).await.unwrap().into_inner();
-    assert!(next(&mut roots).await.bundles.contains_key("spiffe://cluster.local"));
+    assert!(next(&mut roots).await.bundles.contains_key(OWN));
     drop(sidecar);
 
     let sidecar = Sidecar::start(&[], SOON);
@@ -225,10 +236,49 @@ async fn new_roots_are_sent_on_every_stream_and_nothing_twice() {
     let (renewed, _) = svid(&mut svids).await;
     assert_ne!(renewed.x509_svid, before.x509_svid);
     let both = Bytes::from([&renewed.bundle[..], &renewed.bundle[..]].concat());
-    sidecar.bundle.send_replace(both.clone());
+    sidecar.tell(both.clone());
     let (after, _) = svid(&mut svids).await;
     assert_eq!((&after.bundle, &after.x509_svid), (&both, &renewed.x509_svid));
-    assert_eq!(next(&mut roots).await.bundles["spiffe://cluster.local"], both);
+    assert_eq!(next(&mut roots).await.bundles[OWN], both);
+}
+
+#[tokio::test]
+async fn the_roots_of_other_trust_domains_come_and_go_beside_ours() {
+    let sidecar = Sidecar::start(&[], HOLD);
+    sidecar.give(HOUR);
+    let mut client = client(&sidecar.path);
+    let mut svids = client.fetch_x509svid(meant(X509svidRequest {})).await.unwrap().into_inner();
+    let mut roots = client.fetch_x509_bundles(meant(X509BundlesRequest {})).await.unwrap().into_inner();
+    assert!(next(&mut svids).await.federated_bundles.is_empty());
+    assert_eq!(next(&mut roots).await.bundles.len(), 1);
+    let partner = Bytes::from_static(b"partner's");
+    let named = "spiffe://partner.example".to_owned();
+    sidecar.bundles.send_modify(|bundles| drop(bundles.insert(named.clone(), partner.clone())));
+    let message = next(&mut svids).await;
+    assert_eq!(message.svids[0].bundle, bundle(sidecar.ca.ca.root_pem()));
+    assert_eq!(message.federated_bundles, [(named.clone(), partner.clone())].into());
+    let all = next(&mut roots).await.bundles;
+    assert_eq!((all.len(), &all[&named], &all[OWN]), (2, &partner, &message.svids[0].bundle));
+    sidecar.bundles.send_modify(|bundles| drop(bundles.remove(&named)));
+    assert!(next(&mut svids).await.federated_bundles.is_empty());
+    assert_eq!(next(&mut roots).await.bundles.len(), 1);
+}
+
+#[test]
+fn what_control_says_is_what_bundles_are_made_of() {
+    let trust = trusting(&fake(SystemTime::now, &[]).ca);
+    let (mut bundles, root) = (trust.bundles(), trust.bundles().borrow()[OWN].clone());
+    let der = |one: &Bytes| vec![one.clone()];
+    let told = |domains: &[&str]| weft_api::convert::Trust {
+        bundles: domains.iter().map(|domain| (Arc::from(*domain), der(&root))).collect(),
+    };
+    trust.tell(&told(&["cluster.local"])).unwrap();
+    assert!(!bundles.has_changed().unwrap(), "nothing new");
+    trust.tell(&told(&["cluster.local", "partner.example"])).unwrap();
+    let two: Bundles = [OWN, "spiffe://partner.example"].map(|domain| (domain.to_owned(), root.clone())).into();
+    assert_eq!(*bundles.borrow_and_update(), two);
+    trust.tell(&told(&["cluster.local"])).unwrap();
+    assert_eq!(bundles.borrow_and_update().len(), 1);
 }
 
 #[tokio::test]
@@ -350,13 +400,13 @@ async fn what_is_not_ours_or_does_not_fit_is_never_used() {
     follow_until(&store, &other, &sidecar.path, failed(Failure::BadAnswer)).await;
     // Roots that its own certificate does not lead to.
     let stranger = fake(SystemTime::now, &[]);
-    let good = sidecar.bundle.send_replace(bundle(stranger.ca.root_pem()));
+    let good = sidecar.tell(bundle(stranger.ca.root_pem()));
     follow_until(&store, &settings, &sidecar.path, failed(Failure::SelfCheck)).await;
     let before = store.counters.failed(Failure::BadAnswer);
-    sidecar.bundle.send_replace(Bytes::from_static(b"no certificates"));
+    sidecar.tell(Bytes::from_static(b"no certificates"));
     follow_until(&store, &settings, &sidecar.path, |store| store.counters.failed(Failure::BadAnswer) > before).await;
     assert_eq!((store.current().unwrap_err(), store.counters.issued()), (Reason::IdentityExpired, 0));
-    sidecar.bundle.send_replace(good);
+    sidecar.tell(good);
     follow_until(&store, &settings, &sidecar.path, |store| store.current().is_ok()).await;
 }
 
@@ -370,8 +420,8 @@ async fn new_roots_are_taken_with_the_certificate_in_use() {
     follow_until(&store, &configured(&sidecar), &sidecar.path, |store| {
         if store.counters.issued() == 1 && !sent {
             sent = true;
-            let both = [sidecar.bundle.borrow().to_vec(), bundle(stranger.ca.root_pem()).to_vec()].concat();
-            sidecar.bundle.send_replace(both.into());
+            let both = [sidecar.bundles.borrow()[OWN].to_vec(), bundle(stranger.ca.root_pem()).to_vec()].concat();
+            sidecar.tell(both.into());
         }
         store.counters.issued() == 2
     })

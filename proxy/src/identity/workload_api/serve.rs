@@ -1,4 +1,5 @@
-//! The server: the application's certificate and the roots of the mesh, once at first and again at each change.
+//! The server: the application's certificate, the roots of the mesh and those of the trust domains that it is federated with, once at first
+//! and again at each change.
 //!
 //! A stream lives as long as both ends do. It begins with a message at once; while there is no certificate yet it is held, for [`HOLD`] at
 //! most, and then refused as UNAVAILABLE, after which libraries try again by themselves.
@@ -25,6 +26,7 @@ use weft_api::wire::spiffe::{X509BundlesRequest, X509BundlesResponse, X509svid, 
 use super::SECURITY_HEADER;
 use super::host::AnyHost;
 use crate::Shared;
+use crate::identity::trust::{Bundles, spiffe_id};
 use crate::identity::{Failure, IdentityStore};
 
 /// How long a request for a certificate waits for the first one.
@@ -52,15 +54,15 @@ pub fn bundle(pem: &str) -> Bytes {
 #[derive(Clone)]
 pub struct WorkloadApi {
     shared: Arc<Shared>,
-    bundle: watch::Receiver<Bytes>,
+    bundles: watch::Receiver<Bundles>,
     hold: Duration,
     streams: Arc<Semaphore>,
 }
 
 impl WorkloadApi {
     /// Gives out the certificates of `shared.application`, with these roots. A request waits for the first one for `hold`.
-    pub fn new(shared: Arc<Shared>, bundle: watch::Receiver<Bytes>, hold: Duration) -> Self {
-        Self { shared, bundle, hold, streams: Arc::new(Semaphore::new(STREAMS)) }
+    pub fn new(shared: Arc<Shared>, bundles: watch::Receiver<Bundles>, hold: Duration) -> Self {
+        Self { shared, bundles, hold, streams: Arc::new(Semaphore::new(STREAMS)) }
     }
 
     /// Serves the socket for as long as it is polled.
@@ -129,20 +131,21 @@ impl WorkloadApi {
 
     fn certificates_now(&self) -> Option<X509svidResponse> {
         let current = self.shared.application.current().ok()?;
+        let mut bundles = self.bundles.borrow().clone();
         let svid = X509svid {
             spiffe_id: current.identity.to_string(),
             x509_svid: current.svid.chain_der().into(),
             x509_svid_key: Bytes::copy_from_slice(current.svid.key_der().secret_pkcs8_der()),
-            bundle: self.bundle.borrow().clone(),
+            bundle: bundles.remove(&spiffe_id(&current.identity.trust_domain)).unwrap_or_default(),
             hint: String::new(),
         };
-        Some(X509svidResponse { svids: vec![svid], ..X509svidResponse::default() })
+        let federated_bundles = bundles.into_iter().collect();
+        Some(X509svidResponse { svids: vec![svid], federated_bundles, crl: Vec::new() })
     }
 
     fn bundles_now(&self) -> X509BundlesResponse {
-        let domain = format!("spiffe://{}", self.shared.config.identity.trust_domain);
-        let bundles = std::iter::once((domain, self.bundle.borrow().clone())).collect();
-        X509BundlesResponse { bundles, ..X509BundlesResponse::default() }
+        let bundles = self.bundles.borrow().clone().into_iter().collect();
+        X509BundlesResponse { bundles, crl: Vec::new() }
     }
 
     /// A stream of what `message` says: now, and whenever that has become something else.
@@ -157,12 +160,12 @@ impl WorkloadApi {
         let (out, stream) = mpsc::channel(1);
         let api = self.clone();
         tokio::spawn(async move {
-            let (mut certificates, mut bundle) = (api.shared.application.changes(), api.bundle.clone());
+            let (mut certificates, mut bundles) = (api.shared.application.changes(), api.bundles.clone());
             let mut sent = None;
             loop {
                 // Seen before it is read: a change in between is one more round, never one that is missed.
                 certificates.mark_unchanged();
-                bundle.mark_unchanged();
+                bundles.mark_unchanged();
                 let new = message(&api);
                 if let Some(message) = new.clone().filter(|_| new != sent) {
                     if out.send(Ok(message)).await.is_err() {
@@ -172,7 +175,7 @@ impl WorkloadApi {
                 }
                 tokio::select! {
                     Ok(()) = certificates.changed() => {}
-                    Ok(()) = bundle.changed() => {}
+                    Ok(()) = bundles.changed() => {}
                     () = out.closed() => break,
                 }
             }
