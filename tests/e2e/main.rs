@@ -12,6 +12,7 @@ mod lab;
 mod life;
 mod opaque;
 mod policy;
+mod rotation;
 mod routing;
 mod slow;
 mod smuggling;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
     trials.extend(drain::tests());
     trials.extend(flood::tests());
     trials.extend(slow::tests());
+    trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }

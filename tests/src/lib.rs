@@ -15,6 +15,7 @@ pub mod client;
 pub mod dns;
 #[cfg(test)]
 mod docs;
+pub mod load;
 pub mod manifests;
 pub mod mesh;
 pub mod sniff;
