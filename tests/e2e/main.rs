@@ -1,6 +1,7 @@
 //! The mesh end to end: what the issues promise, one test each, on real processes in network namespaces.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod away;
 mod discovery;
 mod docs;
 mod drain;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     trials.extend(drain::tests());
     trials.extend(flood::tests());
     trials.extend(slow::tests());
+    trials.extend(away::tests());
     trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)

@@ -1,5 +1,6 @@
 //! Renewal against a fake CA, in paused time where time matters; and once over TLS and gRPC.
 
+mod away;
 mod lost;
 mod over_grpc;
 mod workload_api;
