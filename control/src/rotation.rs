@@ -126,7 +126,10 @@ impl Follower {
                 tracing::info!(kind, phase, from, to, aborted, leaves_until, "the CA is being rotated");
             }
             None => {
-                tracing::info!(issuing = ca.authorities().issuing(), "the CA has changed, and no rotation is under way")
+                tracing::info!(
+                    issuing = ca.authorities().issuing(),
+                    "the CA has changed, and no rotation is under way"
+                );
             }
         }
         self.looks = 0;

@@ -166,7 +166,10 @@ async fn an_issuer_is_exchanged_and_what_has_begun_can_be_turned_back() {
     now(&mesh).begin(Kind::Issuer, std::time::SystemTime::now()).unwrap();
     phase(&mesh, "turning").await;
     let chain = mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
-    assert_eq!(chain[1], now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, std::time::SystemTime::now()).unwrap()[1]);
+    assert_eq!(
+        chain[1],
+        now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, std::time::SystemTime::now()).unwrap()[1]
+    );
     assert_ne!(chain[1], mesh.svid("web", SOON).chain_pem()[1], "issued by the new one");
 
     now(&mesh).abort(std::time::SystemTime::now()).unwrap();

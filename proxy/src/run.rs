@@ -33,9 +33,8 @@ use crate::control_channel::Target;
 use crate::identity::authority::ControlAuthority;
 use crate::identity::keep::{Giver, Keeper};
 use crate::identity::trust::Trust;
-use crate::identity::workload_api::serve::bundle;
 use crate::identity::workload_api::socket;
-use crate::identity::{IdentityStore, renew};
+use crate::identity::{IdentityStore, given, renew};
 use crate::limits::memory::{self, Memory};
 use crate::limits::sources::Sources;
 use crate::telemetry::access::Sink;
@@ -79,7 +78,7 @@ fn run(config: Config) -> anyhow::Result<()> {
         format!("cannot listen on {} and {}; is another proxy running?", config.outbound, config.inbound)
     })?;
     let admin_listeners = admin::Listeners::bind(&config).context("cannot listen for metrics, health or admin")?;
-    let roots = read_roots(&config)?;
+    let roots = given::read(&config.control_ca)?;
     let application = config.workload_api.as_deref().map(socket::listen).transpose()?;
     let data = worker_runtime()?;
     let shared = {
@@ -253,6 +252,7 @@ async fn administer(
             Err(error) => anyhow::Error::new(error).context("metrics and health cannot be served"),
         },
         error = drain_when_told(shared, control) => error.context("signals cannot be received"),
+        () = given::follow(shared) => anyhow::anyhow!("the look at --control-ca ended"),
         () = sweep(&shared.telemetry) => anyhow::anyhow!("the sweep of series ended"),
         () = memory::watch(shared) => anyhow::anyhow!("the look at the memory ended"),
     }
@@ -284,15 +284,6 @@ async fn sweep(telemetry: &Telemetry) {
         sleep(SWEEP).await;
         telemetry.sweep();
     }
-}
-
-/// As the TLS configurations take them, and as applications do.
-fn read_roots(config: &Config) -> anyhow::Result<(Roots, Bytes)> {
-    let path = &config.control_ca;
-    let pem = std::fs::read_to_string(path)
-        .with_context(|| format!("--control-ca {}: give the root.pem of control's --ca-dir", path.display()))?;
-    let roots = Roots::from_pem(&pem).with_context(|| format!("--control-ca {}", path.display()))?;
-    Ok((roots, bundle(&pem)))
 }
 
 /// Takes as many file descriptors as the machine allows: each relayed connection needs two.

@@ -82,6 +82,13 @@ impl Roots {
         Self::new(&x509::certificates(pem).ok_or(TlsError::Roots)?)
     }
 
+    /// The root that a CA has sent with a certificate: the last of the chain, if that is one.
+    pub fn of_chain(chain_pem: &[String]) -> Option<Self> {
+        let certs = x509::certificates(chain_pem.last()?)?;
+        let roots = !certs.is_empty() && certs.iter().all(x509::self_issued);
+        if roots { Self::new(&certs).ok() } else { None }
+    }
+
     /// Reads certificates in DER that stand one behind the other, as SPIFFE has bundles.
     pub fn from_der(bundle: &[u8]) -> Result<Self, TlsError> {
         Self::new(&x509::concatenated(bundle).ok_or(TlsError::Roots)?)
@@ -112,6 +119,12 @@ impl Roots {
     #[must_use]
     pub fn own_and(&self, others: &Self) -> Self {
         Self { own: self.own.iter().chain(&*others.own).cloned().collect(), foreign: Arc::default() }
+    }
+
+    /// With them `others`' own; those of other trust domains stay.
+    #[must_use]
+    pub fn with(&self, others: &Self) -> Self {
+        Self { foreign: Arc::clone(&self.foreign), ..self.own_and(others) }
     }
 }
 

@@ -143,7 +143,7 @@ async fn renew(mut ca: Authority, config: Arc<ArcSwap<ServerConfig>>, mut renew_
             // A CA that nobody watches any more does not change: only the clock is left.
             let changed = async {
                 if ca.changed().await.is_err() {
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 }
             };
             if tokio::time::timeout(slice, changed).await.is_ok() {

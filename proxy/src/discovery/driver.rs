@@ -26,6 +26,7 @@ use super::stream::{self, Event};
 use super::{Discovery, IDLE};
 use crate::Shared;
 use crate::control_channel::Target;
+use crate::identity::trust::enforce;
 
 /// Changes are written to disk so long after the first of them.
 const SAVE_AFTER: Duration = Duration::from_millis(500);
@@ -288,14 +289,7 @@ impl Driver<'_> {
         if self.believed.as_ref() == Some(told) {
             return;
         }
-        let shared = self.shared;
-        let told_on = shared.trust.tell(told).and_then(|()| {
-            let believed = shared.trust.now();
-            // Who has its certificates from elsewhere has its roots for peers from there too.
-            let ours = shared.config.svid_from.is_none().then_some(&shared.identity);
-            ours.into_iter().chain([&shared.application]).try_for_each(|store| store.believe(&believed))
-        });
-        match told_on {
+        match self.shared.trust.tell(told).and_then(|()| enforce(self.shared)) {
             Ok(()) => {
                 tracing::info!(domains = ?told.bundles.keys(), "control has said whose certificates are believed");
             }

@@ -4,7 +4,7 @@
 //! - [`renew`]: the task that asks for certificates, on the admin thread.
 //! - [`authority`]: how control is asked.
 //! - [`check`]: a new certificate proves itself in memory before it takes the place of the old one.
-//! - [`trust`]: whose certificates are believed, ours and others'.
+//! - [`trust`]: whose certificates are believed, ours and others'; [`given`]: the part of it that the process was given.
 //! - [`keep`]: all of it together, as the admin thread runs it.
 //! - [`workload_api`]: an application's own certificate, over SPIFFE's Workload API; and ours over the same, from others.
 //!
@@ -16,6 +16,7 @@
 
 pub mod authority;
 pub mod check;
+pub mod given;
 pub mod keep;
 pub mod renew;
 pub mod trust;

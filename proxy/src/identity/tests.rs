@@ -3,6 +3,7 @@
 mod away;
 mod lost;
 mod over_grpc;
+mod rotated;
 mod workload_api;
 
 use std::collections::BTreeSet;
@@ -35,6 +36,8 @@ fn clock() -> impl Fn() -> SystemTime + Sync + Clone {
 #[derive(Clone, Copy, Debug)]
 enum Answer {
     Issue(Duration),
+    /// The chain ends with the issuer.
+    WithoutRoot(Duration),
     Fail(Failure),
     RefuseCertificates(Duration),
     /// As a refusal within the TLS handshake looks.
@@ -111,6 +114,7 @@ impl<C: Fn() -> SystemTime + Sync> Authority for FakeCa<C> {
             Answer::Issue(life) | Answer::RefuseCertificates(life) | Answer::DropCertificates(life) => {
                 Ok(self.issue(&csr, &web(), life))
             }
+            Answer::WithoutRoot(life) => Ok(self.issue(&csr, &web(), life)[..2].to_vec()),
             Answer::Fail(failure) => refuse(failure),
             Answer::OtherIdentity => {
                 let other = Identity::new("cluster.local", "shop", "admin").unwrap();
@@ -230,7 +234,7 @@ async fn a_bad_answer_is_counted_and_never_used() {
 #[tokio::test(start_paused = true)]
 async fn a_certificate_of_another_ca_does_not_pass_its_check() {
     let now = clock();
-    let (ours, theirs) = (fake(now.clone(), &[]), fake(now.clone(), &[Answer::Issue(HOUR)]));
+    let (ours, theirs) = (fake(now.clone(), &[]), fake(now.clone(), &[Answer::WithoutRoot(HOUR)]));
     let store = IdentityStore::default();
     run_until(&store, &ours.settings(), &theirs, now, |store| store.counters.failed(Failure::SelfCheck) > 2).await;
     assert_eq!(store.current().unwrap_err(), Reason::IdentityExpired);

@@ -4,6 +4,7 @@
 //! - What control says is in force for every connection that begins after it was applied; it closes none.
 //! - Control itself is believed by what the process was given too: one whose saved roots are of the past finds those of today there, and one
 //!   that was given those of the past has been told today's.
+//! - What control, once it has proved itself, sends with our certificate is believed until it says more.
 //! - Never nobody: what cannot be used is refused before it gets here, and what was in force stays.
 
 use std::collections::BTreeMap;
@@ -11,9 +12,12 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use weft_api::convert;
 use weft_certs::tls::{Roots, TlsError};
+
+use crate::Shared;
 
 /// Roots, as they are used.
 #[derive(Clone, Debug)]
@@ -31,17 +35,35 @@ pub type Bundles = BTreeMap<String, Bytes>;
 #[derive(Debug)]
 pub struct Trust {
     domain: Arc<str>,
-    given: Roots,
+    parts: Mutex<Parts>,
     now: ArcSwap<Believed>,
     bundles: watch::Sender<Bundles>,
+}
+
+/// What it is made of.
+#[derive(Debug)]
+struct Parts {
+    given: Roots,
+    told: Option<Roots>,
+    vouched: Option<Roots>,
+}
+
+impl Parts {
+    fn together(&self) -> Believed {
+        let peers = self.told.as_ref().unwrap_or(&self.given);
+        let peers = self.vouched.as_ref().map_or_else(|| peers.clone(), |vouched| peers.with(vouched));
+        let control = peers.own_and(&self.given);
+        Believed { peers, control }
+    }
 }
 
 impl Trust {
     /// What the process was given: roots, and the same as the bundle of our own domain.
     pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
-        let believed = Believed { peers: given.clone(), control: given.clone() };
+        let parts = Parts { given, told: None, vouched: None };
         let bundles = watch::Sender::new(Bundles::from([(spiffe_id(&domain), bundle)]));
-        Self { domain, given, now: ArcSwap::from_pointee(believed), bundles }
+        let now = ArcSwap::from_pointee(parts.together());
+        Self { domain, parts: Mutex::new(parts), now, bundles }
     }
 
     /// What is believed now.
@@ -63,17 +85,60 @@ impl Trust {
             return Ok(());
         }
         let peers = usable(told, &self.domain)?;
-        let control = peers.own_and(&self.given);
-        self.now.store(Arc::new(Believed { peers, control }));
+        self.change(|parts| (parts.told, parts.vouched) = (Some(peers), None));
         let bundle = |(domain, roots): (&Arc<str>, &Vec<Bytes>)| (spiffe_id(domain), Bytes::from(roots.concat()));
-        let bundles: Bundles = told.bundles.iter().map(bundle).collect();
+        self.publish(told.bundles.iter().map(bundle).collect());
+        Ok(())
+    }
+
+    /// What would be believed with the root that control's CA has sent with our certificate.
+    pub fn vouching(&self, root: &Roots) -> Believed {
+        let Parts { given, told, .. } = &*self.parts.lock();
+        Parts { given: given.clone(), told: told.clone(), vouched: Some(root.clone()) }.together()
+    }
+
+    /// Believes that root until control says more: who was given the roots before they were exchanged, and comes while they are, could use
+    /// no certificate otherwise.
+    pub fn vouch(&self, root: Roots) {
+        self.change(|parts| parts.vouched = Some(root));
+    }
+
+    /// The file that the process was given says something else.
+    pub fn give(&self, given: Roots, bundle: Bytes) {
+        let told = self.change(|parts| {
+            parts.given = given;
+            parts.told.is_some()
+        });
+        if !told {
+            self.publish(Bundles::from([(spiffe_id(&self.domain), bundle)]));
+        }
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Parts) -> T) -> T {
+        let mut parts = self.parts.lock();
+        let changed = change(&mut parts);
+        self.now.store(Arc::new(parts.together()));
+        changed
+    }
+
+    fn publish(&self, bundles: Bundles) {
         self.bundles.send_if_modified(|before| {
             let new = *before != bundles;
             *before = bundles;
             new
         });
-        Ok(())
     }
+}
+
+/// What is believed now is what every connection begins with from here on.
+///
+/// # Errors
+/// [`TlsError`]: what was in force goes on.
+pub fn enforce(shared: &Shared) -> Result<(), TlsError> {
+    let believed = shared.trust.now();
+    // Who has its certificates from elsewhere has its roots for peers from there too.
+    let ours = shared.config.svid_from.is_none().then_some(&shared.identity);
+    ours.into_iter().chain([&shared.application]).try_for_each(|store| store.believe(&believed))
 }
 
 /// What SPIFFE calls a trust domain.
