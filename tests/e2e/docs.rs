@@ -12,6 +12,7 @@ const IDENTITY: &str = include_str!("../../docs/identity.md");
 pub fn tests() -> Vec<Trial> {
     vec![
         test_with("docs_a_mesh_by_hand", &["curl"], a_mesh_by_hand),
+        test_with("docs_exchanging_the_root", &["curl"], exchanging_the_root),
         test_with(
             "docs_an_applications_own_identity",
             &["curl", "python3", "spiffe", "openssl"],
@@ -33,6 +34,16 @@ fn an_applications_own_identity() {
     assert!(flags.starts_with("weft_proxy_flags=") && running.contains("$weft_proxy_flags"), "{flags}{running}");
     let said = type_in(&format!("{flags}\n{running}\n{rest}"));
     assert!(said.contains("svid.pem: OK") && said.contains("URI:spiffe://cluster.local/ns/shop/sa/web"), "{said}");
+}
+
+fn exchanging_the_root() {
+    let (_, section) = IDENTITY.split_once("## Exchanging the root or the issuer\n").unwrap();
+    let lines = typed(section.split("\n## ").next().unwrap());
+    // It takes as long as certificates live.
+    let running = typed(RUNNING).replace("weft control ", "weft control --leaf-ttl 4s ");
+    assert!(lines.starts_with("weft certs rotate-root") && running.contains("--leaf-ttl"), "{lines}{running}");
+    let said = type_in(&format!("{running}\n{lines}\nweft certs status"));
+    assert!(said.contains("done: issuer-2 issues, under root-2") && said.contains("shop/web-0"), "{said}");
 }
 
 /// What stands indented.

@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and the help that teaches it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -185,8 +186,8 @@ cannot be asked.";
 #[derive(ClapArgs, Clone, Debug)]
 pub struct CertsStatus {
     /// Control's metrics address
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    pub control: String,
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub control: SocketAddr,
     /// Print what /debug/certificates says: {trust_domain, issuing, authorities, rotation, proxies}
     #[arg(long)]
     pub json: bool,
@@ -226,8 +227,8 @@ pub struct Rotate {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub timeout: Option<Duration>,
     /// Control's metrics address: who is waited for is asked there
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:15014")]
-    pub control: String,
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub control: SocketAddr,
     /// Print {kind, done, aborted, phase, issuing, seconds} at the end
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! `weft certs rotate-root` and `rotate-issuer`: the first step is written into the CA's directory, the others are control's; this
 //! watches. What is true is in the directory; control is only asked who is waited for.
 
+use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -107,9 +108,11 @@ fn watch(mut ca: Ca, args: &Rotate, started: Instant) -> Result<(Ca, bool), Fail
         }
         if asked.elapsed() >= ASK {
             asked = Instant::now();
-            let lines = lagging(&args.control);
+            let lines = lagging(args.control);
             if lines != said {
-                lines.iter().for_each(|line| output::say(format_args!("  {line}")));
+                for line in &lines {
+                    output::say(format_args!("  {line}"));
+                }
                 said = lines;
             }
         }
@@ -122,7 +125,7 @@ fn watch(mut ca: Ca, args: &Rotate, started: Instant) -> Result<(Ca, bool), Fail
 }
 
 /// Who is waited for, or why nobody can say.
-fn lagging(control: &str) -> Vec<String> {
+fn lagging(control: SocketAddr) -> Vec<String> {
     let report = match status::ask(control) {
         Ok(report) => report,
         Err(why) => return vec![format!("{why}; the rotation goes on whenever control runs")],

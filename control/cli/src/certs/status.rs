@@ -1,6 +1,6 @@
 //! `weft certs status`: which roots and issuers there are, and which certificate each proxy shows. Control is asked.
 
-use std::net::ToSocketAddrs as _;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use weft_certs::inspect::words;
@@ -14,7 +14,7 @@ use crate::plain_http;
 
 /// Prints what control says.
 pub fn run(args: &CertsStatus) -> Result<Exit, Failure> {
-    let report = ask(&args.control).map_err(Failure::here)?;
+    let report = ask(args.control).map_err(Failure::here)?;
     let now = SystemTime::now();
     let fine = report.proxies.iter().all(|proxy| trouble(proxy, now).is_none());
     if args.json {
@@ -26,12 +26,10 @@ pub fn run(args: &CertsStatus) -> Result<Exit, Failure> {
 }
 
 /// Asks control's metrics port.
-pub fn ask(control: &str) -> Result<Report, String> {
+pub fn ask(control: SocketAddr) -> Result<Report, String> {
     let failed =
         |what: String| format!("control cannot be asked at {control}: {what}; give its metrics address by --control");
-    let mut addresses = control.to_socket_addrs().map_err(|error| failed(error.to_string()))?;
-    let address = addresses.next().ok_or_else(|| failed("the name has no address".to_owned()))?;
-    let answer = plain_http::get(address, "/debug/certificates").map_err(|error| failed(error.to_string()))?;
+    let answer = plain_http::get(control, "/debug/certificates").map_err(|error| failed(error.to_string()))?;
     if answer.status != 200 {
         return Err(failed(format!("it answers {} {}", answer.status, answer.body.trim())));
     }
