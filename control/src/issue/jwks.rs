@@ -69,6 +69,11 @@ impl Jwks {
         }
     }
 
+    /// Begins with what another one holds, which has been reading them from the same place.
+    pub fn inherit(&self, before: &Self) {
+        self.held.store(before.held.load_full());
+    }
+
     /// The keys, among them the one of this name if the issuer has it.
     pub async fn with(&self, key_id: &str, now: Instant) -> Result<Arc<Keys>, Refusal> {
         let held = self.held.load_full();

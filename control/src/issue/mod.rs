@@ -12,6 +12,7 @@
 pub mod cause;
 pub mod certificate;
 pub mod https;
+pub mod issuers;
 pub mod join;
 pub mod jwks;
 pub mod kubernetes;
@@ -26,11 +27,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use tokio_util::task::AbortOnDropHandle;
 use weft_certs::ca::Ca;
 use weft_certs::jwt::Unproved;
 use weft_engine::identity::Identity;
 
 pub use cause::{Cause, Method, Pod, Refusal};
+use issuers::Issuers;
 pub use settings::Settings;
 
 use crate::auth::Proved;
@@ -59,7 +62,8 @@ pub struct Proof {
 pub struct Provers {
     join: join::Join,
     kubernetes: Option<kubernetes::Kubernetes>,
-    oidc: Vec<oidc::Oidc>,
+    oidc: Arc<Issuers>,
+    _oidc: Option<AbortOnDropHandle<()>>,
     used: Arc<UsedTokens>,
     trust_domain: String,
     hub: Arc<Hub>,
@@ -73,10 +77,16 @@ impl Provers {
     /// A file that is named cannot be used, or the store cannot be made. An issuer that does not answer is no error: it may come up later.
     pub async fn open(settings: &Settings, ca: &Ca, ca_dir: &Path, hub: Arc<Hub>) -> anyhow::Result<Self> {
         let metrics = Arc::clone(&hub.metrics);
+        let oidc = Arc::new(Issuers::default());
+        let following = match settings.oidc(&metrics) {
+            Some(source) => Some(oidc.open(source).await.map_err(anyhow::Error::msg)?),
+            None => None,
+        };
         Ok(Self {
             join: join::Join::new(ca),
             kubernetes: settings.kubernetes(ca.trust_domain(), &metrics).await?,
-            oidc: settings.oidc(&metrics).await?,
+            oidc,
+            _oidc: following.map(|following| AbortOnDropHandle::new(tokio::spawn(following))),
             used: Arc::new(UsedTokens::open(ca_dir.join(USED), MAX_USED)?),
             trust_domain: ca.trust_domain().to_owned(),
             hub,
@@ -116,7 +126,7 @@ impl Provers {
             let proof = kubernetes.prove(text, token, now, model).await;
             return proof.map_err(|refusal| refusal.by(Method::Kubernetes));
         }
-        if let Some(provider) = self.oidc.iter().find(|provider| provider.issuer == issuer) {
+        if let Some(provider) = self.oidc.get(issuer) {
             let proof = provider.prove(token, &self.trust_domain, now).await;
             return proof.map_err(|refusal| refusal.by(Method::Oidc));
         }

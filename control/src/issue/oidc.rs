@@ -26,6 +26,8 @@ pub struct Oidc {
     pub algorithms: Vec<Algorithm>,
     /// From claims to the identity.
     pub template: Template,
+    /// Where its keys are and by what roots that is verified, as it is written.
+    pub place: (String, Option<String>),
     /// Its keys.
     pub keys: Jwks,
 }

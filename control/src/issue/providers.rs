@@ -1,4 +1,4 @@
-//! The file of `--identity-providers`: a list of OIDC issuers, YAML or JSON, read strictly at start.
+//! The file of `--identity-providers`: a list of OIDC issuers, YAML or JSON, read strictly.
 //!
 //! ```yaml
 //! - name: nomad
@@ -85,6 +85,7 @@ fn provider(one: Written, dir: &Path, metrics: &Arc<Metrics>) -> Result<Oidc, Fa
     if algorithms.is_empty() {
         algorithms = Algorithm::ALL.to_vec();
     }
+    let written = (one.jwks.value.clone(), one.ca.as_ref().map(|ca| ca.value.clone()));
     let roots = one.ca.as_ref().map(|ca| dir.join(&ca.value));
     let place = if one.jwks.contains("://") {
         let server = Server::new(&one.jwks, roots.as_deref());
@@ -95,6 +96,7 @@ fn provider(one: Written, dir: &Path, metrics: &Arc<Metrics>) -> Result<Oidc, Fa
         Place::File(dir.join(&one.jwks.value))
     };
     Ok(Oidc {
+        place: written,
         keys: Jwks::new(&one.issuer, place, Arc::clone(metrics)),
         name: one.name.value,
         issuer: one.issuer.value,

@@ -7,10 +7,9 @@ use anyhow::{Context as _, bail};
 use tokio::time::Instant;
 
 use super::https::Server;
+use super::issuers::Source;
 use super::jwks::{Jwks, Place};
 use super::kubernetes::{By, Kubernetes};
-use super::oidc::Oidc;
-use super::providers;
 use super::review::Review;
 use super::secret::SecretFile;
 use crate::metrics::Metrics;
@@ -44,7 +43,7 @@ pub struct Settings {
     /// Audience that service-account tokens must be for.
     #[arg(long, value_name = "NAME", default_value = "weft", help_heading = "Proof of identity")]
     pub kubernetes_audience: String,
-    /// Take tokens of the OIDC issuers that this file lists (YAML or JSON; see docs/identity.md). Read at start.
+    /// Take tokens of the OIDC issuers that this file lists (YAML or JSON; see docs/identity.md). Read again when it changes.
     #[arg(long, value_name = "FILE", help_heading = "Proof of identity")]
     pub identity_providers: Option<PathBuf>,
 }
@@ -94,19 +93,11 @@ impl Settings {
         Ok(Some(Kubernetes::new(&self.kubernetes_issuer, &self.kubernetes_audience, trust_domain, by)))
     }
 
-    /// The provers of the file of identity providers.
-    pub(super) async fn oidc(&self, metrics: &Arc<Metrics>) -> anyhow::Result<Vec<Oidc>> {
-        let Some(path) = &self.identity_providers else { return Ok(Vec::new()) };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("the identity providers in {} cannot be read", path.display()))?;
+    /// The file of identity providers, if there is one.
+    pub(super) fn oidc(&self, metrics: &Arc<Metrics>) -> Option<Source> {
+        let path = self.identity_providers.clone()?;
         let kubernetes = self.kubernetes_api.is_some() || self.kubernetes_jwks.is_some();
-        let taken = kubernetes.then_some(self.kubernetes_issuer.as_str());
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let found = providers::read(&text, dir, taken, metrics)
-            .map_err(|fault| anyhow::Error::msg(format!("{}:{fault}", path.display())))?;
-        for one in &found {
-            one.keys.begin(Instant::now()).await.map_err(anyhow::Error::msg).context(one.name.clone())?;
-        }
-        Ok(found)
+        let taken = kubernetes.then(|| self.kubernetes_issuer.clone());
+        Some(Source { path, taken, metrics: Arc::clone(metrics) })
     }
 }

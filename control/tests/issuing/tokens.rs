@@ -99,6 +99,62 @@ async fn a_token_without_an_issuer_is_a_join_token_or_nothing() {
 }
 
 #[tokio::test]
+async fn the_list_of_issuers_is_read_again_and_one_that_is_wrong_changes_nothing() {
+    let (audit, first, second) = (Audit::begin(), Signer::new("n"), Signer::new("s"));
+    let mesh = nomad(&first, "").await;
+    let path = mesh.dir.path().join("providers.yaml");
+    let of_first = first.sign(&claims());
+    let of_second = {
+        let mut claims = claims();
+        claims["iss"] = json!("https://second.example");
+        second.sign(&claims)
+    };
+    let good = std::fs::read_to_string(&path).unwrap();
+    refused(&mesh, &audit, &of_second, &request("web"), "token_issuer").await;
+
+    // The first one's keys are out of reach meanwhile: those that are held serve.
+    second.write(&mesh.dir.path().join("second.json"));
+    std::fs::remove_file(mesh.dir.path().join("nomad.json")).unwrap();
+    let more = "- {name: second, issuer: https://second.example, audience: weft, jwks: second.json, identity: ns/shop/sa/web}\n";
+    std::fs::write(&path, format!("{good}{more}")).unwrap();
+    taken(&mesh, &of_second, true).await;
+    taken(&mesh, &of_first, true).await;
+
+    std::fs::write(&path, format!("{good}{}", more.replace("audience", "audiense"))).unwrap();
+    told(&audit, "providers.yaml:7:50: unknown field `audiense`").await;
+    std::fs::write(&path, format!("{good}{more}{}", more.replace("second", "third"))).unwrap();
+    told(&audit, "third: the keys of https://third.example").await;
+    std::fs::remove_file(&path).unwrap();
+    told(&audit, "cannot be read").await;
+    taken(&mesh, &of_second, true).await;
+    taken(&mesh, &of_first, true).await;
+
+    std::fs::write(&path, good).unwrap();
+    taken(&mesh, &of_second, false).await;
+    refused(&mesh, &audit, &of_second, &request("web"), "token_issuer").await;
+    taken(&mesh, &of_first, true).await;
+}
+
+/// Waits until the token is taken, or is not.
+async fn taken(mesh: &Mesh, token: &str, wanted: bool) {
+    until(async || mesh.certificate(None, Some(token), &request("web"), 60).await.is_ok() == wanted).await;
+}
+
+/// Waits until the log says something.
+async fn told(audit: &Audit, text: &str) {
+    until(async || audit.tells(text)).await;
+}
+
+async fn until(holds: impl AsyncFn() -> bool) {
+    let held = async {
+        while !holds().await {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), held).await.unwrap();
+}
+
+#[tokio::test]
 async fn control_does_not_start_on_a_file_that_is_wrong() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("files")).unwrap();
