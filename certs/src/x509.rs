@@ -5,12 +5,15 @@ use std::time::{Duration, SystemTime};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use weft_engine::identity::Identity;
+use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// What a leaf says of its holder.
 pub struct Leaf {
     /// Its one SPIFFE ID.
     pub identity: Identity,
+    /// Uid of the pod that it was issued to, if a pod was proved.
+    pub pod: Option<String>,
     /// Serial number, lower-case hex.
     pub serial: String,
     /// Start of validity.
@@ -58,7 +61,20 @@ pub fn leaf(cert: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
     let identity = identity(cert)?;
     let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
     let Life { not_before, not_after } = life_of(&parsed);
-    Ok(Leaf { identity, serial: crate::files::hex(parsed.raw_serial()), not_before, not_after })
+    Ok(Leaf { identity, pod: pod_of(&parsed), serial: crate::files::hex(parsed.raw_serial()), not_before, not_after })
+}
+
+/// How the uid of a pod is written: into the subject's serial number, which names the one thing of many that a certificate is for
+/// (X.520; IEEE 802.1AR has devices there). Verifiers of SPIFFE's certificates look at URI names alone.
+pub fn pod_text(uid: &str) -> String {
+    format!("{POD}{uid}")
+}
+
+const POD: &str = "pod:";
+
+fn pod_of(cert: &X509Certificate<'_>) -> Option<String> {
+    let mut numbers = cert.subject().iter_by_oid(&OID_X509_SERIALNUMBER).filter_map(|number| number.as_str().ok());
+    numbers.find_map(|number| number.strip_prefix(POD)).map(str::to_owned)
 }
 
 /// End of validity of any certificate.

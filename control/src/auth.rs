@@ -33,6 +33,8 @@ pub struct Proved {
     pub serial: Arc<str>,
     /// Which of our issuers signed it; none if it came from another CA.
     pub issuer: Option<Arc<str>>,
+    /// Uid of the pod that the certificate was issued to; none if no pod was proved.
+    pub pod: Option<Arc<str>>,
 }
 
 /// The peer of a request.
@@ -68,11 +70,17 @@ pub fn workload(text: &str) -> Result<Name, Status> {
     }
 }
 
-/// Refuses unless the workload is known and belongs to the identity.
-pub fn must_own(hub: &Hub, identity: &Identity, workload: &Name) -> Result<(), Status> {
-    match hub.owns(identity, workload) {
+/// Refuses unless the workload is known and belongs to the identity; and is the very pod that the certificate was issued to, if it was to one.
+pub fn must_own(hub: &Hub, proved: &Proved, workload: &Name) -> Result<(), Status> {
+    let identity = &proved.identity;
+    match hub.owns(proved, workload) {
         Some(true) => Ok(()),
-        Some(false) => Err(Status::permission_denied(format!("workload {workload} does not belong to {identity}"))),
+        Some(false) => Err(Status::permission_denied(match &proved.pod {
+            Some(uid) => {
+                format!("workload {workload} is not the pod {uid} of {identity} that the certificate was issued to")
+            }
+            None => format!("workload {workload} does not belong to {identity}"),
+        })),
         None => Err(Status::permission_denied(format!("workload {workload} is not known (yet)"))),
     }
 }

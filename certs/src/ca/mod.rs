@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls_pki_types::CertificateDer;
@@ -35,6 +35,8 @@ use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
 use crate::token::TokenKey;
 use crate::{files, x509};
 
+/// The subject's serial number (X.520).
+const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 /// Certificates start this much before they are issued, so that a peer whose clock is slow takes them.
 pub const BACKDATE: Duration = Duration::from_mins(1);
 /// Longest life of a leaf; a longer wish is shortened to it.
@@ -278,11 +280,40 @@ impl Ca {
         validity: Duration,
         now: SystemTime,
     ) -> Result<Vec<String>, CaError> {
+        self.issue_as(csr_pem, identity, None, validity, now)
+    }
+
+    /// [`Ca::issue`], to a pod of this uid and no other of the same identity: [`Leaf::pod`](crate::x509::Leaf::pod) says so.
+    pub fn issue_to_pod(
+        &self,
+        csr_pem: &str,
+        identity: &Identity,
+        uid: &str,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<String>, CaError> {
+        self.issue_as(csr_pem, identity, Some(uid), validity, now)
+    }
+
+    fn issue_as(
+        &self,
+        csr_pem: &str,
+        identity: &Identity,
+        pod: Option<&str>,
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<String>, CaError> {
         if *identity.trust_domain != *self.trust_domain {
             return Err(CaError::ForeignIdentity(identity.to_string()));
         }
         let key = csr::check(csr_pem, identity)?;
-        let params = leaf(identity, validity, self.leaves.not_after, now)?;
+        let mut params = leaf(identity, validity, self.leaves.not_after, now)?;
+        if let Some(uid) = pod {
+            let number = x509::pod_text(uid).try_into()?;
+            params
+                .distinguished_name
+                .push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), DnValue::PrintableString(number));
+        }
         self.leaves.sign(&params, &key)
     }
 

@@ -264,3 +264,25 @@ fn debug_output_holds_no_secret() {
     }
     assert!(!text.contains("PRIVATE") && text.len() < 400, "{text}");
 }
+
+#[test]
+fn a_leaf_says_which_pod_it_was_issued_to_beside_its_one_name() {
+    let (_dir, ca) = ca();
+    let key = KeyPair::generate().unwrap();
+    let request = key.csr(&web()).unwrap();
+    let hour = Duration::from_hours(1);
+    let leaf = |chain: Vec<String>| x509::leaf(&x509::certificates(&chain[0]).unwrap()[0]).unwrap();
+    let uid = "1a359748-4f1e-4056-bb42-584e63d8d3d6";
+    let bound = leaf(ca.issue_to_pod(&request, &web(), uid, hour, SystemTime::now()).unwrap());
+    assert_eq!((bound.pod.as_deref(), &bound.identity), (Some(uid), &web()));
+    assert_eq!(leaf(ca.issue(&request, &web(), hour, SystemTime::now()).unwrap()).pod, None);
+    // No request can say it, nor can anything be slipped into the name.
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    let number = DnValue::PrintableString("pod:another".try_into().unwrap());
+    params.distinguished_name.push(DnType::CustomDnType(SERIAL_NUMBER.to_vec()), number);
+    let own = rcgen::KeyPair::generate().unwrap();
+    let asked = params.serialize_request(&own).unwrap().pem().unwrap();
+    assert_eq!(leaf(ca.issue(&asked, &web(), hour, SystemTime::now()).unwrap()).pod, None);
+    assert!(matches!(ca.issue_to_pod(&request, &web(), "a\0b", hour, SystemTime::now()), Err(CaError::Make(_))));
+}

@@ -226,6 +226,12 @@ async fn a_certificate_names_exactly_one_spiffe_id() {
         (vec![uri(&id), uri(&id)], Some("2 URI names")),
         (vec![uri("https://cluster.local/ns/shop/sa/web")], Some("is not of the form")),
         (vec![uri("spiffe://cluster.local/other/form")], Some("is not of the form")),
+        (vec![uri("spiffe://cluster.local/ns/shop/sa/*")], Some("URI name")),
+        (vec![uri("spiffe://*/ns/shop/sa/web")], Some("URI name")),
+        (vec![uri("spiffe://cluster.local./ns/shop/sa/web")], Some("not of trust domain")),
+        (vec![uri("spiffe://cluster.local/ns/shop/sa/w%65b")], Some("URI name")),
+        (vec![uri("spiffe://CLUSTER.local/ns/shop/sa/web")], Some("URI name")),
+        (vec![uri("spiffe://other.example/ns/shop/sa/web")], Some("not of trust domain")),
         (vec![uri(&id)], None),
         (vec![uri(&id), dns()], None),
     ] {

@@ -1,5 +1,6 @@
 //! The delta ADS service: a thin shell around a [`Session`](super::session::Session).
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -8,7 +9,7 @@ use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use weft_api::names::short_type;
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -46,7 +47,8 @@ impl AggregatedDiscoveryService for Ads {
         &self,
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
-        let (proved, addr) = (auth::proved(&request)?.clone(), auth::peer(&request)?.addr);
+        let addr = auth::peer(&request)?.addr;
+        let proved = auth::proved(&request).cloned().inspect_err(|status| tell("", addr, status))?;
         let (out, responses) = mpsc::channel(IN_HAND);
         let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
         let incoming = request.into_inner();
@@ -57,13 +59,25 @@ impl AggregatedDiscoveryService for Ads {
                 () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
             };
             if let Err(status) = served {
-                tracing::debug!(identity = %proved.identity, %addr, %status, "a stream ends");
+                tell(&proved.identity.to_string(), addr, &status);
                 // Best effort: a peer that reads nothing is cut off by the connection's end.
                 let _ = out.try_send(Err(status));
             }
         });
         Ok(Response::new(ReceiverStream::new(responses)))
     }
+}
+
+/// Who is refused for what it is or asks for is in the audit log; that a peer went away, or its certificate ran out, is not.
+fn tell(identity: &str, addr: SocketAddr, status: &Status) {
+    let reason = status.message();
+    let cause = match status.code() {
+        Code::PermissionDenied => "not_yours",
+        Code::InvalidArgument => "protocol",
+        Code::Unauthenticated if identity.is_empty() => "unauthenticated",
+        _ => return tracing::debug!(identity, %addr, %status, "a stream ends"),
+    };
+    tracing::warn!(target: "weft::audit", cause, identity, %addr, reason, "stream refused");
 }
 
 /// Returns when the certificate has expired, by the wall clock, which may be set.
@@ -88,7 +102,7 @@ impl Drop for Open<'_> {
 async fn serve(
     hub: &Hub,
     proved: &Proved,
-    addr: std::net::SocketAddr,
+    addr: SocketAddr,
     mut incoming: Streaming<DeltaDiscoveryRequest>,
     out: &Out,
 ) -> Result<(), Status> {
@@ -110,10 +124,10 @@ async fn serve(
     ended
 }
 
-fn client(hub: &Hub, proved: &Proved, addr: std::net::SocketAddr, node: Option<&Node>) -> Result<Client, Status> {
+fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> Result<Client, Status> {
     let node = node.ok_or_else(|| Status::invalid_argument("the first message must carry the node"))?;
     let workload = auth::workload(&node.id)?;
-    auth::must_own(hub, &proved.identity, &workload)?;
+    auth::must_own(hub, proved, &workload)?;
     let field = |name: &str| node.metadata.as_ref()?.fields.get(name)?.kind.as_ref();
     let features: Vec<String> = match field("features") {
         Some(Kind::ListValue(list)) => list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).collect(),
@@ -148,7 +162,7 @@ async fn converse(
         tokio::select! {
             biased;
             () = stream.revoked.cancelled() => {
-                return Err(Status::permission_denied("the workload belongs to another identity now"));
+                return Err(Status::permission_denied("the workload belongs to another identity now, or is another pod"));
             }
             message = incoming.message() => match message? {
                 Some(request) => hear(hub, stream, request)?,

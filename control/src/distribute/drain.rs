@@ -38,7 +38,7 @@ impl v1::drain_server::Drain for DrainService {
         let proved = auth::proved(&request)?.clone();
         let request = request.into_inner();
         let workload = auth::workload(&request.workload)?;
-        auth::must_own(&self.hub, &proved.identity, &workload)?;
+        auth::must_own(&self.hub, &proved, &workload)?;
         let wait = Duration::from_millis(request.deadline_ms).min(MAX_WAIT);
         tracing::info!(%workload, wait_ms = wait.as_millis(), "a workload leaves");
         let outcome = drain(&self.hub, &workload, wait).await;

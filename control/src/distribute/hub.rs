@@ -18,7 +18,6 @@ use tokio_util::sync::CancellationToken;
 use weft_api::names;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::v1;
-use weft_engine::identity::Identity;
 
 use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
@@ -58,7 +57,7 @@ pub struct Stream {
     session: Mutex<Session>,
     /// There may be something to send.
     pub wake: Notify,
-    /// Cancelled when the stream has to end: its workload belongs to another identity now.
+    /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod.
     pub revoked: CancellationToken,
 }
 
@@ -202,22 +201,27 @@ impl Hub {
         }
         for stream in streams.values() {
             let Name { namespace, name } = &stream.client.workload;
-            if changes.names.contains(names::workload(namespace, name).as_str()) && self.disowned(&stream.client) {
+            // Another pod of the same name may be the same to everybody else.
+            let may_be_another =
+                stream.client.proved.pod.is_some() || changes.names.contains(names::workload(namespace, name).as_str());
+            if may_be_another && self.disowned(&stream.client) {
                 stream.revoked.cancel();
             }
         }
     }
 
-    /// Whether a workload is known and belongs to an identity. `None`: it is not known.
-    pub fn owns(&self, identity: &Identity, workload: &Name) -> Option<bool> {
+    /// Whether a workload is known and is whom a certificate proves. `None`: it is not known.
+    pub fn owns(&self, proved: &Proved, workload: &Name) -> Option<bool> {
         let compiled = self.compiled.read();
-        let found = compiled.model().workloads.get(workload)?;
-        Some(*identity.namespace == *workload.namespace && *identity.service_account == *found.service_account)
+        let (found, identity) = (compiled.model().workloads.get(workload)?, &proved.identity);
+        let same_pod = proved.pod.as_ref().is_none_or(|uid| **uid == *found.uid);
+        let accounts = (&*identity.service_account, &*found.service_account);
+        Some(same_pod && *identity.namespace == *workload.namespace && accounts.0 == accounts.1)
     }
 
     /// A workload that is gone keeps its stream: its pod may be serving its last requests.
     fn disowned(&self, client: &Client) -> bool {
-        self.owns(&client.proved.identity, &client.workload) == Some(false)
+        self.owns(&client.proved, &client.workload) == Some(false)
     }
 
     /// A new stream.

@@ -128,9 +128,18 @@ fn bound(claims: &Claims) -> Result<Bound, Refusal> {
     if claims.text("sub") != Some(&subject) {
         return Err(JwtError::Claim("sub").into());
     }
-    let pod = private.pod.filter(|pod| !pod.uid.is_empty()).ok_or_else(unbound)?;
-    let pod = Pod { name: Name::new(&private.namespace, pod.name), uid: pod.uid };
+    let pod = private.pod.ok_or_else(unbound)?;
+    let pod = Pod { name: Name::new(&private.namespace, pod.name), uid: uid(pod.uid)? };
     Ok(Bound { namespace: private.namespace, account: private.serviceaccount.name, pod })
+}
+
+/// It is written into certificates: letters, digits and `-`, 60 at most. The API server makes UUIDs.
+pub(super) fn uid(uid: String) -> Result<String, Refusal> {
+    match uid.len() {
+        0 => Err(unbound()),
+        1..=60 if uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') => Ok(uid),
+        _ => Err(Refusal::new(Cause::TokenClaims, "the pod's uid in the token is none that the API server makes")),
+    }
 }
 
 pub(super) fn unbound() -> Refusal {

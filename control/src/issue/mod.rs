@@ -39,6 +39,7 @@ pub use settings::Settings;
 use crate::auth::Proved;
 use crate::distribute::Hub;
 use crate::metrics::Metrics;
+use crate::model::Model;
 use used::{MAX_USED, Once, UseError, UsedTokens};
 
 /// Where used tokens are, in the CA's directory.
@@ -96,18 +97,19 @@ impl Provers {
 
     /// Who asks. A certificate counts for more than a token, which may have run out since the first time; both must agree if both are good.
     pub async fn prove(&self, proved: Option<&Proved>, token: Option<&str>, now: SystemTime) -> Result<Proof, Refusal> {
-        let by_certificate = certificate::prove(proved, now);
+        let by_certificate = certificate::prove(proved, now, || self.model());
         let by_token = match token {
             Some(token) => Some(self.by_token(token, now).await),
             None => None,
         };
         match (by_certificate, by_token) {
-            (Some(proof), Some(Ok(other))) if proof.identity != other.identity => {
-                let message = "the token and the client certificate name two identities";
+            (Some(Ok(proof)), Some(Ok(other))) if proof.identity != other.identity || two_pods(&proof, &other) => {
+                let message = "the token and the client certificate name two identities, or two pods";
                 Err(Refusal::new(Cause::Mismatch, message).by(other.method))
             }
-            (Some(proof), _) => Ok(proof),
-            (None, Some(by_token)) => by_token,
+            (Some(Ok(proof)), _) => Ok(proof),
+            (_, Some(by_token)) => by_token,
+            (Some(Err(refusal)), None) => Err(refusal),
             (None, None) => {
                 let message = "a token (authorization: Bearer ...) or a client certificate of the mesh that is still valid is needed";
                 Err(Refusal::new(Cause::Unauthenticated, message))
@@ -119,11 +121,7 @@ impl Provers {
         let token = Unproved::read(text)?;
         let Some(issuer) = token.issuer() else { return self.join.prove(token, now) };
         if let Some(kubernetes) = self.kubernetes.as_ref().filter(|kubernetes| kubernetes.issuer() == issuer) {
-            let model = || {
-                let loaded = *self.hub.loaded().borrow();
-                loaded.then(|| self.hub.compiled(|compiled| Arc::clone(compiled.model())))
-            };
-            let proof = kubernetes.prove(text, token, now, model).await;
+            let proof = kubernetes.prove(text, token, now, || self.model()).await;
             return proof.map_err(|refusal| refusal.by(Method::Kubernetes));
         }
         if let Some(provider) = self.oidc.get(issuer) {
@@ -132,6 +130,12 @@ impl Provers {
         }
         let message = "the token's issuer is none that control was told of (--kubernetes-issuer, --identity-providers)";
         Err(Refusal::new(Cause::TokenIssuer, message))
+    }
+
+    /// What the sources say; nothing before they were read.
+    fn model(&self) -> Option<Arc<Model>> {
+        let loaded = *self.hub.loaded().borrow();
+        loaded.then(|| self.hub.compiled(|compiled| Arc::clone(compiled.model())))
     }
 
     /// Uses up a token for a key.
@@ -155,4 +159,8 @@ impl Provers {
             Err(_) => Err(Refusal::new(Cause::Unavailable, "the token's use could not be recorded; try again")),
         }
     }
+}
+
+fn two_pods(one: &Proof, other: &Proof) -> bool {
+    one.pod.as_ref().zip(other.pod.as_ref()).is_some_and(|(one, other)| one.uid != other.uid)
 }

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use weft_certs::files;
 
 use super::https::Server;
-use super::kubernetes::{Bound, account, unbound};
+use super::kubernetes::{Bound, account, uid as known, unbound};
 use super::secret::SecretFile;
 use super::{Cause, Pod, Refusal};
 use crate::metrics::Metrics;
@@ -131,7 +131,7 @@ fn read(status: Status, audience: &str) -> Result<Bound, Refusal> {
     let (namespace, account) = account(&status.user.username)
         .ok_or_else(|| Refusal::new(Cause::TokenClaims, "the token is not of a service account"))?;
     let (name, uid) = extra(POD_NAME).zip(extra(POD_UID)).ok_or_else(unbound)?;
-    let pod = Pod { name: Name::new(namespace, name), uid };
+    let pod = Pod { name: Name::new(namespace, name), uid: known(uid)? };
     Ok(Bound { namespace: namespace.to_owned(), account: account.to_owned(), pod })
 }
 

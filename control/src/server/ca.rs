@@ -65,7 +65,11 @@ impl CertificateService {
             self.provers.use_up(once.clone(), key, now).await?;
         }
         let ca = Arc::clone(&self.ca.borrow());
-        Ok((ca.issue(&request.csr, identity, asked, now)?, asked))
+        let issued = match &proof.pod {
+            Some(pod) => ca.issue_to_pod(&request.csr, identity, &pod.uid, asked, now),
+            None => ca.issue(&request.csr, identity, asked, now),
+        };
+        Ok((issued?, asked))
     }
 
     fn ration(&self, identity: &Identity) -> Result<(), Refusal> {

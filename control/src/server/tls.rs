@@ -19,7 +19,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{ClientAuth, peer_leaf, server_config};
+use weft_certs::tls::{ClientAuth, Leaf, peer_leaf, server_config};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
@@ -122,7 +122,8 @@ async fn shake(
         Some(certificates) => {
             let leaf = peer_leaf(chain).map_err(io::Error::other)?;
             let issuer = certificates.get(1).and_then(|issuer| ca.borrow().issuer_named(issuer).map(Arc::from));
-            Some(Proved { identity: leaf.identity, not_after: leaf.not_after, serial: leaf.serial.into(), issuer })
+            let Leaf { identity, pod, serial, not_after, .. } = leaf;
+            Some(Proved { identity, not_after, serial: serial.into(), issuer, pod: pod.map(Arc::from) })
         }
     };
     Ok((tls, Peer { addr, proved }))

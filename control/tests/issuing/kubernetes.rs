@@ -6,9 +6,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tonic::Code;
+use weft_api::names::ResourceType as _;
+use weft_api::wire::v1;
+use weft_api::wire::v1::drain_client::DrainClient;
+use weft_certs::svid::{KeyPair, Svid};
 use weft_control::model::Name;
 
-use crate::common::{Mesh, pod};
+use crate::common::{Mesh, Proxy, pod};
 use crate::support::{Audit, Signer, api_server, now};
 use crate::{refused, request};
 
@@ -138,6 +143,59 @@ async fn a_deleted_pods_token_is_refused_while_it_has_not_expired() {
     let ended = with_uid("web-1", "web", 1, "u7").replace("podIP:", "phase: Succeeded, podIP:");
     pods(&mesh, &ended, |model| model.workloads.get(&name).is_some_and(|pod| pod.uid.is_empty())).await;
     refused(&mesh, &audit, &signer.sign(&claims("web-1", "u7", "web")), &request("web"), "pod_unknown").await;
+}
+
+/// What is had by a pod's token is that pod's, and stays so through renewals.
+#[tokio::test]
+async fn a_certificate_of_one_pod_opens_no_stream_of_another_of_its_service_account() {
+    let (audit, signer) = (Audit::begin(), Signer::new("k"));
+    let mesh = by_keys(&signer).await;
+    let name = Name::new("shop", "web-1");
+    let both = |uid: &str| with_uid("web-1", "web", 1, uid) + &with_uid("web-2", "web", 2, "u2");
+    pods(&mesh, &both("u1"), |model| !model.workloads.contains_key(&Name::new("shop", "cart-1"))).await;
+    let token = signer.sign(&claims("web-1", "u1", "web"));
+    let web = Mesh::identity("web");
+    let get = async |svid: Option<&Svid>, token: Option<&str>| {
+        let key = KeyPair::generate().unwrap();
+        let chain = mesh.certificate(svid, token, &key.csr(&web).unwrap(), 600).await?;
+        Ok::<_, tonic::Status>(Svid::new(key, &chain).unwrap())
+    };
+    let first = get(None, Some(&token)).await.unwrap();
+    let renewed = get(Some(&first), None).await.unwrap();
+    let line = audit.last();
+    let told = (&line["method"], &line["pod"], &line["pod_uid"]);
+    assert_eq!(told, (&json!("certificate"), &json!("shop/web-1"), &json!("u1")), "{line}");
+
+    let mut own = Vec::new();
+    for svid in [&first, &renewed] {
+        let channel = mesh.channel(Some(svid)).await;
+        let mut stream = Proxy::open(channel.clone(), "web-1", &[]).await.unwrap();
+        assert_eq!(stream.next().await, ["mesh-extent"]);
+        own.push(stream);
+        let mut others = Proxy::open(channel.clone(), "web-2", &[]).await.unwrap();
+        let status = others.hear().await.unwrap_err();
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert!(status.message().contains("shop/web-2 is not the pod u1"), "{status}");
+        let leaves = v1::DrainRequest { workload: "shop/web-2".into(), deadline_ms: 10 };
+        assert_eq!(DrainClient::new(channel).begin(leaves).await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    // Who was proved by something that names no pod may speak for each of its service account, as ever.
+    let mut any = mesh.proxy("web-2", "web").await.unwrap();
+    assert_eq!(any.next().await, ["mesh-extent"]);
+    let (of_web_2, csr) = (signer.sign(&claims("web-2", "u2", "web")), request("web"));
+    let both_shown = mesh.certificate(Some(&renewed), Some(&of_web_2), &csr, 60);
+    assert!(both_shown.await.unwrap_err().message().contains("two pods"));
+
+    // Another pod of that name: the streams end, and the certificate of the one that is gone is not renewed.
+    pods(&mesh, &both("u7"), |model| model.workloads.get(&name).is_some_and(|pod| pod.uid == "u7")).await;
+    for mut stream in own {
+        assert_eq!(stream.hear().await.unwrap_err().code(), Code::PermissionDenied);
+    }
+    let refused = get(Some(&renewed), None).await.unwrap_err();
+    assert!(refused.message().contains("u1 that the certificate was issued to is gone"), "{refused}");
+    assert_eq!((&audit.last()["cause"], &audit.last()["method"]), (&json!("pod_unknown"), &json!("certificate")));
+    any.ask(v1::Address::TYPE_URL, &["10.96.0.1:80"]).await;
+    assert_eq!(any.next().await[0], "10.96.0.1:80", "the stream of the other pod goes on");
 }
 
 fn secret(dir: &Path) -> PathBuf {

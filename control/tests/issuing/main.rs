@@ -1,4 +1,5 @@
-//! Who gets a certificate, and who is refused, over real TLS and gRPC; each refusal with its cause in the audit log.
+//! Who gets a certificate, who may open a stream for what, and who is refused, over real TLS and gRPC; each refusal with its cause in the
+//! audit log.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -7,6 +8,7 @@ mod common;
 mod kubernetes;
 mod once;
 mod requests;
+mod streams;
 mod support;
 mod tokens;
 
