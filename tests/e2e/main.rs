@@ -1,6 +1,7 @@
 //! The mesh end to end: what the issues promise, one test each, on real processes in network namespaces.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod attacks;
 mod away;
 mod discovery;
 mod docs;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     trials.extend(lab::tests());
     trials.extend(wire::tests());
     trials.extend(opaque::tests());
+    trials.extend(attacks::tests());
     trials.extend(smuggling::tests());
     trials.extend(ipv6::tests());
     trials.extend(routing::tests());

@@ -21,7 +21,8 @@ use weft_tests::sniff::{Sniffer, contains};
 use weft_tests::{Mesh, Service, Trial, test, test_with};
 
 use self::greeters::{App, MYSQL, Protocol, SMTP, mysql_greeting};
-use self::tls::{Bank, ByHand, issue, sidecar};
+pub use self::tls::issue;
+use self::tls::{Bank, ByHand, sidecar};
 use crate::STRICT;
 
 pub fn tests() -> Vec<Trial> {
