@@ -97,6 +97,12 @@ pub fn life_of(cert: &X509Certificate<'_>) -> Life {
     }
 }
 
+/// The public key of a certificate with its kind (SubjectPublicKeyInfo, DER).
+pub fn public_key(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(cert).ok()?;
+    Some(parsed.public_key().raw.to_vec())
+}
+
 /// Whether a certificate is its own issuer: a root.
 pub fn self_issued(cert: &CertificateDer<'_>) -> bool {
     X509Certificate::from_der(cert).is_ok_and(|(_, parsed)| parsed.issuer().as_raw() == parsed.subject().as_raw())

@@ -23,6 +23,10 @@ pub struct Args {
     /// Directory of the CA, made at first start: give its root.pem to the proxies, keep the rest secret.
     #[arg(long, value_name = "DIR")]
     pub ca_dir: PathBuf,
+    /// Issue by an intermediate that somebody else keeps: tls.crt, tls.key and ca.crt (its root) in this directory, as a Secret of cert-manager
+    /// has them. Read again when it changes; another issuer is followed as a rotation, with its state in --ca-dir.
+    #[arg(long, value_name = "DIR")]
+    pub issuer_from: Option<PathBuf>,
     /// Trust domain of all identities.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -56,6 +60,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// The CA's directory.
     pub ca_dir: PathBuf,
+    /// Where somebody else keeps the issuer; `None`: the CA makes its own.
+    pub issuer_from: Option<PathBuf>,
     /// Trust domain of all identities.
     pub trust_domain: String,
     /// Longest life of a workload's certificate.
@@ -84,6 +90,7 @@ impl Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
             ca_dir,
+            issuer_from: None,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
             federated: Vec::new(),
@@ -102,6 +109,7 @@ impl From<Args> for Config {
         Self {
             listen: args.listen,
             metrics: args.metrics,
+            issuer_from: args.issuer_from,
             trust_domain: args.trust_domain,
             leaf_ttl: args.leaf_ttl,
             federated: args.federate,

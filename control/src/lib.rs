@@ -29,7 +29,6 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tracing_subscriber::EnvFilter;
-use weft_certs::ca::Ca;
 
 pub use config::{Args, Config};
 
@@ -103,14 +102,15 @@ pub struct Control {
 impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let ca = Ca::open(&config.ca_dir, &config.trust_domain).context("the CA cannot be opened")?;
         let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
-        let provers = issue::Provers::open(&config.issuing, &ca, &config.ca_dir, Arc::clone(&hub));
-        let provers = provers.await.context("the proofs of identity cannot be set up")?;
         // Tells the hub of the roots, before any proxy asks.
-        let (follower, ca) = Follower::new(ca, trust, Arc::clone(&hub), config.leaf_ttl);
+        let opened = Follower::open(&config, trust, Arc::clone(&hub));
+        let (follower, ca) = opened.context("the CA cannot be opened")?;
+        let now = Arc::clone(&ca.borrow());
+        let provers = issue::Provers::open(&config.issuing, &now, &config.ca_dir, Arc::clone(&hub));
+        let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);

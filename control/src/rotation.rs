@@ -9,6 +9,7 @@
 //! - A directory that cannot be read changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,8 +17,9 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError};
-use weft_certs::ca::{Ca, CaError};
+use weft_certs::ca::{Ca, CaError, Given};
 
+use crate::config::Config;
 use crate::distribute::Hub;
 use crate::distribute::hub::Stream;
 use crate::model::Name;
@@ -40,18 +42,31 @@ pub struct Follower {
     trust: Trust,
     hub: Arc<Hub>,
     longest: Duration,
+    // Where somebody else keeps the issuer.
+    given: Option<PathBuf>,
     // What the log has said already.
     said: Option<String>,
     looks: u32,
 }
 
 impl Follower {
-    /// Tells the hub of the roots. `longest` is the longest life of a leaf.
-    pub fn new(ca: Ca, trust: Trust, hub: Arc<Hub>, longest: Duration) -> (Self, Authority) {
+    /// Opens the CA, and tells the hub of the roots.
+    ///
+    /// # Errors
+    /// It cannot be opened or made.
+    pub fn open(config: &Config, trust: Trust, hub: Arc<Hub>) -> Result<(Self, Authority), CaError> {
+        let given = config.issuer_from.clone();
+        let ca = match &given {
+            None => Ca::open(&config.ca_dir, &config.trust_domain)?,
+            Some(dir) => {
+                let (given, now) = (Given::read(dir)?, SystemTime::now());
+                Ca::open_given(&config.ca_dir, &config.trust_domain, &given, now)?
+            }
+        };
         let (ca, seen) = watch::channel(Arc::new(ca));
-        let follower = Self { ca, trust, hub, longest, said: None, looks: 0 };
+        let follower = Self { ca, trust, hub, longest: config.leaf_ttl, given, said: None, looks: 0 };
         follower.tell();
-        (follower, seen)
+        Ok((follower, seen))
     }
 
     /// Never ends.
@@ -97,6 +112,13 @@ impl Follower {
             None => ca,
         };
         self.tell();
+        let ca = match &self.given {
+            Some(dir) if ca.authorities().rotation().is_none() => match ca.follow(&Given::read(dir)?, now)? {
+                Some(begun) => self.take(begun),
+                None => ca,
+            },
+            _ => ca,
+        };
         let Some(Rotation { phase, .. }) = ca.authorities().rotation() else {
             self.hub.metrics.rotation(None, 0);
             return Ok(());

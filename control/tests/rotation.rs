@@ -5,8 +5,9 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::{Mesh, Proxy};
 use serde_json::Value;
@@ -109,7 +110,7 @@ async fn a_root_is_exchanged_step_by_step_and_control_may_die_in_each() {
     })
     .await;
     let old = now(&mesh).root_pem().to_owned();
-    now(&mesh).begin(Kind::Root, std::time::SystemTime::now()).unwrap();
+    now(&mesh).begin(Kind::Root, SystemTime::now()).unwrap();
 
     let said = until(&mesh, "both are named", |report| waiting_or_none(report) == 2).await;
     let expected = [("shop/cart-1", "is not connected"), ("shop/web-2", "has not acknowledged the roots")];
@@ -163,20 +164,65 @@ fn waiting_or_none(report: &Value) -> usize {
 async fn an_issuer_is_exchanged_and_what_has_begun_can_be_turned_back() {
     let mut mesh = Mesh::with(short).await;
     let proxies = all(&mesh).await;
-    now(&mesh).begin(Kind::Issuer, std::time::SystemTime::now()).unwrap();
+    now(&mesh).begin(Kind::Issuer, SystemTime::now()).unwrap();
     phase(&mesh, "turning").await;
     let chain = mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
-    assert_eq!(
-        chain[1],
-        now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, std::time::SystemTime::now()).unwrap()[1]
-    );
+    assert_eq!(chain[1], now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, SystemTime::now()).unwrap()[1]);
     assert_ne!(chain[1], mesh.svid("web", SOON).chain_pem()[1], "issued by the new one");
 
-    now(&mesh).abort(std::time::SystemTime::now()).unwrap();
+    now(&mesh).abort(SystemTime::now()).unwrap();
     let said = until(&mesh, "turned back", |report| report["rotation"]["aborted"] == true).await;
     assert_eq!((said["issuing"].as_str(), said["rotation"]["to"].as_str()), (Some("issuer"), Some("issuer")));
     let said = until(&mesh, "it is over", |report| report["rotation"].is_null()).await;
     assert_eq!(said["authorities"].as_array().unwrap().len(), 2);
+    drop(proxies);
+    mesh.stop().await;
+}
+
+/// What somebody else's CA has made, as a Secret of cert-manager is mounted.
+fn give(theirs: &Path, generation: &str, given: &Path) {
+    std::fs::create_dir_all(given).unwrap();
+    let files = [(format!("issuer{generation}.pem"), "tls.crt"), (format!("issuer{generation}.key"), "tls.key")];
+    for (from, to) in files.into_iter().chain([("root.pem".to_owned(), "ca.crt")]) {
+        std::fs::copy(theirs.join("keys").join(from), given.join(to)).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_issuer_that_somebody_else_keeps_is_followed() {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let (theirs, given) = (elsewhere.path().join("theirs"), elsewhere.path().join("given"));
+    let first = Ca::open(&theirs, common::TD).unwrap();
+    give(&theirs, "", &given);
+    let mut mesh = Mesh::with(short).await;
+    let proxies = all(&mesh).await;
+    mesh.stop().await;
+    drop(proxies);
+    // One that has a CA of its own already: it goes over to the other, and nobody notices.
+    let from = given.clone();
+    mesh.run(|config| {
+        short(config);
+        config.issuer_from = Some(from);
+    })
+    .await;
+    let proxies = all(&mesh).await;
+    phase(&mesh, "turning").await;
+    assert_eq!(
+        now(&mesh).issue(&csr("web"), &Mesh::identity("web"), SOON, SystemTime::now()).unwrap()[2],
+        first.root_pem()
+    );
+    mesh.ca = Arc::new(now(&mesh));
+    drop(proxies);
+    let proxies = all(&mesh).await;
+    until(&mesh, "it is over", |report| report["rotation"].is_null() && report["issuing"] == "issuer-2").await;
+
+    // What is broken changes nothing; what is exchanged is followed.
+    std::fs::write(given.join("tls.crt"), "half").unwrap();
+    first.begin(Kind::Issuer, SystemTime::now()).unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(report(&mesh).await["issuing"], "issuer-2");
+    give(&theirs, "-2", &given);
+    until(&mesh, "the next one issues", |report| report["issuing"] == "issuer-3").await;
     drop(proxies);
     mesh.stop().await;
 }

@@ -11,6 +11,8 @@
 //! - The root's key is not held in memory: it signs when an issuer is made. It may be taken off the machine meanwhile.
 
 mod csr;
+mod given;
+mod make;
 pub mod rotation;
 mod store;
 
@@ -19,21 +21,20 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
-};
+use rcgen::{CertificateParams, DnType, DnValue, Issuer, PublicKeyData, SanType};
 use rustls_pki_types::CertificateDer;
 use weft_engine::identity::Identity;
 
 pub use csr::{CsrError, check_request};
+pub use given::Given;
 
-use self::rotation::{Authorities, Begun, Kind, RotationError};
+use self::make::{first_files, given_files, leaf, new_files, new_key};
+use self::rotation::{Authorities, Kind, RotationError};
 use self::store::{Files, Stored, certificate_file, key_file};
 use crate::svid::{KeyPair, Svid, SvidError};
 use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
 use crate::token::TokenKey;
-use crate::{files, x509};
+use crate::x509;
 
 /// The subject's serial number (X.520).
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
@@ -41,8 +42,6 @@ const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
 pub const BACKDATE: Duration = Duration::from_mins(1);
 /// Longest life of a leaf; a longer wish is shortened to it.
 pub const MAX_VALIDITY: Duration = Duration::from_hours(90 * 24);
-/// Life of root and issuer: ten years.
-const AUTHORITY_LIFE: Duration = Duration::from_hours(3650 * 24);
 
 /// Why the CA cannot be opened or a certificate cannot be issued.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +103,14 @@ pub enum CaError {
     /// The root's key is kept elsewhere.
     #[error("the root's key is not at {path}; put it back for a new issuer, or rotate the root", path = .0.display())]
     RootKey(PathBuf),
+    /// What somebody else keeps for us is of no use.
+    #[error("the issuer in {dir} is not taken: {what}", dir = dir.display())]
+    Given {
+        /// Where it is.
+        dir: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// Somebody else was faster.
     #[error("the CA was changed by somebody else at the same time; look at it and try again")]
     Conflict,
@@ -165,7 +172,9 @@ impl Ca {
         if Identity::new(trust_domain, "any", "any").is_err() {
             return Err(CaError::TrustDomain(trust_domain.to_owned()));
         }
-        let stored = store::open_or_make(dir, trust_domain, |first| first_files(first, trust_domain, now))?;
+        let stored = store::open_or_make(dir, trust_domain, Authorities::first(), |first| {
+            first_files(first, trust_domain, now)
+        })?;
         Self::of(dir, stored)
     }
 
@@ -177,6 +186,41 @@ impl Ca {
     /// The CA as it is now; `None` if nothing has changed.
     pub fn reload(&self) -> Result<Option<Self>, CaError> {
         if store::revision(&self.dir)? == self.revision { Ok(None) } else { Self::load(&self.dir).map(Some) }
+    }
+
+    /// Opens the CA in `dir`, or makes one whose issuer is `given`, if there is none. See [`Ca::follow`].
+    pub fn open_given(dir: &Path, trust_domain: &str, given: &Given, now: SystemTime) -> Result<Self, CaError> {
+        if Identity::new(trust_domain, "any", "any").is_err() {
+            return Err(CaError::TrustDomain(trust_domain.to_owned()));
+        }
+        let stored = store::open_or_make(dir, trust_domain, Authorities::first().given(), |first| {
+            given.check(trust_domain, now)?;
+            let mut files = given_files(first.issuing(), Some(&first.published().concat()), given);
+            files.insert(store::TOKEN_KEY.to_owned(), new_key()?.serialize_pem());
+            Ok(files)
+        })?;
+        Self::of(dir, stored)
+    }
+
+    /// Begins the rotation to what is given, if that is another issuer than the last that was taken; `None` if it is not, or if a rotation
+    /// has to end first.
+    ///
+    /// # Errors
+    /// It is of no use ([`CaError::Given`]), or somebody else changed the CA: nothing has changed.
+    pub fn follow(&self, given: &Given, now: SystemTime) -> Result<Option<Self>, CaError> {
+        let (issuer, root) = given.certificates()?;
+        let is_known = |certificate: &CertificateDer<'_>, root: bool| {
+            self.known.iter().any(|known| known.root == root && known.certificate == *certificate)
+        };
+        if is_known(&issuer, false) || self.authorities.rotation().is_some() {
+            return Ok(None);
+        }
+        given.check(&self.trust_domain, now)?;
+        let kind = if is_known(&root, true) { Kind::Issuer } else { Kind::Root };
+        let mut authorities = self.authorities.clone().given();
+        let begun = authorities.begin_to(kind, now)?;
+        let new = given_files(&begun.issuer.0, begun.root.as_deref(), given);
+        self.replace(authorities, &new).map(Some)
     }
 
     fn of(dir: &Path, stored: Stored) -> Result<Self, CaError> {
@@ -360,44 +404,25 @@ impl Signer {
         let (issuer_pem, root_pem) = (file(&certificate_file(name))?, file(&certificate_file(root))?);
         let key =
             rcgen::KeyPair::from_pem(&file(&key_file(name))?).map_err(|_| damaged(format!("{name}.key is no key")))?;
-        let certificate = only(dir, &certificate_file(name), &issuer_pem)?;
-        Ok(Self {
-            not_after: ends(dir, name, &certificate)?,
-            issuer: Issuer::from_ca_cert_der(&certificate, key)?,
-            issuer_pem,
-            root_pem,
-        })
+        let certificate = first(dir, &certificate_file(name), &issuer_pem)?;
+        Self::new(issuer_pem, root_pem, &certificate, key)
+    }
+
+    /// Of PEM texts, with the issuer's own certificate and its key.
+    fn new(
+        issuer_pem: String,
+        root_pem: String,
+        certificate: &CertificateDer<'_>,
+        key: rcgen::KeyPair,
+    ) -> Result<Self, CaError> {
+        let not_after = x509::not_after(certificate).map_err(|_| CaError::Validity("the issuer is no certificate"))?;
+        Ok(Self { not_after, issuer: Issuer::from_ca_cert_der(certificate, key)?, issuer_pem, root_pem })
     }
 
     fn sign(&self, params: &CertificateParams, key: &impl PublicKeyData) -> Result<Vec<String>, CaError> {
         let leaf = params.signed_by(key, &self.issuer)?.pem();
         Ok(vec![leaf, self.issuer_pem.clone(), self.root_pem.clone()])
     }
-}
-
-fn leaf(
-    identity: &Identity,
-    validity: Duration,
-    issuer_not_after: SystemTime,
-    now: SystemTime,
-) -> Result<CertificateParams, CaError> {
-    if validity < Duration::from_secs(1) {
-        return Err(CaError::Validity("the wanted life is under a second"));
-    }
-    if now >= issuer_not_after {
-        return Err(CaError::Validity("the CA's issuer has expired"));
-    }
-    let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + validity.min(MAX_VALIDITY)).min(issuer_not_after).into();
-    params.serial_number = Some(serial()?);
-    params.distinguished_name = DistinguishedName::new();
-    params.subject_alt_names = vec![SanType::URI(identity.to_string().try_into()?)];
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }
 
 /// Roots before issuers.
@@ -408,16 +433,16 @@ fn known(dir: &Path, stored: &Stored) -> Result<Vec<Authority>, CaError> {
     let issuers = authorities.issuers().iter().map(|(name, root)| (name.as_str(), false, published(root)));
     let all = roots.chain(issuers).map(|(name, root, published)| {
         let file = certificate_file(name);
-        let certificate = only(dir, &file, stored.files.get(&file).map_or("", String::as_str))?;
+        let certificate = first(dir, &file, stored.files.get(&file).map_or("", String::as_str))?;
         let not_after = ends(dir, name, &certificate)?;
         Ok(Authority { name: name.to_owned(), root, published, not_after, certificate })
     });
     all.collect()
 }
 
-/// The one certificate of a file.
-fn only(dir: &Path, file: &str, pem: &str) -> Result<CertificateDer<'static>, CaError> {
-    let found = x509::certificates(pem).and_then(|mut certificates| certificates.pop());
+/// The first certificate of a file: of an issuer, itself; behind it may be those between it and the root.
+fn first(dir: &Path, file: &str, pem: &str) -> Result<CertificateDer<'static>, CaError> {
+    let found = x509::certificates(pem).and_then(|certificates| certificates.into_iter().next());
     found.ok_or_else(|| CaError::Damaged { dir: dir.to_owned(), what: format!("{file} is no certificate") })
 }
 
@@ -430,75 +455,6 @@ fn ends(dir: &Path, name: &str, certificate: &CertificateDer<'_>) -> Result<Syst
 pub fn serial_of(leaf_pem: &str) -> Option<String> {
     let leaf = x509::certificates(leaf_pem)?.into_iter().next()?;
     x509::leaf(&leaf).ok().map(|leaf| leaf.serial)
-}
-
-/// 128 random bits, never zero or negative (RFC 5280 section 4.1.2.2).
-fn serial() -> Result<SerialNumber, CaError> {
-    let mut bytes = files::random(16).map_err(|_| rcgen::Error::RingUnspecified)?;
-    // The top bit off: DER would prefix a zero octet, and some tools print such serials as negative.
-    bytes[0] = bytes[0] & 0x7f | 0x40;
-    Ok(SerialNumber::from(bytes))
-}
-
-/// Files of a new CA: a root, an issuer signed by it, and a key for tokens.
-fn first_files(first: &Authorities, trust_domain: &str, now: SystemTime) -> Result<Files, CaError> {
-    let (issuer, root) = (first.issuing().to_owned(), first.published().concat());
-    let begun = Begun { root: Some(root.clone()), issuer: (issuer, root) };
-    let mut files = new_files(&begun, trust_domain, now, |_| Err(CaError::Conflict))?;
-    files.insert(store::TOKEN_KEY.to_owned(), new_key()?.serialize_pem());
-    Ok(files)
-}
-
-fn new_key() -> Result<rcgen::KeyPair, rcgen::Error> {
-    rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)
-}
-
-/// Keys and certificates of what has begun; an issuer under a root that is there already is signed by what `root_of` gives.
-fn new_files(
-    begun: &Begun,
-    trust_domain: &str,
-    now: SystemTime,
-    root_of: impl FnOnce(&str) -> Result<Issuer<'static, rcgen::KeyPair>, CaError>,
-) -> Result<Files, CaError> {
-    let mut files = Files::new();
-    let (name, root) = &begun.issuer;
-    let signer = if begun.root.is_some() {
-        let key = new_key()?;
-        let params = authority(trust_domain, "root", BasicConstraints::Constrained(1), now)?;
-        files.insert(certificate_file(root), params.self_signed(&key)?.pem());
-        files.insert(key_file(root), key.serialize_pem());
-        Issuer::new(params, key)
-    } else {
-        root_of(root)?
-    };
-    let key = new_key()?;
-    let params = authority(trust_domain, "issuer", BasicConstraints::Constrained(0), now)?;
-    files.insert(certificate_file(name), params.signed_by(&key, &signer)?.pem());
-    files.insert(key_file(name), key.serialize_pem());
-    Ok(files)
-}
-
-/// No name constraints: webpki refuses URI constraints outright (RUSTSEC-2026-0098); the verifiers compare the trust domain instead.
-fn authority(
-    trust_domain: &str,
-    role: &str,
-    depth: BasicConstraints,
-    now: SystemTime,
-) -> Result<CertificateParams, CaError> {
-    let mut params = CertificateParams::default();
-    params.not_before = (now - BACKDATE).into();
-    params.not_after = (now + AUTHORITY_LIFE).into();
-    params.serial_number = Some(serial()?);
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, trust_domain);
-    // Part of the name is random, so that two CAs of one trust domain are never mistaken for each other when chains are built.
-    let distinct = files::random_hex(4).map_err(|_| rcgen::Error::RingUnspecified)?;
-    params.distinguished_name.push(DnType::CommonName, format!("weft {role} {distinct}"));
-    params.subject_alt_names = vec![SanType::URI(format!("spiffe://{trust_domain}").try_into()?)];
-    params.is_ca = IsCa::Ca(depth);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = true;
-    Ok(params)
 }
 
 #[cfg(test)]

@@ -112,6 +112,9 @@ pub enum RotationError {
     /// Leaves of the old issuer may be valid.
     #[error("leaves of the old issuer may be valid for another {} s", .0.as_secs())]
     Leaves(Duration),
+    /// Somebody else keeps the issuer.
+    #[error("the issuer comes from elsewhere (--issuer-from): exchange it there, and control follows")]
+    Given,
     /// Turned back before.
     #[error("the rotation is being turned back already")]
     Aborted,
@@ -141,6 +144,9 @@ pub struct Authorities {
     issuing: String,
     /// How many generations there have been.
     generations: u32,
+    /// Somebody else keeps the issuer: nobody else begins or turns back.
+    #[serde(default)]
+    given: bool,
     rotation: Option<Rotation>,
 }
 
@@ -152,6 +158,7 @@ impl Authorities {
             published: vec![FIRST_ROOT.to_owned()],
             issuing: FIRST_ISSUER.to_owned(),
             generations: 1,
+            given: false,
             rotation: None,
         }
     }
@@ -206,8 +213,19 @@ impl Authorities {
         self.published.iter().chain(issuers).map(String::as_str)
     }
 
-    /// Begins a rotation.
+    /// From here on the issuer is what somebody else gives.
+    #[must_use]
+    pub fn given(self) -> Self {
+        Self { given: true, ..self }
+    }
+
+    /// Begins a rotation to an authority of our own.
     pub fn begin(&mut self, kind: Kind, now: SystemTime) -> Result<Begun, RotationError> {
+        if self.given { Err(RotationError::Given) } else { self.begin_to(kind, now) }
+    }
+
+    /// Begins a rotation, wherever the new authority comes from.
+    pub fn begin_to(&mut self, kind: Kind, now: SystemTime) -> Result<Begun, RotationError> {
         if let Some(Rotation { kind, phase, .. }) = self.rotation {
             return Err(RotationError::UnderWay { kind, phase });
         }
@@ -266,6 +284,9 @@ impl Authorities {
     /// Turns back.
     pub fn abort(&mut self, now: SystemTime) -> Result<(), RotationError> {
         let rotation = self.rotation.as_mut().ok_or(RotationError::None)?;
+        if self.given {
+            return Err(RotationError::Given);
+        }
         if rotation.aborted {
             return Err(RotationError::Aborted);
         }

@@ -74,10 +74,11 @@ struct Manifest {
     sha256: BTreeMap<String, String>,
 }
 
-/// Opens the CA in `dir`; makes it, under a lock, of the files that `make` gives, if there is none.
+/// Opens the CA in `dir`; makes it with the `first` authorities, under a lock, of the files that `make` gives, if there is none.
 pub fn open_or_make(
     dir: &Path,
     trust_domain: &str,
+    first: Authorities,
     make: impl FnOnce(&Authorities) -> Result<Files, CaError>,
 ) -> Result<Stored, CaError> {
     files::make_private_dir(dir).map_err(failed("make", dir))?;
@@ -86,8 +87,7 @@ pub fn open_or_make(
         stored
     } else {
         remove_unfinished(dir)?;
-        let authorities = Authorities::first();
-        write(dir, trust_domain, &make(&authorities)?, authorities)?;
+        write(dir, trust_domain, &make(&first)?, first)?;
         open(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?
     };
     if stored.trust_domain != trust_domain {

@@ -1,8 +1,11 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use rcgen::{BasicConstraints, DistinguishedName, IsCa};
+
 use super::*;
 
+mod given;
 mod rotating;
 
 const HOUR: Duration = Duration::from_hours(1);
