@@ -99,6 +99,8 @@ pub struct Changes {
     pub ips: BTreeSet<IpAddr>,
     /// Addresses by host that lead to these services may have changed.
     pub services: BTreeSet<Name>,
+    /// Workloads whose name another pod has now: to everybody else it may be the same.
+    pub replaced: BTreeSet<Name>,
 }
 
 impl Changes {
@@ -171,9 +173,13 @@ impl Compiled {
         let old = index::Index::new(&self.model, &self.draining);
         let new = index::Index::new(model, draining);
         let dirty = dirty::find(&old, &new);
+        let uid = |index: &index::Index<'_>, name: &Name| Some(index.model.workloads.get(name)?.uid.clone());
+        let uids = |name: &Name| uid(&old, name).zip(uid(&new, name));
+        let replaced = dirty.workloads.iter().filter(|name| uids(name).is_some_and(|(before, now)| before != now));
+        let replaced = replaced.map(|name| (*name).clone()).collect();
         let mut patch = Patch {
             lookup: dirty.addresses.then(|| address::Lookup::new(model)),
-            changes: Changes { ips: dirty.ips, services: dirty.hosts, ..Changes::default() },
+            changes: Changes { ips: dirty.ips, services: dirty.hosts, replaced, ..Changes::default() },
             ..Patch::of(model, draining)
         };
         for name in &dirty.services {

@@ -201,9 +201,8 @@ impl Hub {
         }
         for stream in streams.values() {
             let Name { namespace, name } = &stream.client.workload;
-            // Another pod of the same name may be the same to everybody else.
-            let may_be_another =
-                stream.client.proved.pod.is_some() || changes.names.contains(names::workload(namespace, name).as_str());
+            let may_be_another = changes.replaced.contains(&stream.client.workload)
+                || changes.names.contains(names::workload(namespace, name).as_str());
             if may_be_another && self.disowned(&stream.client) {
                 stream.revoked.cancel();
             }
