@@ -41,6 +41,15 @@ fn keep(svid: &Svid, dir: &Path, name: &str) -> String {
     format!("-cert {file} -cert_chain {file} -key {file}")
 }
 
+/// A line of the sidecar's audit log has all of these.
+fn audited(mesh: &Mesh, pod: &str, texts: &[&str]) {
+    mesh.until(&format!("{texts:?} in the audit log of {pod}"), || {
+        let log = mesh.sidecar(pod).process.log();
+        let mut lines = log.lines().filter(|line| line.contains("weft::audit") && line.contains("handshake refused"));
+        if lines.any(|line| texts.iter().all(|text| line.contains(text))) { Ok(()) } else { Err(log) }
+    });
+}
+
 fn on_a_strict_port() {
     let mut mesh = Mesh::without_control();
     let dir = mesh.lab.dir().to_owned();
@@ -73,6 +82,7 @@ fn on_a_strict_port() {
     assert_ne!(plain.status, 200, "{plain:?}");
     counted(REFUSED, "reason=\"plaintext_refused\"", before);
 
+    let attacker = format!("peer={}:", mesh.pod("attacker-0").ip());
     let claims_ours = keep(&issue(&partner, "client"), &dir, "claims-ours");
     for (args, reason) in [
         (format!("-tls1_2 {good}"), "protocol"),
@@ -84,7 +94,10 @@ fn on_a_strict_port() {
         let answer = openssl(&mesh, &args);
         assert!(!answer.contains("HTTP/1.1"), "{reason}: {answer}");
         counted(FAILURES, &label, before);
+        audited(&mesh, "web-0", &["direction=\"inbound\"", &format!("cause=\"{reason}\""), &attacker]);
     }
+    // Who meant well is in no such line.
+    assert_eq!(mesh.sidecar("web-0").process.log().matches("handshake refused").count(), 3);
     assert_eq!(get(mesh.pod("client-0"), mesh.address("web"), "/").outcome(), (200, ""));
 }
 
@@ -111,6 +124,8 @@ fn an_endpoint_that_shows_anothers() {
     });
     let told = ["direction=\"outbound\"", "reason=\"unexpected_identity\""];
     assert!(mesh.metric("client-0", FAILURES, &told) > 0.5);
+    let wanted = "peer=spiffe://cluster.local/ns/shop/sa/web";
+    audited(&mesh, "client-0", &["direction=\"outbound\"", "cause=\"unexpected_identity\"", wanted, "sa/admin"]);
     // Control, too, gives it nothing that is of web-0.
     mesh.until("the audit log to tell of its stream", || {
         let log = mesh.control.as_ref().unwrap().process.log();

@@ -234,3 +234,14 @@ proptest::proptest! {
         let _ = look(&ders, Some(&ders), 0, now);
     }
 }
+
+#[test]
+fn the_pod_that_a_leaf_was_issued_to_stands_in_its_subject() {
+    let world = world("cluster.local");
+    let identity = Identity::new("cluster.local", "shop", "web").unwrap();
+    let csr = KeyPair::generate().unwrap().csr(&identity).unwrap();
+    let chain = world.ca.issue_to_pod(&csr, &identity, "0a1b-2c3d", HOUR, world.now).unwrap();
+    let report = world.look(&chain.concat());
+    assert!(report.ok && report.warnings.is_empty(), "{report:?}");
+    assert_eq!(report.certificates[0].subject, "serialNumber=pod:0a1b-2c3d");
+}

@@ -125,7 +125,7 @@ impl Visit<'_> {
         }
         if found == Detected::Tls {
             match client_hello(stream).await.ok()? {
-                (Hello::Mesh, stream) => return mesh(self.shared, stream).await,
+                (Hello::Mesh, stream) => return mesh(self.shared, stream, self.client).await,
                 (Hello::Foreign, plain) => stream = plain,
             }
         }
@@ -201,8 +201,8 @@ impl Visit<'_> {
 }
 
 // Mesh TLS: the handshake proves who the peer is, and its ALPN says what is spoken.
-async fn mesh(shared: &Shared, stream: Prefixed<TcpStream>) -> Option<Classified> {
-    match handshake(shared, stream).await {
+async fn mesh(shared: &Shared, stream: Prefixed<TcpStream>, client: SocketAddr) -> Option<Classified> {
+    match handshake(shared, stream, client).await {
         Ok(classified) => Some(classified),
         Err((reason, error)) => {
             tracing::debug!(%reason, %error, "mesh TLS refused");
@@ -213,7 +213,11 @@ async fn mesh(shared: &Shared, stream: Prefixed<TcpStream>) -> Option<Classified
 }
 
 // The whole of the server's side of it, counted.
-async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Classified, (Reason, io::Error)> {
+async fn handshake(
+    shared: &Shared,
+    stream: Prefixed<TcpStream>,
+    client: SocketAddr,
+) -> Result<Classified, (Reason, io::Error)> {
     let own = match shared.identity.current() {
         Ok(own) => own,
         Err(reason) => {
@@ -236,6 +240,7 @@ async fn handshake(shared: &Shared, stream: Prefixed<TcpStream>) -> Result<Class
         }
         Err((failure, reason, error)) => {
             handshakes.failed(Direction::Inbound, failure);
+            shared.telemetry.audit(Direction::Inbound, failure, &client, &error);
             Err((reason, error))
         }
     }

@@ -1,7 +1,7 @@
 //! What is counted and logged.
 //!
 //! - [`series`]: requests and connections, by a store of our own that compares whole label tuples.
-//! - [`access`]: the access log.
+//! - [`access`]: the access log; [`audit`]: who was not whom he had to be.
 //! - [`counters`]: what is counted by labels known beforehand; [`handshakes`]: TLS among it. [`latency`]: how long things took.
 //!   [`process`]: what the process costs.
 //! - [`scrape`]: how all of it, with what the other rooms count, becomes Prometheus's text; [`families`] has the words for it.
@@ -13,6 +13,7 @@
 //! - Series are bounded; beyond the bound requests are counted in one series labelled `_overflow`.
 
 pub mod access;
+pub mod audit;
 pub mod counters;
 pub mod families;
 pub mod handshakes;
@@ -30,6 +31,7 @@ use weft_engine::reason::Reason;
 
 pub use self::access::AccessRecord;
 use self::access::{AccessLog, Sink};
+use self::audit::Audit;
 use self::counters::{Bounds, Refusals};
 use self::handshakes::Handshakes;
 use self::series::Store;
@@ -115,6 +117,7 @@ pub struct Telemetry {
     refusals: Refusals,
     bounds: Bounds,
     log: AccessLog,
+    audit: Audit,
     // By direction. Signed, since a beginning and its end may be seen in either order.
     in_flight: [AtomicI64; 2],
     unmeshed: AtomicU64,
@@ -147,6 +150,7 @@ impl Telemetry {
             refusals: Refusals::default(),
             bounds: Bounds::default(),
             log,
+            audit: Audit::default(),
             in_flight: Default::default(),
             unmeshed: AtomicU64::new(0),
             handshakes: Handshakes::default(),

@@ -239,6 +239,7 @@ async fn handshake(
         }
         Err((failure, error)) => {
             handshakes.failed(Direction::Outbound, failure);
+            shared.telemetry.audit(Direction::Outbound, failure, wanted, &error);
             Err(error)
         }
     }

@@ -79,6 +79,9 @@ fn lines(number: usize, certificate: &Certificate, report: &Report, now: SystemT
     if certificate.names.iter().any(|name| name.strip_prefix("URI:") != Some(title)) {
         line("names", certificate.names.join(", "));
     }
+    if certificate.identity.is_some() && !certificate.subject.is_empty() {
+        line("subject", certificate.subject.clone());
+    }
     line("serial", certificate.serial.clone());
     let end = words::end(certificate.not_after, now);
     let end = if certificate.ends_in_s > 0 { end } else { paint.bad(end) };
