@@ -38,7 +38,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// What is asked of the HTTP service: `weft app http` answers with so many bytes.
 const PATH: (&str, usize) = ("/bytes/64", 64);
 /// Connections of HTTP/1 for each client.
-const LANES: u32 = 5;
+const LANES: u32 = 8;
 /// Long-lived sessions for each client.
 const SESSIONS: usize = 3;
 /// A session's next piece of the pattern.
@@ -59,6 +59,13 @@ pub struct Plan {
     pub tcp: SocketAddr,
     /// HTTP requests a second of all clients together, half of them over HTTP/2.
     pub rate: u32,
+}
+
+impl Plan {
+    /// How many long-lived sessions it has.
+    pub fn sessions(&self) -> u64 {
+        (self.clients.len() * SESSIONS) as u64
+    }
 }
 
 /// What has happened so far.

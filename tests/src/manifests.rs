@@ -50,6 +50,8 @@ pub struct Service {
     pub family: Family,
     /// Whether its pods are in the mesh.
     pub meshed: bool,
+    /// Whether the test starts its pods' sidecars itself, later.
+    pub later: bool,
     /// Further arguments of the application.
     pub args: Vec<String>,
     /// Further flags of the pods' sidecars.
@@ -69,6 +71,7 @@ impl Service {
             app_protocol: None,
             family: Family::V4,
             meshed: true,
+            later: false,
             args: Vec::new(),
             sidecar: Vec::new(),
         }
@@ -122,6 +125,12 @@ impl Service {
     #[must_use]
     pub fn unmeshed(self) -> Self {
         Self { meshed: false, ..self }
+    }
+
+    /// In the mesh, with pods whose sidecars the test starts itself.
+    #[must_use]
+    pub fn later(self) -> Self {
+        Self { later: true, ..self }
     }
 
     /// With further arguments of its application.

@@ -141,13 +141,30 @@ impl Mesh {
             let app = start_app(&service, &pod);
             let mut member =
                 Member { pod, sidecar: None, app, account: service.name.clone(), flags: service.sidecar.clone() };
-            if service.meshed {
+            if service.meshed && !service.later {
                 member.start_sidecar(&self.lab);
             }
             self.members.insert(member.pod.name().to_owned(), member);
         }
         self.services.insert(service.name.clone(), (service, cluster_ips));
         names
+    }
+
+    /// Starts a pod's sidecar, or starts it again without having told it to stop, and waits until it is ready.
+    pub fn start_sidecar(&mut self, pod: &str) {
+        let Self { members, lab, .. } = self;
+        let member = members.get_mut(pod).unwrap_or_else(|| panic!("no pod {pod}"));
+        // The one before goes first.
+        member.sidecar = None;
+        member.start_sidecar(lab);
+        member.sidecar.as_mut().unwrap().wait_ready().unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts a command of `weft` on the node; `part` names its log.
+    pub fn weft(&self, part: &str, args: &[String]) -> Process {
+        let mut command = self.lab.node_command(crate::program());
+        command.args(args);
+        self.lab.start_on_node(part, command).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A pod from which the test calls others: a service without application, named as given, whose one pod is `NAME-0`.

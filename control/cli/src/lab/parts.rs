@@ -112,7 +112,10 @@ impl Lab {
             let token = weft_certs::token::sign_for(&ca_dir, &identity, uses, TOKEN_TTL, SystemTime::now())
                 .map_err(|error| Error::Invalid(format!("token for {identity}: {error}")))?;
             std::fs::write(&token_file, token).map_err(Error::file(&token_file))?;
-            std::fs::copy(ca_dir.join("root.pem"), &root_file).map_err(Error::file(&root_file))?;
+            // A pod keeps the copy that it was given, however old it is.
+            if !root_file.exists() {
+                std::fs::copy(ca_dir.join("root.pem"), &root_file).map_err(Error::file(&root_file))?;
+            }
         }
         command
             .arg(format!("--workload={}", pod.workload()))
