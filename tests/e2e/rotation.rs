@@ -25,7 +25,7 @@ const LEAF: Duration = Duration::from_secs(8);
 /// Sidecars that carry the load.
 const LOADED: [&str; 6] = ["web-0", "web-1", "echo-0", "ann-0", "bob-0", "cay-0"];
 /// HTTP requests a second that are sent.
-const RATE: u32 = 560;
+const RATE: u32 = 550;
 /// What must have been answered of them.
 const PROMISED: f64 = 500.0;
 /// One more, which begins again and again with the state that it had before the first rotation.

@@ -37,8 +37,8 @@ use crate::client::{Session, request};
 const LIMIT: Duration = Duration::from_secs(10);
 /// What is asked of the HTTP service: `weft app http` answers with so many bytes.
 const PATH: (&str, usize) = ("/bytes/64", 64);
-/// Connections of HTTP/1 for each client.
-const LANES: u32 = 8;
+/// Connections of HTTP/1 for each client: so many that a busy machine's answers, which are slow, keep up.
+const LANES: u32 = 20;
 /// Long-lived sessions for each client.
 const SESSIONS: usize = 3;
 /// A session's next piece of the pattern.

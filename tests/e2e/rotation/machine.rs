@@ -12,6 +12,9 @@ use super::{KEPT, Stage};
 /// The longest that a phase may take: that of leaves, some seconds for clocks, and a busy machine.
 const PATIENCE: Duration = Duration::from_secs(40);
 
+/// How long each phase took.
+pub type Figures = Vec<(&'static str, Duration)>;
+
 /// A rotation under way.
 pub struct Rotating<'a> {
     stage: &'a mut Stage,
@@ -20,8 +23,10 @@ pub struct Rotating<'a> {
     roots: String,
     /// Where [`KEPT`]'s state of before it began is.
     state: std::path::PathBuf,
+    /// The phase, and when it was seen first.
+    phase: &'static str,
     begun: Instant,
-    figures: Vec<(String, Duration)>,
+    figures: Figures,
 }
 
 impl<'a> Rotating<'a> {
@@ -29,11 +34,11 @@ impl<'a> Rotating<'a> {
         let roots = roots(&stage.mesh);
         let state = stage.mesh.lab.dir().join(format!("state-{round}"));
         copy(&stage.mesh.pod(KEPT).dir().unwrap().join("state"), &state);
-        Self { stage, round, roots, state, begun: Instant::now(), figures: Vec::new() }
+        Self { stage, round, roots, state, phase: "", begun: Instant::now(), figures: Vec::new() }
     }
 
     /// Rotates the issuer; how long each phase took.
-    pub fn issuer(stage: &'a mut Stage, round: usize) -> Vec<(String, Duration)> {
+    pub fn issuer(stage: &'a mut Stage, round: usize) -> Figures {
         let mut rotating = Self::new(stage, round);
         let before = report(&rotating.stage.mesh)["issuing"].clone();
         rotating.begin("rotate-issuer");
@@ -48,7 +53,7 @@ impl<'a> Rotating<'a> {
     }
 
     /// Rotates the root, and the issuer with it; how long each phase took.
-    pub fn root(stage: &'a mut Stage, round: usize) -> Vec<(String, Duration)> {
+    pub fn root(stage: &'a mut Stage, round: usize) -> Figures {
         let mut rotating = Self::new(stage, round);
         rotating.publishing();
         let mut watching = rotating.turning();
@@ -76,6 +81,7 @@ impl<'a> Rotating<'a> {
                 .until("the new pod to be waited for", || waited_for(&rotating.stage.mesh, "publishing", &name));
         };
         self.begin("rotate-root");
+        self.until_phase("publishing");
         waits(self);
         self.stage.kill_control(|_| ());
         self.stage.wait(Duration::from_millis(1500));
@@ -117,25 +123,22 @@ impl<'a> Rotating<'a> {
         let mut process = self.stage.mesh.weft(&format!("{what}-{}-begin", self.round), &command);
         let ended = process.wait(PATIENCE).unwrap();
         assert!(ended.success(), "{ended}{}", process.log_tail());
-        self.begun = Instant::now();
     }
 
-    /// Waits for a phase, or for the end if it has no name, while the load goes on. What was until now took so long.
-    fn until_phase(&mut self, phase: &str) {
-        let before = phase_of(&report(&self.stage.mesh));
-        let seen = until(&format!("the phase {phase}"), PATIENCE, || {
+    /// Waits for a phase, or for the end if it has no name, while the load goes on. The one before took until now.
+    fn until_phase(&mut self, phase: &'static str) {
+        let seen = until(&format!("the phase `{phase}`"), PATIENCE, || {
             self.stage.good("while waiting for a phase");
             match report(&self.stage.mesh) {
-                now if phase_of(&now) == phase => Ok(()),
+                now if now["rotation"]["phase"].as_str().unwrap_or_default() == phase => Ok(()),
                 now => Err(now["rotation"].to_string()),
             }
         });
         seen.unwrap_or_else(|error| panic!("{error}"));
-        // Control looks at the directory once a second: until then there is no rotation for it.
-        if before != phase && !before.is_empty() {
-            self.figures.push((before, self.begun.elapsed()));
-            self.begun = Instant::now();
+        if !self.phase.is_empty() {
+            self.figures.push((self.phase, self.begun.elapsed()));
         }
+        (self.phase, self.begun) = (phase, Instant::now());
     }
 
     /// A pod that was given the roots of before the rotation.
@@ -181,11 +184,6 @@ fn roots(mesh: &Mesh) -> String {
 fn report(mesh: &Mesh) -> Value {
     let answer = mesh.control.as_ref().unwrap().get(&mesh.lab, "/debug/certificates").unwrap();
     serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error} in {answer:?}"))
-}
-
-/// Empty if there is no rotation.
-fn phase_of(report: &Value) -> String {
-    report["rotation"]["phase"].as_str().unwrap_or_default().to_owned()
 }
 
 fn waited_for(mesh: &Mesh, phase: &str, name: &str) -> Result<(), String> {
