@@ -99,7 +99,8 @@ impl Config {
             issuing: Settings::default(),
             limits: Limits::default(),
             max_connections: 10_000,
-            certificates: (10, 200),
+            // A thousand replicas that were without a CA come back within one back-off of 10 s, and must not wait for another.
+            certificates: (50, 1_000),
         }
     }
 }
@@ -146,7 +147,27 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use weft_engine::identity::Identity;
+    use weft_engine::ratelimit::{Decision, Key, Limiter, Rate};
+
     use super::*;
+
+    #[test]
+    fn replicas_of_one_identity_that_come_back_together_are_all_served() {
+        let (requests, burst) = Config::new(Vec::new(), "ca".into()).certificates;
+        let rate = Rate { requests, per: Duration::from_secs(1), burst };
+        let limiter = Limiter::new("certificates", rate, Key::ClientIdentity, Vec::new());
+        let identity = Identity::new("cluster.local", "shop", "web").ok();
+        let cell = limiter.cell(identity.as_ref());
+        // Over the longest back-off of a sidecar, most of them in its first half.
+        let served = |number: u64| {
+            let at = Duration::from_millis(number * 5);
+            matches!(limiter.rate.check(&cell, at), Decision::Admit { .. })
+        };
+        assert!((0..1_000).all(served));
+        // One that goes on asking is rationed all the same.
+        assert!(!(1_000..3_000).all(served));
+    }
 
     #[test]
     fn durations_are_read_as_people_write_them() {
