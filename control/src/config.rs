@@ -33,6 +33,10 @@ pub struct Args {
     /// Life of a workload's certificate; a workload may ask for less.
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub leaf_ttl: Duration,
+    /// When the root is exchanged, publish the new one for so long at least before anything is issued under it: for copies of the roots that
+    /// are made elsewhere (federated trust domains, images). Proxies are waited for anyway.
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub publish_roots_for: Option<Duration>,
     /// Believe identities of another trust domain too, if they lead to the roots in this PEM file (read again when it changes); may be given
     /// several times.
     #[arg(long, value_name = "DOMAIN=FILE")]
@@ -66,6 +70,8 @@ pub struct Config {
     pub trust_domain: String,
     /// Longest life of a workload's certificate.
     pub leaf_ttl: Duration,
+    /// How long a new root is published at least before anything is issued under it.
+    pub publish_roots_for: Duration,
     /// Other trust domains that are believed.
     pub federated: Vec<Federated>,
     /// Where the last good version of each object is kept across restarts; `None` keeps nothing.
@@ -93,6 +99,7 @@ impl Config {
             issuer_from: None,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
+            publish_roots_for: Duration::ZERO,
             federated: Vec::new(),
             state_dir: None,
             debug_remote: false,
@@ -113,6 +120,7 @@ impl From<Args> for Config {
             issuer_from: args.issuer_from,
             trust_domain: args.trust_domain,
             leaf_ttl: args.leaf_ttl,
+            publish_roots_for: args.publish_roots_for.unwrap_or_default(),
             federated: args.federate,
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,

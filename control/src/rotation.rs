@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
-use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError};
+use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError, Waits};
 use weft_certs::ca::{Ca, CaError, Given};
 
 use crate::config::Config;
@@ -41,7 +41,7 @@ pub struct Follower {
     ca: watch::Sender<Arc<Ca>>,
     trust: Trust,
     hub: Arc<Hub>,
-    longest: Duration,
+    waits: Waits,
     // Where somebody else keeps the issuer.
     given: Option<PathBuf>,
     // What the log has said already.
@@ -64,7 +64,8 @@ impl Follower {
             }
         };
         let (ca, seen) = watch::channel(Arc::new(ca));
-        let follower = Self { ca, trust, hub, longest: config.leaf_ttl, given, said: None, looks: 0 };
+        let waits = Waits { copies: config.publish_roots_for, leaves: config.leaf_ttl };
+        let follower = Self { ca, trust, hub, waits, given, said: None, looks: 0 };
         follower.tell();
         Ok((follower, seen))
     }
@@ -125,13 +126,13 @@ impl Follower {
         };
         let waiting = waiting(&ca, &self.hub);
         self.hub.metrics.rotation(Some(*phase), waiting.len());
-        if waiting.is_empty() || ca.authorities().is_turned_just_now() {
-            match ca.advance(self.longest, now) {
+        if waiting.is_empty() || ca.authorities().is_just_begun() {
+            match ca.advance(self.waits, now) {
                 Ok(next) => {
                     self.take(next);
                 }
                 // Somebody else has gone on: seen at the next look.
-                Err(CaError::Rotation(RotationError::Leaves(_)) | CaError::Conflict) => {}
+                Err(CaError::Rotation(RotationError::Early(_)) | CaError::Conflict) => {}
                 Err(error) => return Err(error),
             }
         } else {
@@ -143,9 +144,9 @@ impl Follower {
     fn take(&mut self, ca: Ca) -> Arc<Ca> {
         let ca = Arc::new(ca);
         match ca.authorities().rotation() {
-            Some(Rotation { kind, phase, from, to, aborted, leaves_until, .. }) => {
+            Some(Rotation { kind, phase, from, to, aborted, until, .. }) => {
                 let (kind, phase) = (kind.label(), phase.label());
-                tracing::info!(kind, phase, from, to, aborted, leaves_until, "the CA is being rotated");
+                tracing::info!(kind, phase, from, to, aborted, until, "the CA is being rotated");
             }
             None => {
                 tracing::info!(
@@ -261,8 +262,8 @@ pub struct RotationReport {
     pub aborted: bool,
     /// When the phase began, seconds since 1970.
     pub since: u64,
-    /// Until when a leaf of `from` may be valid, seconds since 1970.
-    pub leaves_until: Option<u64>,
+    /// The phase lasts until then at least, seconds since 1970: for copies of the roots, or for leaves of `from` that nobody sees.
+    pub until: Option<u64>,
     /// Whom it waits for.
     pub waiting: Vec<Waiting>,
 }
@@ -302,7 +303,7 @@ impl Report {
             to: rotation.to.clone(),
             aborted: rotation.aborted,
             since: rotation.since,
-            leaves_until: rotation.leaves_until,
+            until: rotation.until,
             waiting: waiting(ca, hub),
         });
         Self {

@@ -134,7 +134,7 @@ async fn a_root_is_exchanged_step_by_step_and_control_may_die_in_each() {
     assert_eq!(lags.len(), 3);
     assert_eq!(lags[0], ("shop/cart-1".to_owned(), "still shows a certificate of issuer".to_owned()));
     // The certificates that are waited for have ten minutes to live: longer than those that control gives, and still they hold it up.
-    until(&mesh, "the wait began", |report| report["rotation"]["leaves_until"].is_u64()).await;
+    until(&mesh, "the wait began", |report| report["rotation"]["until"].is_u64()).await;
 
     drop(proxies);
     restart(&mut mesh).await;

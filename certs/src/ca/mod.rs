@@ -29,7 +29,7 @@ pub use csr::{CsrError, check_request};
 pub use given::Given;
 
 use self::make::{first_files, given_files, leaf, new_files, new_key};
-use self::rotation::{Authorities, Kind, RotationError};
+use self::rotation::{Authorities, Kind, RotationError, Waits};
 use self::store::{Files, Stored, certificate_file, key_file};
 use crate::svid::{KeyPair, Svid, SvidError};
 use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
@@ -278,10 +278,10 @@ impl Ca {
     /// The phase is over as far as proxies are concerned: the next one ([`Authorities::advance`]).
     ///
     /// # Errors
-    /// Leaves of the old issuer may be valid ([`RotationError::Leaves`]), there is no rotation, or somebody else changed the CA.
-    pub fn advance(&self, longest: Duration, now: SystemTime) -> Result<Self, CaError> {
+    /// There is something left to wait for ([`RotationError::Early`]), there is no rotation, or somebody else changed the CA.
+    pub fn advance(&self, waits: Waits, now: SystemTime) -> Result<Self, CaError> {
         let mut authorities = self.authorities.clone();
-        authorities.advance(longest, now)?;
+        authorities.advance(waits, now)?;
         self.replace(authorities, &Files::new())
     }
 

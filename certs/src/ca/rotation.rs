@@ -91,8 +91,19 @@ pub struct Rotation {
     pub aborted: bool,
     /// When the phase began, seconds since 1970.
     pub since: u64,
-    /// Until when a leaf of `from` may be valid, seconds since 1970; while turning, once control has said how long leaves live.
-    pub leaves_until: Option<u64>,
+    /// The phase lasts until then at least, seconds since 1970: while publishing for copies of the roots that nobody sees, while turning for
+    /// leaves that nobody sees. Not known before control has said how long.
+    #[serde(default)]
+    pub until: Option<u64>,
+}
+
+/// What a phase has to wait for although nobody can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// Copies of the roots follow within this time: those of federated trust domains, of images, of machines beside the orchestrator.
+    pub copies: Duration,
+    /// The longest life of a leaf.
+    pub leaves: Duration,
 }
 
 /// Why a step is not made. Nothing has changed.
@@ -109,9 +120,9 @@ pub enum RotationError {
     /// There is nothing to go on with or to turn back.
     #[error("no rotation is under way")]
     None,
-    /// Leaves of the old issuer may be valid.
-    #[error("leaves of the old issuer may be valid for another {} s", .0.as_secs())]
-    Leaves(Duration),
+    /// Copies of the roots, or leaves of the old issuer, have still time.
+    #[error("the phase lasts for another {} s at least", .0.as_secs())]
+    Early(Duration),
     /// Somebody else keeps the issuer.
     #[error("the issuer comes from elsewhere (--issuer-from): exchange it there, and control follows")]
     Given,
@@ -248,7 +259,7 @@ impl Authorities {
             to: to.clone(),
             aborted: false,
             since: seconds(now),
-            leaves_until: None,
+            until: None,
         };
         self.rotation = Some(rotation);
         if kind == Kind::Issuer {
@@ -258,23 +269,23 @@ impl Authorities {
         Ok(Begun { root, issuer: (to, signer) })
     }
 
-    /// Whether the first thing to do is to say how long leaves live, which waits for nobody.
-    pub fn is_turned_just_now(&self) -> bool {
-        self.rotation
-            .as_ref()
-            .is_some_and(|rotation| rotation.phase == Phase::Turning && rotation.leaves_until.is_none())
+    /// Whether the first thing to do is to say how long the phase lasts at least, for which nobody has to be ready.
+    pub fn is_just_begun(&self) -> bool {
+        let rotation = self.rotation.as_ref();
+        rotation.is_some_and(|rotation| rotation.phase != Phase::Withdrawing && rotation.until.is_none())
     }
 
-    /// The phase is over as far as proxies are concerned: the next one. While turning, the first call begins the wait for leaves that
-    /// nobody sees. `longest` is the longest life of a leaf.
-    pub fn advance(&mut self, longest: Duration, now: SystemTime) -> Result<(), RotationError> {
+    /// The phase is over as far as proxies are concerned: the next one. Where there is something to wait for that nobody sees, the first
+    /// call in a phase begins that.
+    pub fn advance(&mut self, waits: Waits, now: SystemTime) -> Result<(), RotationError> {
         let rotation = self.rotation.as_mut().ok_or(RotationError::None)?;
-        match (rotation.phase, rotation.leaves_until) {
-            (Phase::Publishing, _) => self.turn(now),
-            (Phase::Turning, None) => rotation.leaves_until = Some(seconds(now + longest + SLACK) + 1),
-            (Phase::Turning, Some(until)) if until > seconds(now) => {
-                return Err(RotationError::Leaves(Duration::from_secs(until - seconds(now))));
+        match (rotation.phase, rotation.until) {
+            (Phase::Publishing, None) => rotation.until = Some(seconds(now + waits.copies)),
+            (Phase::Turning, None) => rotation.until = Some(seconds(now + waits.leaves + SLACK) + 1),
+            (Phase::Publishing | Phase::Turning, Some(until)) if until > seconds(now) => {
+                return Err(RotationError::Early(Duration::from_secs(until - seconds(now))));
             }
+            (Phase::Publishing, Some(_)) => self.turn(now),
             (Phase::Turning, Some(_)) if rotation.kind == Kind::Root => self.withdraw(now),
             (Phase::Turning | Phase::Withdrawing, _) => self.finish(),
         }
@@ -308,7 +319,7 @@ impl Authorities {
             self.issuing.clone_from(&rotation.to);
             rotation.phase = Phase::Turning;
             rotation.since = seconds(now);
-            rotation.leaves_until = None;
+            rotation.until = None;
         }
     }
 
@@ -318,7 +329,7 @@ impl Authorities {
             self.published.retain(|root| Some(root) == stays);
             rotation.phase = Phase::Withdrawing;
             rotation.since = seconds(now);
-            rotation.leaves_until = None;
+            rotation.until = None;
         }
     }
 
@@ -339,6 +350,7 @@ mod tests {
     use super::*;
 
     const HOUR: Duration = Duration::from_hours(1);
+    const WAITS: Waits = Waits { copies: Duration::from_secs(30), leaves: HOUR };
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -365,20 +377,23 @@ mod tests {
         is(&all, "root", "issuer", "issuer", None);
         let begun = all.begin(Kind::Root, at(0)).unwrap();
         assert_eq!(begun, Begun { root: Some("root-2".into()), issuer: ("issuer-2".into(), "root-2".into()) });
+        assert!(all.is_just_begun());
+        all.advance(WAITS, at(0)).unwrap();
         is(&all, "root root-2", "issuer", "issuer", Some(Phase::Publishing));
-        all.advance(HOUR, at(10)).unwrap();
+        assert_eq!(all.advance(WAITS, at(10)), Err(RotationError::Early(Duration::from_secs(20))), "copies follow");
+        all.advance(WAITS, at(30)).unwrap();
         is(&all, "root root-2", "issuer-2", "issuer", Some(Phase::Turning));
-        assert!(all.is_turned_just_now());
-        all.advance(HOUR, at(10)).unwrap();
-        assert!(!all.is_turned_just_now());
-        assert_eq!(all.advance(HOUR, at(3600)), Err(RotationError::Leaves(Duration::from_secs(16))));
-        all.advance(HOUR, at(3616)).unwrap();
+        assert!(all.is_just_begun());
+        all.advance(WAITS, at(30)).unwrap();
+        assert!(!all.is_just_begun());
+        assert_eq!(all.advance(WAITS, at(3600)), Err(RotationError::Early(Duration::from_secs(36))));
+        all.advance(WAITS, at(3636)).unwrap();
         is(&all, "root-2", "issuer-2", "issuer-2", Some(Phase::Withdrawing));
         assert_eq!(all.abort(at(3700)), Err(RotationError::TooLate));
-        all.advance(HOUR, at(3700)).unwrap();
+        all.advance(WAITS, at(3700)).unwrap();
         is(&all, "root-2", "issuer-2", "issuer-2", None);
         assert_eq!(all.issuers().len(), 1);
-        assert_eq!(all.advance(HOUR, at(3700)), Err(RotationError::None));
+        assert_eq!(all.advance(WAITS, at(3700)), Err(RotationError::None));
         assert_eq!(all.begin(Kind::Root, at(4000)).unwrap().issuer.0, "issuer-3", "no name comes twice");
     }
 
@@ -390,8 +405,8 @@ mod tests {
         is(&all, "root", "issuer-2", "issuer-2", Some(Phase::Turning));
         let twice = all.begin(Kind::Root, at(1)).unwrap_err();
         assert_eq!(twice, RotationError::UnderWay { kind: Kind::Issuer, phase: Phase::Turning });
-        all.advance(HOUR, at(0)).unwrap();
-        all.advance(HOUR, at(3606)).unwrap();
+        all.advance(WAITS, at(0)).unwrap();
+        all.advance(WAITS, at(3606)).unwrap();
         is(&all, "root", "issuer-2", "issuer-2", None);
     }
 
@@ -401,7 +416,7 @@ mod tests {
         all.begin(Kind::Root, at(0)).unwrap();
         all.abort(at(1)).unwrap();
         is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
-        all.advance(HOUR, at(2)).unwrap();
+        all.advance(WAITS, at(2)).unwrap();
         is(&all, "root", "issuer", "issuer", None);
     }
 
@@ -409,17 +424,18 @@ mod tests {
     fn turned_back_later_the_leaves_of_the_new_one_have_to_go_first() {
         let mut all = Authorities::first();
         all.begin(Kind::Root, at(0)).unwrap();
-        all.advance(HOUR, at(1)).unwrap();
-        all.advance(HOUR, at(1)).unwrap();
+        for second in [1, 31, 31] {
+            all.advance(WAITS, at(second)).unwrap();
+        }
         all.abort(at(100)).unwrap();
-        assert!(all.is_turned_just_now(), "the wait begins anew");
-        all.advance(HOUR, at(100)).unwrap();
+        assert!(all.is_just_begun(), "the wait begins anew");
+        all.advance(WAITS, at(100)).unwrap();
         is(&all, "root root-2", "issuer", "issuer", Some(Phase::Turning));
         assert_eq!(all.abort(at(100)), Err(RotationError::Aborted));
-        assert!(matches!(all.advance(HOUR, at(3700)), Err(RotationError::Leaves(_))));
-        all.advance(HOUR, at(3706)).unwrap();
+        assert!(matches!(all.advance(WAITS, at(3700)), Err(RotationError::Early(_))));
+        all.advance(WAITS, at(3706)).unwrap();
         is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
-        all.advance(HOUR, at(3707)).unwrap();
+        all.advance(WAITS, at(3707)).unwrap();
         is(&all, "root", "issuer", "issuer", None);
     }
 
@@ -457,7 +473,7 @@ mod tests {
                 let before = all.clone();
                 let done = match step {
                     Step::Begin(kind) => all.begin(kind, at(now)).map(|_| ()),
-                    Step::Advance => all.advance(HOUR, at(now)),
+                    Step::Advance => all.advance(WAITS, at(now)),
                     Step::Abort => all.abort(at(now)),
                 };
                 if done.is_err() {

@@ -61,7 +61,7 @@ fn to_the_end(ca: Ca) -> Ca {
     let (mut ca, mut now) = (ca, SystemTime::now());
     while ca.authorities().rotation().is_some() {
         now += Duration::from_secs(10);
-        ca = ca.advance(Duration::ZERO, now).unwrap();
+        ca = ca.advance(Waits { copies: Duration::ZERO, leaves: Duration::ZERO }, now).unwrap();
     }
     ca
 }

@@ -3,6 +3,8 @@
 use super::*;
 use crate::ca::rotation::Phase;
 
+const WAITS: Waits = Waits { copies: Duration::ZERO, leaves: HOUR };
+
 /// After the last leaf of before has ended.
 fn later(now: SystemTime) -> SystemTime {
     now + HOUR + Duration::from_secs(10)
@@ -46,21 +48,21 @@ fn a_root_is_exchanged_on_disk_step_by_step() {
     assert_eq!(second.root_pem(), published);
     assert_eq!(root_of(&issue(&second)), before);
 
-    let third = second.advance(HOUR, now).unwrap().advance(HOUR, now).unwrap();
+    let third = (0..3).fold(second, |ca, _| ca.advance(WAITS, now).unwrap());
     let leaf = issue(&third);
     assert!(!leads(&leaf, &before) && leads(&leaf, &published));
     let control = third.issue_control(HOUR, SystemTime::now()).unwrap();
     assert!(leads(control.chain_pem(), &before), "who was given the old root alone can still join");
-    assert!(matches!(third.advance(HOUR, now), Err(CaError::Rotation(RotationError::Leaves(_)))));
+    assert!(matches!(third.advance(WAITS, now), Err(CaError::Rotation(RotationError::Early(_)))));
 
-    let fourth = third.advance(HOUR, later(now)).unwrap();
+    let fourth = third.advance(WAITS, later(now)).unwrap();
     let after = fs::read_to_string(dir.join("root.pem")).unwrap();
     assert_eq!((format!("{before}{after}"), fourth.root_pem()), (published, &*after));
     assert!(leads(&leaf, &after));
     assert!(leads(fourth.issue_control(HOUR, SystemTime::now()).unwrap().chain_pem(), &after));
     assert_eq!(fourth.known().len(), 4, "the old key is kept until all have acknowledged");
 
-    let last = fourth.advance(HOUR, later(now)).unwrap();
+    let last = fourth.advance(WAITS, later(now)).unwrap();
     assert!(phase(&last).is_none());
     assert_eq!(names(&dir), ["ca.json", "issuer-2.key", "issuer-2.pem", "root-2.key", "root-2.pem", "token.key"]);
     assert!(names(&dir).iter().all(|name| mode(&dir.join("keys").join(name)) == 0o600));
@@ -86,8 +88,8 @@ fn an_issuer_is_exchanged_under_the_same_root_which_has_to_be_there() {
     assert_eq!(second.issuer_named(&der(&leaf[1])), Some("issuer-2"));
     assert_eq!(second.issuer_named(&der(&issue(&first)[1])), Some("issuer"));
     assert_eq!(second.issuer_named(&der(&leaf[2])), None, "a root is no issuer");
-    let waiting = second.advance(HOUR, SystemTime::now()).unwrap();
-    waiting.advance(HOUR, later(SystemTime::now())).unwrap();
+    let waiting = second.advance(WAITS, SystemTime::now()).unwrap();
+    waiting.advance(WAITS, later(SystemTime::now())).unwrap();
     assert_eq!(names(&dir), ["ca.json", "issuer-2.key", "issuer-2.pem", "root.key", "root.pem", "token.key"]);
 }
 
@@ -102,9 +104,9 @@ fn of_two_who_change_it_at_once_one_is_told() {
     assert!(other.reload().unwrap().is_none());
     let error = other.begin(Kind::Issuer, SystemTime::now()).unwrap_err().to_string();
     assert!(error.contains("of the root is publishing already"), "{error}");
-    let back = other.abort(SystemTime::now()).unwrap().advance(HOUR, SystemTime::now()).unwrap();
+    let back = other.abort(SystemTime::now()).unwrap().advance(WAITS, SystemTime::now()).unwrap();
     assert_eq!(back.root_pem(), one.root_pem());
-    assert!(matches!(begun.advance(HOUR, SystemTime::now()), Err(CaError::Conflict)));
+    assert!(matches!(begun.advance(WAITS, SystemTime::now()), Err(CaError::Conflict)));
 }
 
 /// `ca.json` of a CA that an earlier version made.
@@ -140,7 +142,8 @@ fn what_a_crash_in_the_middle_left_is_in_nobodys_way() {
     let again = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
     assert_eq!(again.root_pem(), first.root_pem());
     let begun = again.begin(Kind::Root, SystemTime::now()).unwrap();
-    issue(&begun.advance(HOUR, SystemTime::now()).unwrap());
+    let waited = begun.advance(WAITS, SystemTime::now()).unwrap();
+    issue(&waited.advance(WAITS, SystemTime::now()).unwrap());
 }
 
 #[test]

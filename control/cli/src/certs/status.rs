@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
+use weft_certs::ca::rotation::Phase;
 use weft_certs::inspect::words;
 use weft_control::rotation::{AuthorityReport, ProxyReport, Report, RotationReport};
 
@@ -80,8 +81,12 @@ pub fn rotating(rotation: &RotationReport, now: SystemTime) -> Vec<String> {
         rotation.to,
         words::span(since)
     )];
-    if let Some(left) = rotation.leaves_until.and_then(|until| at(until).duration_since(now).ok()) {
-        lines.push(format!("  certificates of {} may be valid for another {}", rotation.from, words::span(left)));
+    if let Some(left) = rotation.until.and_then(|until| at(until).duration_since(now).ok()) {
+        let left = words::span(left);
+        lines.push(match rotation.phase {
+            Phase::Turning => format!("  certificates of {} may be valid for another {left}", rotation.from),
+            _ => format!("  copies of the roots have another {left} to follow"),
+        });
     }
     lines.extend(rotation.waiting.iter().map(|one| format!("  {} {}", one.workload, one.why)));
     lines

@@ -1,6 +1,6 @@
 //! A root is being exchanged: who comes with the old one, and who was given another.
 
-use weft_certs::ca::rotation::Kind;
+use weft_certs::ca::rotation::{Kind, Waits};
 use weft_certs::token;
 use weft_control::{Config, Control};
 
@@ -17,7 +17,9 @@ async fn who_was_given_the_old_root_alone_joins_while_the_new_one_issues() {
     let ca_dir = dir.path().join("ca");
     let before = Ca::open(&ca_dir, "cluster.local").unwrap();
     let now = SystemTime::now();
-    before.begin(Kind::Root, now).unwrap().advance(HOUR, now).unwrap();
+    let waits = Waits { copies: Duration::ZERO, leaves: HOUR };
+    let begun = before.begin(Kind::Root, now).unwrap();
+    begun.advance(waits, now).unwrap().advance(waits, now).unwrap();
     let mut config = Config::new(vec![dir.path().join("files")], ca_dir.clone());
     let anywhere = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     (config.listen, config.metrics) = (anywhere, anywhere);
