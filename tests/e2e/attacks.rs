@@ -81,6 +81,10 @@ fn on_a_strict_port() {
     let plain = mesh.curl("attacker-0", &[&format!("http://{}:8080/", mesh.pod("web-0").ip())]);
     assert_ne!(plain.status, 200, "{plain:?}");
     counted(REFUSED, "reason=\"plaintext_refused\"", before);
+    mesh.until("the access log to tell of it", || {
+        let log = mesh.sidecar("web-0").process.log();
+        if log.contains("plaintext_refused") { Ok(()) } else { Err(log) }
+    });
 
     let attacker = format!("peer={}:", mesh.pod("attacker-0").ip());
     let claims_ours = keep(&issue(&partner, "client"), &dir, "claims-ours");
