@@ -119,7 +119,7 @@ fn an_endpoint_that_shows_anothers() {
         let member = members.get_mut("web-0").unwrap();
         member.sidecar = None;
         issue(&ca, "admin").save(&state).unwrap();
-        member.account = "admin".to_owned();
+        "admin".clone_into(&mut member.account);
         member.start_sidecar(lab);
     }
     mesh.until("the other certificate to be refused", || {
