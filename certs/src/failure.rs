@@ -37,7 +37,7 @@ failures! {
     OtherTrustDomain = "other_trust_domain";
     /// The peer showed no certificate where one is needed.
     NoCertificate = "no_certificate";
-    /// The peer's certificate has been revoked. Reserved: nothing is revoked yet.
+    /// The peer's certificate, or its identity, has been revoked.
     Revoked = "revoked";
     /// The peer ended the handshake with an alert. Its own metric says why: most often it does not take our certificate.
     RefusedByPeer = "refused_by_peer";

@@ -13,6 +13,7 @@
 //! - [`token`]: join tokens, by which a new workload proves itself. [`jwt`]: tokens of others, proved by their issuers' public keys.
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers. [`failure`]: why a handshake failed, as metrics count it.
+//! - [`revoked`]: who is not believed any more although his certificate is good.
 //! - [`inspect`]: what the certificates of a file are, for people.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
 
@@ -23,6 +24,7 @@ pub mod files;
 mod hostile;
 pub mod inspect;
 pub mod jwt;
+pub mod revoked;
 pub mod svid;
 pub mod tls;
 pub mod token;

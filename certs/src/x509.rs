@@ -8,7 +8,10 @@ use weft_engine::identity::Identity;
 use x509_parser::oid_registry::OID_X509_SERIALNUMBER;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use crate::revoked::Serial;
+
 /// What a leaf says of its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leaf {
     /// Its one SPIFFE ID.
     pub identity: Identity,
@@ -16,6 +19,8 @@ pub struct Leaf {
     pub pod: Option<String>,
     /// Serial number, lower-case hex.
     pub serial: String,
+    /// The same as a number.
+    pub number: Serial,
     /// Start of validity.
     pub not_before: SystemTime,
     /// End of validity.
@@ -61,7 +66,8 @@ pub fn leaf(cert: &CertificateDer<'_>) -> Result<Leaf, LeafError> {
     let identity = identity(cert)?;
     let (_, parsed) = X509Certificate::from_der(cert).map_err(|_| LeafError::NotX509)?;
     let Life { not_before, not_after } = life_of(&parsed);
-    Ok(Leaf { identity, pod: pod_of(&parsed), serial: crate::files::hex(parsed.raw_serial()), not_before, not_after })
+    let (serial, number) = (crate::files::hex(parsed.raw_serial()), Serial::of(parsed.raw_serial()));
+    Ok(Leaf { identity, pod: pod_of(&parsed), serial, number, not_before, not_after })
 }
 
 /// How the uid of a pod is written: into the subject's serial number, which names the one thing of many that a certificate is for

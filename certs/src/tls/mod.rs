@@ -3,7 +3,7 @@
 //! Invariants
 //! - TLS 1.3 only, key exchange X25519MLKEM768 first.
 //! - A peer's chain leads to the roots of the trust domain that it names, is valid now, and names exactly one SPIFFE ID. The domain is ours or
-//!   one that we are federated with.
+//!   one that we are federated with. Neither that identity nor that certificate has been revoked ([`crate::revoked`]).
 //! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
 //! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
 //!   [`client_config_for`] makes the handshake itself do so.
@@ -27,6 +27,7 @@ use weft_engine::identity::{Identity, NotAnIdentity};
 
 pub use crate::x509::LeafError;
 
+use crate::revoked::Denied;
 use crate::svid::Svid;
 use crate::x509;
 pub use crate::x509::Leaf;
@@ -68,6 +69,7 @@ type Anchors = Arc<[TrustAnchor<'static>]>;
 pub struct Roots {
     own: Anchors,
     foreign: Arc<BTreeMap<Arc<str>, Anchors>>,
+    denied: Denied,
 }
 
 impl fmt::Debug for Roots {
@@ -95,7 +97,7 @@ impl Roots {
     }
 
     fn new(certs: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
-        Ok(Self { own: anchors(certs)?, foreign: Arc::default() })
+        Ok(Self { own: anchors(certs)?, foreign: Arc::default(), denied: Denied::default() })
     }
 
     /// Those of every trust domain, one certificate in DER each; `own` must be among the domains.
@@ -112,19 +114,26 @@ impl Roots {
                 foreign.insert(Arc::clone(domain), anchors(&certs)?);
             }
         }
-        Ok(Self { own: ours.ok_or(TlsError::Roots)?, foreign: Arc::new(foreign) })
+        Ok(Self { own: ours.ok_or(TlsError::Roots)?, foreign: Arc::new(foreign), denied: Denied::default() })
     }
 
-    /// Those of the own trust domain alone, and with them `others`' own.
+    /// Those of the own trust domain alone, and with them `others`' own; nobody is denied.
     #[must_use]
     pub fn own_and(&self, others: &Self) -> Self {
-        Self { own: self.own.iter().chain(&*others.own).cloned().collect(), foreign: Arc::default() }
+        let own = self.own.iter().chain(&*others.own).cloned().collect();
+        Self { own, foreign: Arc::default(), denied: Denied::default() }
+    }
+
+    /// The same, but for who is on the list that is in force when a handshake ends.
+    #[must_use]
+    pub fn denying(self, denied: &Denied) -> Self {
+        Self { denied: denied.clone(), ..self }
     }
 
     /// With them `others`' own; those of other trust domains stay.
     #[must_use]
     pub fn with(&self, others: &Self) -> Self {
-        Self { foreign: Arc::clone(&self.foreign), ..self.own_and(others) }
+        Self { foreign: Arc::clone(&self.foreign), denied: self.denied.clone(), ..self.own_and(others) }
     }
 }
 

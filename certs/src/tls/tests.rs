@@ -2,6 +2,7 @@
 
 mod failures;
 mod pins;
+mod revoked;
 
 mod federation;
 

@@ -2,7 +2,7 @@
 //!
 //! rustls compares DNS names and knows nothing of SPIFFE IDs, so these verifiers stand in the place of its own: the chain is webpki's work,
 //! the name is ours. In order: the chain to a root of the domain that the leaf names at the time of the handshake, exactly one URI name, the
-//! trust domain, and the expected identity where one was given.
+//! trust domain, the expected identity where one was given, and that neither identity nor certificate has been revoked.
 
 use std::fmt;
 use std::sync::Arc;
@@ -78,7 +78,11 @@ impl MeshVerifier {
         parsed
             .verify_for_usage(self.algorithms.all, self.anchors(leaf), intermediates, now, usage, None, None)
             .map_err(|e| chain_error(&e))?;
-        self.check_name(leaf).map_err(|e| Error::InvalidCertificate(told(&e)))
+        let found = self.check_name(leaf).map_err(|e| Error::InvalidCertificate(told(&e)))?;
+        if self.roots.denied.has(&found, parsed.serial()) {
+            return Err(Error::InvalidCertificate(CertificateError::Revoked));
+        }
+        Ok(())
     }
 
     // What it must lead to: the roots of the domain that it names, no others'. One that nobody knows is refused by its name.
@@ -87,7 +91,7 @@ impl MeshVerifier {
         named.and_then(|named| self.roots.foreign.get(&named.trust_domain)).unwrap_or(&self.roots.own)
     }
 
-    fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<(), Refused> {
+    fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<Identity, Refused> {
         let found = x509::identity(leaf)?;
         if found.trust_domain != self.trust_domain && !self.roots.foreign.contains_key(&found.trust_domain) {
             let trust_domain = Arc::clone(&self.trust_domain);
@@ -97,7 +101,7 @@ impl MeshVerifier {
             Some(expected) if *expected != found => {
                 Err(Refused::Unexpected { found: found.to_string(), expected: expected.to_string() })
             }
-            _ => Ok(()),
+            _ => Ok(found),
         }
     }
 }

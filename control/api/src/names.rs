@@ -35,6 +35,7 @@ resource_types!(
     RateLimitPolicy,
     MeshExtent,
     Trust,
+    Revoked,
     NackDetails
 );
 
@@ -44,9 +45,12 @@ pub const MESH_EXTENT: &str = "mesh-extent";
 /// Name of the only [`v1::Trust`].
 pub const TRUST: &str = "trust";
 
+/// Name of the only [`v1::Revoked`].
+pub const REVOKED: &str = "revoked";
+
 /// Whether this is the name of an [`v1::Address`], if it is one of ours at all.
 pub fn is_address(name: &str) -> bool {
-    !name.contains('/') && name != MESH_EXTENT && name != TRUST
+    !name.contains('/') && ![MESH_EXTENT, TRUST, REVOKED].contains(&name)
 }
 
 /// The type's short name (`Address`) from its URL, or the URL itself if it is not ours.

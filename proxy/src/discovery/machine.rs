@@ -199,8 +199,9 @@ impl Machine {
         let mut requests = vec![
             self.first(v1::MeshExtent::TYPE_URL, &self.extent, |type_url| type_url == v1::MeshExtent::TYPE_URL),
             self.first(v1::Workload::TYPE_URL, &self.workload, |type_url| {
-                let beside = [v1::AuthorizationPolicy::TYPE_URL, v1::RateLimitPolicy::TYPE_URL, v1::Trust::TYPE_URL];
-                type_url == v1::Workload::TYPE_URL || beside.contains(&type_url)
+                let beside = [v1::AuthorizationPolicy::TYPE_URL, v1::RateLimitPolicy::TYPE_URL];
+                let believed = [v1::Trust::TYPE_URL, v1::Revoked::TYPE_URL];
+                type_url == v1::Workload::TYPE_URL || beside.contains(&type_url) || believed.contains(&type_url)
             }),
         ];
         self.unanswered = None;

@@ -16,7 +16,7 @@ use weft_api::names::{self, Digest, ResourceType};
 use weft_api::wire::v1;
 
 /// Every type of resource.
-pub const TYPES: [&str; 10] = [
+pub const TYPES: [&str; 11] = [
     v1::Address::TYPE_URL,
     v1::Service::TYPE_URL,
     v1::Route::TYPE_URL,
@@ -27,6 +27,7 @@ pub const TYPES: [&str; 10] = [
     v1::RateLimitPolicy::TYPE_URL,
     v1::MeshExtent::TYPE_URL,
     v1::Trust::TYPE_URL,
+    v1::Revoked::TYPE_URL,
 ];
 
 /// A type's place in [`TYPES`]; `None` if it is none of ours.
@@ -240,6 +241,7 @@ fn points_to(decoded: &Decoded, next: &mut impl FnMut(Arc<str>)) {
             let bindings = workload.authorization.iter().chain(&workload.rate_limits);
             bindings.for_each(|binding| next(Arc::clone(&binding.policy)));
             next(names::TRUST.into());
+            next(names::REVOKED.into());
         }
         Decoded::Address(_)
         | Decoded::EndpointHead(_)
@@ -247,6 +249,7 @@ fn points_to(decoded: &Decoded, next: &mut impl FnMut(Arc<str>)) {
         | Decoded::AuthorizationPolicy(_)
         | Decoded::RateLimitPolicy(_)
         | Decoded::MeshExtent(_)
-        | Decoded::Trust(_) => {}
+        | Decoded::Trust(_)
+        | Decoded::Revoked(_) => {}
     }
 }

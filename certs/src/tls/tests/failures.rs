@@ -7,7 +7,7 @@ use super::*;
 use crate::failure::Failure;
 
 /// What each side's handshake ended with; `None`: it did not.
-fn shake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (Option<Failure>, Option<Failure>) {
+pub(super) fn shake(client: &Arc<ClientConfig>, server: &Arc<ServerConfig>) -> (Option<Failure>, Option<Failure>) {
     let mut client = ClientConnection::new(Arc::clone(client), "web.shop.80.weft".try_into().unwrap()).unwrap();
     let mut server = ServerConnection::new(Arc::clone(server)).unwrap();
     let (mut of_client, mut of_server) = (None, None);

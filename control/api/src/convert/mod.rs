@@ -23,6 +23,7 @@ mod endpoint;
 mod error;
 mod field;
 mod policy;
+mod revoked;
 mod routes;
 mod trust;
 mod workload;
@@ -31,6 +32,7 @@ pub use bindings::{Bound, Held, PortRules};
 pub use endpoint::{Address, Alpn, Endpoint, EndpointHead};
 pub use error::{ErrorCode, ResourceError};
 pub use policy::{RateLimitPolicy, closed_policy};
+pub use revoked::{MAX_REVOKED, MAX_REVOKED_BYTES, Revoked};
 pub(crate) use routes::{MAX_HOSTNAMES, NOT_EDITABLE};
 pub use trust::Trust;
 pub use workload::{Binding, InboundPort, Protocol, Service, Workload};
@@ -58,6 +60,8 @@ pub enum Decoded {
     MeshExtent(Vec<IpNet>),
     /// Whose certificates are believed.
     Trust(Trust),
+    /// Who is not believed any more.
+    Revoked(Revoked),
 }
 
 impl Decoded {
@@ -71,6 +75,7 @@ impl Decoded {
             Self::RateLimitPolicy(policy) => Some(Arc::clone(&policy.name)),
             Self::MeshExtent(_) => Some(crate::names::MESH_EXTENT.into()),
             Self::Trust(_) => Some(crate::names::TRUST.into()),
+            Self::Revoked(_) => Some(crate::names::REVOKED.into()),
             Self::Address(_) | Self::EndpointHead(_) | Self::Endpoint(_) => None,
         }
     }
@@ -91,6 +96,7 @@ pub fn decode(type_url: &str, bytes: &[u8], trust_domain: &str) -> Result<Decode
         v1::RateLimitPolicy::TYPE_URL => Decoded::RateLimitPolicy(policy::rate_limit(&parse(bytes)?)?),
         v1::MeshExtent::TYPE_URL => Decoded::MeshExtent(workload::extent(&parse(bytes)?)?),
         v1::Trust::TYPE_URL => Decoded::Trust(trust::trust(parse(bytes)?, trust_domain)?),
+        v1::Revoked::TYPE_URL => Decoded::Revoked(revoked::revoked(parse(bytes)?)?),
         other => {
             let message = format!("resources of type `{other}` are not known to this build: upgrade the proxy");
             return Err(ResourceError::new(ErrorCode::UnknownType, message));

@@ -96,6 +96,7 @@ pub fn roots() -> Vec<Resource> {
         resource("workload/shop/cart-1", &own),
         resource("mesh-extent", &extent),
         resource("trust", &v1::Trust::default()),
+        resource("revoked", &v1::Revoked::default()),
     ]
 }
 
