@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use tonic::{Request, Status};
+use weft_certs::revoked::DenyList;
 use weft_engine::identity::Identity;
 
 use crate::distribute::Hub;
@@ -35,6 +36,13 @@ pub struct Proved {
     pub issuer: Option<Arc<str>>,
     /// Uid of the pod that the certificate was issued to; none if no pod was proved.
     pub pod: Option<Arc<str>>,
+}
+
+impl Proved {
+    /// Whether it is not believed any more.
+    pub fn is_on(&self, denied: &DenyList) -> bool {
+        denied.has_written(&self.identity, &self.serial)
+    }
 }
 
 /// The peer of a request.
@@ -70,9 +78,13 @@ pub fn workload(text: &str) -> Result<Name, Status> {
     }
 }
 
-/// Refuses unless the workload is known and belongs to the identity; and is the very pod that the certificate was issued to, if it was to one.
+/// Refuses unless the workload is known and belongs to the identity; and is the very pod that the certificate was issued to, if it was to one;
+/// and that certificate is not revoked.
 pub fn must_own(hub: &Hub, proved: &Proved, workload: &Name) -> Result<(), Status> {
     let identity = &proved.identity;
+    if proved.is_on(&hub.denied()) {
+        return Err(Status::permission_denied(format!("{identity}, or this certificate of it, is revoked")));
+    }
     match hub.owns(proved, workload) {
         Some(true) => Ok(()),
         Some(false) => Err(Status::permission_denied(match &proved.pod {

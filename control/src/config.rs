@@ -41,6 +41,10 @@ pub struct Args {
     /// several times.
     #[arg(long, value_name = "DOMAIN=FILE")]
     pub federate: Vec<Federated>,
+    /// Identities and certificates that are not believed any more: a YAML or JSON list of `identity: SPIFFE-ID` or `serial: HEX`, each with
+    /// `reason` and `until` (RFC 3339) if you like. Read again when it changes.
+    #[arg(long, value_name = "FILE")]
+    pub revoked: Option<PathBuf>,
     /// Directory (made with mode 0700) for the last good version of each object, so that one that is broken when control starts keeps what it
     /// said before. Without it such a policy denies its targets and such a route is as if it were not written.
     #[arg(long, value_name = "DIR")]
@@ -74,6 +78,8 @@ pub struct Config {
     pub publish_roots_for: Duration,
     /// Other trust domains that are believed.
     pub federated: Vec<Federated>,
+    /// The list of who is not believed any more.
+    pub revoked: Option<PathBuf>,
     /// Where the last good version of each object is kept across restarts; `None` keeps nothing.
     pub state_dir: Option<PathBuf>,
     /// Whether /debug/proxies is answered to others than loopback.
@@ -101,6 +107,7 @@ impl Config {
             leaf_ttl: Duration::from_hours(1),
             publish_roots_for: Duration::ZERO,
             federated: Vec::new(),
+            revoked: None,
             state_dir: None,
             debug_remote: false,
             issuing: Settings::default(),
@@ -122,6 +129,7 @@ impl From<Args> for Config {
             leaf_ttl: args.leaf_ttl,
             publish_roots_for: args.publish_roots_for.unwrap_or_default(),
             federated: args.federate,
+            revoked: args.revoked,
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,
             issuing: args.issuing,

@@ -2,7 +2,8 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
-//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`rotation`] (the CA over time),
+//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`revoked`] (whose not any more), [`rotation`] (the CA
+//! over time),
 //! [`metrics`], [`config`].
 
 pub mod auth;
@@ -12,6 +13,7 @@ pub mod distribute;
 pub mod issue;
 pub mod metrics;
 pub mod model;
+pub mod revoked;
 pub mod rotation;
 pub mod server;
 pub mod sources;
@@ -22,7 +24,7 @@ pub mod trust;
 use std::future::Future;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context as _;
 use tokio::net::TcpListener;
@@ -34,6 +36,7 @@ pub use config::{Args, Config};
 
 use distribute::Hub;
 use metrics::Metrics;
+use revoked::Revocations;
 use rotation::Follower;
 use sources::files::{self, Loaded, Watch};
 use trust::Trust;
@@ -96,6 +99,7 @@ pub struct Control {
     served: AbortOnDropHandle<anyhow::Result<()>>,
     _source: AbortOnDropHandle<()>,
     _ca: AbortOnDropHandle<()>,
+    _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
 }
 
@@ -103,11 +107,13 @@ impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
         let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
+        let revoked = Revocations::open(config.revoked.clone(), &config.trust_domain).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         // Tells the hub of the roots, before any proxy asks.
         let opened = Follower::open(&config, trust, Arc::clone(&hub));
         let (follower, ca) = opened.context("the CA cannot be opened")?;
+        hub.revoke(revoked.list(SystemTime::now()));
         let now = Arc::clone(&ca.borrow());
         let provers = issue::Provers::open(&config.issuing, &now, &config.ca_dir, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
@@ -125,6 +131,7 @@ impl Control {
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
         let following = tokio::spawn(follower.run());
+        let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
         let served = tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
@@ -136,6 +143,7 @@ impl Control {
             served: AbortOnDropHandle::new(served),
             _source: AbortOnDropHandle::new(source),
             _ca: AbortOnDropHandle::new(following),
+            _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
         })
     }

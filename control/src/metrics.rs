@@ -42,6 +42,8 @@ pub struct Metrics {
     pub used_tokens: IntGauge,
     pub key_reads: IntCounterVec,
     pub token_reviews: IntCounterVec,
+    pub revoked: IntGauge,
+    pub revocations_broken: IntGauge,
     pub control_not_after: IntGauge,
     rotation_phase: IntGaugeVec,
     rotation_waiting: IntGauge,
@@ -157,6 +159,11 @@ impl Metrics {
                 "token_reviews_total",
                 "Questions to the API server about tokens, by what became of them.",
                 "outcome",
+            )?,
+            revoked: make.gauge("revoked_entries", "Identities and certificates that are revoked now.")?,
+            revocations_broken: make.gauge(
+                "revocations_broken",
+                "1 while the file of --revoked cannot be used; who was revoked before is revoked still.",
             )?,
             control_not_after: make.gauge(
                 "certificate_expiry_timestamp_seconds",

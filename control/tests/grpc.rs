@@ -23,7 +23,7 @@ async fn a_proxy_gets_what_it_asks_for_and_an_edit_sends_one_endpoint() {
     let mut cart = mesh.proxy("cart-1", "cart").await.unwrap();
     assert_eq!(cart.next().await, ["mesh-extent"]);
     cart.ask(v1::Workload::TYPE_URL, &["workload/shop/cart-1"]).await;
-    assert_eq!(cart.next().await, ["workload/shop/cart-1", "trust"]);
+    assert_eq!(cart.next().await, ["workload/shop/cart-1", "trust", "revoked"]);
     let asked = Instant::now();
     cart.ask(ADDRESS, &["10.96.0.1:80", "nobody.shop:80"]).await;
     let structure = ["10.96.0.1:80", "service/shop/web:80", WEB, "nobody.shop:80"];

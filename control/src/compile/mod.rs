@@ -156,8 +156,9 @@ impl Default for Compiled {
     fn default() -> Self {
         let extent = (names::MESH_EXTENT.into(), Arc::new(extent::resource(&Model::default())));
         let trust = (names::TRUST.into(), Arc::new(Resource::new(&v1::Trust::default(), Vec::new())));
+        let revoked = (names::REVOKED.into(), Arc::new(Resource::new(&v1::Revoked::default(), Vec::new())));
         Self {
-            resources: HashMap::from([extent, trust]),
+            resources: HashMap::from([extent, trust, revoked]),
             collections: HashMap::new(),
             service_addresses: HashMap::new(),
             lookup: address::Lookup::default(),
@@ -211,6 +212,13 @@ impl Compiled {
     pub fn update_trust(&self, trust: &v1::Trust) -> Patch {
         let mut patch = Patch::of(&self.model, &self.draining);
         self.put(names::TRUST.to_owned(), Some(Resource::new(trust, Vec::new())), &mut patch);
+        patch
+    }
+
+    /// What has to change so that these are not believed any more.
+    pub fn update_revoked(&self, revoked: &v1::Revoked) -> Patch {
+        let mut patch = Patch::of(&self.model, &self.draining);
+        self.put(names::REVOKED.to_owned(), Some(Resource::new(revoked, Vec::new())), &mut patch);
         patch
     }
 

@@ -260,7 +260,10 @@ fn policies_cover_the_ports_behind_their_targets() {
     let cart = workload(&compiled, "cart-1");
     assert_eq!((cart.authorization.len(), cart.rate_limits.len()), (0, 1));
     let names: Vec<String> = compiled.closure("workload/shop/web-1").iter().map(|(name, _)| name.to_string()).collect();
-    assert_eq!(names, ["workload/shop/web-1", "AuthorizationPolicy/shop/on-web", "RateLimitPolicy/shop/all", "trust"]);
+    assert_eq!(
+        names,
+        ["workload/shop/web-1", "AuthorizationPolicy/shop/on-web", "RateLimitPolicy/shop/all", "trust", "revoked"]
+    );
 }
 
 #[test]

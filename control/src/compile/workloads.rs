@@ -16,7 +16,7 @@ struct Ports {
     by_port: BTreeMap<u16, (v1::Protocol, BTreeSet<Name>)>,
 }
 
-/// The `Workload` resource. It points to the policies that cover it, and to whom it may believe.
+/// The `Workload` resource. It points to the policies that cover it, and to whom it may believe and whom not.
 pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> Resource {
     let posture = index.model.namespaces.get(&name.namespace).copied().unwrap_or_default();
     let ports = ports(index, name);
@@ -29,7 +29,7 @@ pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> R
     let rate_limits: Vec<_> =
         rate_limits.filter_map(|(policy, found)| binding("RateLimitPolicy", policy, &found.targets, &ports)).collect();
     let policies = authorization.iter().chain(&rate_limits).map(|binding| binding.policy.as_str().into());
-    let points_to: Vec<Arc<str>> = policies.chain([names::TRUST.into()]).collect();
+    let points_to: Vec<Arc<str>> = policies.chain([names::TRUST.into(), names::REVOKED.into()]).collect();
     let mode = if posture.strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
     let message = v1::Workload {
         namespace: name.namespace.clone(),

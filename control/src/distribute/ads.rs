@@ -162,7 +162,8 @@ async fn converse(
         tokio::select! {
             biased;
             () = stream.revoked.cancelled() => {
-                return Err(Status::permission_denied("the workload belongs to another identity now, or is another pod"));
+                let message = "the workload belongs to another identity now, or is another pod, or that is revoked";
+                return Err(Status::permission_denied(message));
             }
             message = incoming.message() => match message? {
                 Some(request) => hear(hub, stream, request)?,

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use weft_api::names;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::v1;
+use weft_certs::revoked::{Denied, DenyList};
 
 use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
@@ -25,6 +26,7 @@ use crate::auth::Proved;
 use crate::compile::{Changes, Compiled};
 use crate::metrics::Metrics;
 use crate::model::{Model, Name};
+use crate::revoked::List;
 
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
@@ -57,7 +59,7 @@ pub struct Stream {
     session: Mutex<Session>,
     /// There may be something to send.
     pub wake: Notify,
-    /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod.
+    /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod, or that is revoked.
     pub revoked: CancellationToken,
 }
 
@@ -101,6 +103,7 @@ pub struct Hub {
     started: Instant,
     limits: Limits,
     loaded: watch::Sender<bool>,
+    denied: Denied,
     /// Counts acknowledgements, openings and ends of streams.
     pub(super) progress: watch::Sender<u64>,
     /// Where everything is counted.
@@ -120,6 +123,7 @@ impl Hub {
             started: Instant::now(),
             limits,
             loaded: watch::Sender::new(false),
+            denied: Denied::default(),
             progress: watch::Sender::new(0),
             metrics,
         }
@@ -167,6 +171,37 @@ impl Hub {
         self.compiled.write().apply(patch);
         self.dispatch(&changes);
         !changes.is_empty()
+    }
+
+    /// Takes another list of who is revoked, and tells everybody: those who are on it too, whose streams go on until
+    /// [`Hub::end_revoked`]. Returns whether it is another one.
+    pub fn revoke(&self, list: List) -> bool {
+        let _inputs = self.inputs.lock();
+        self.metrics.revoked.set(i64::try_from(list.denied.len()).unwrap_or(i64::MAX));
+        self.denied.set(Arc::new(list.denied));
+        let mut patch = self.compiled.read().update_revoked(&list.message);
+        let changes = std::mem::take(&mut patch.changes);
+        self.compiled.write().apply(patch);
+        self.dispatch(&changes);
+        !changes.is_empty()
+    }
+
+    /// Who is not believed now.
+    pub fn denied(&self) -> Arc<DenyList> {
+        self.denied.now()
+    }
+
+    /// Ends the streams of who is revoked.
+    pub fn end_revoked(&self) {
+        let denied = self.denied.now();
+        if denied.is_empty() {
+            return;
+        }
+        for stream in self.streams.read().values() {
+            if stream.client.proved.is_on(&denied) {
+                stream.revoked.cancel();
+            }
+        }
     }
 
     fn recompile(&self, inputs: &mut Inputs) -> usize {

@@ -86,6 +86,8 @@ words! {
         TrustDomain = "trust_domain",
         /// An identity that this prover may not prove.
         Reserved = "reserved",
+        /// The identity, or the certificate that should prove it, is on the list of who is revoked.
+        Revoked = "revoked",
         /// Too many certificates for one identity.
         RateLimited = "rate_limited",
         /// The wanted life is negative.
@@ -109,7 +111,9 @@ impl Cause {
     /// What the caller is told by gRPC: whether there is sense in asking again with the same proof.
     fn code(self) -> Code {
         match self {
-            Self::Mismatch | Self::TrustDomain | Self::Reserved | Self::ServiceAccount => Code::PermissionDenied,
+            Self::Mismatch | Self::TrustDomain | Self::Reserved | Self::ServiceAccount | Self::Revoked => {
+                Code::PermissionDenied
+            }
             Self::RateLimited => Code::ResourceExhausted,
             Self::Validity
             | Self::RequestMalformed

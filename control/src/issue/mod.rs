@@ -95,8 +95,24 @@ impl Provers {
         })
     }
 
-    /// Who asks. A certificate counts for more than a token, which may have run out since the first time; both must agree if both are good.
+    /// Who asks. Whoever is revoked is refused whatever he shows; who shows a certificate that is revoked has shown none.
     pub async fn prove(&self, proved: Option<&Proved>, token: Option<&str>, now: SystemTime) -> Result<Proof, Refusal> {
+        let denied = self.hub.denied();
+        let stolen = proved.filter(|proved| proved.is_on(&denied));
+        if let Some(stolen) = stolen.filter(|_| token.is_none()) {
+            let message = format!("{}, or this certificate of it, is revoked", stolen.identity);
+            let refusal = Refusal::new(Cause::Revoked, message).by(Method::Certificate);
+            return Err(Refusal { identity: Some(stolen.identity.clone()), ..refusal });
+        }
+        let proof = self.by_any(proved.filter(|_| stolen.is_none()), token, now).await?;
+        if denied.has_identity(&proof.identity) {
+            return Err(Refusal::new(Cause::Revoked, format!("{} is revoked", proof.identity)).after(&proof));
+        }
+        Ok(proof)
+    }
+
+    // A certificate counts for more than a token, which may have run out since the first time; both must agree if both are good.
+    async fn by_any(&self, proved: Option<&Proved>, token: Option<&str>, now: SystemTime) -> Result<Proof, Refusal> {
         let by_certificate = certificate::prove(proved, now, || self.model());
         let by_token = match token {
             Some(token) => Some(self.by_token(token, now).await),

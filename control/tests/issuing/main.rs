@@ -8,6 +8,7 @@ mod common;
 mod kubernetes;
 mod once;
 mod requests;
+mod revoked;
 mod streams;
 mod support;
 mod tokens;

@@ -393,7 +393,7 @@ fn a_workload_that_comes_later_is_told_of() {
     assert!(server.drain().iter().all(|response| response.resources.is_empty()));
     model.workloads.insert(name("web-1"), web_1);
     server.publish(&model);
-    assert_eq!(names(&server.drain()[0]), ["workload/shop/web-1", "trust"]);
+    assert_eq!(names(&server.drain()[0]), ["workload/shop/web-1", "trust", "revoked"]);
 }
 
 #[derive(Clone, Debug)]

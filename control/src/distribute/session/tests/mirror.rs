@@ -85,7 +85,7 @@ impl Mirror {
             };
             let request = match kind {
                 "MeshExtent" => &mut extent,
-                "Workload" | "AuthorizationPolicy" | "RateLimitPolicy" | "Trust" => &mut workload,
+                "Workload" | "AuthorizationPolicy" | "RateLimitPolicy" | "Trust" | "Revoked" => &mut workload,
                 _ => &mut address,
             };
             request.initial_resource_versions.insert(name.clone(), version);
@@ -209,7 +209,8 @@ impl Mirror {
             "Workload" => {
                 let workload = v1::Workload::decode(&*has.bytes).unwrap();
                 let bindings = workload.authorization.into_iter().chain(workload.rate_limits);
-                bindings.map(|binding| binding.policy).chain([names::TRUST.to_owned()]).collect()
+                let beside = [names::TRUST, names::REVOKED].map(str::to_owned);
+                bindings.map(|binding| binding.policy).chain(beside).collect()
             }
             _ => Vec::new(),
         }

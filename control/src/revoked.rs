@@ -1,0 +1,325 @@
+//! Who is not believed any more although his certificate is good: identities and single certificates, from the file of `--revoked`.
+//!
+//! ```yaml
+//! - identity: spiffe://cluster.local/ns/shop/sa/web   # whatever certificate proves it
+//!   reason: its node was broken into
+//! - serial: 5c0f8a1d3e6b42978f10a2b3c4d5e6f7          # that one certificate
+//!   until: 2026-11-21T22:00:00Z                       # forgotten then: no sooner than it expires
+//! ```
+//!
+//! Invariants
+//! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why. It is never read in part.
+//! - Control itself is not on the list: nobody could be told of the next one.
+//! - A proxy that is on it is told so before its stream ends.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use serde::Deserialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{MissedTickBehavior, interval};
+use weft_api::convert::{MAX_REVOKED, MAX_REVOKED_BYTES};
+use weft_api::kinds::decode::{At, decode};
+use weft_api::kinds::{Fault, Position, documents, parse};
+use weft_api::wire::v1;
+use weft_certs::revoked::{DenyList, Serial};
+use weft_certs::tls::control_identity;
+use weft_engine::identity::Identity;
+
+use crate::distribute::Hub;
+
+/// How often the file is read.
+const LOOK: Duration = Duration::from_secs(1);
+/// Bytes of the file: each entry may have a long reason.
+const MAX_FILE: u64 = 8 << 20;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Written {
+    identity: Option<At<String>>,
+    serial: Option<At<String>>,
+    until: Option<At<String>>,
+    // For people.
+    #[serde(rename = "reason")]
+    _reason: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Who {
+    Identity(Identity),
+    Certificate(Serial),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Entry {
+    who: Who,
+    until: Option<SystemTime>,
+}
+
+/// The file, and what it said last while it was good.
+#[derive(Debug)]
+pub struct Revocations {
+    file: Option<PathBuf>,
+    control: Identity,
+    text: Option<String>,
+    entries: Vec<Entry>,
+    // Of which the log has said that something is wrong.
+    wrong: Option<String>,
+}
+
+/// What is in force at one moment.
+#[derive(Debug, PartialEq, Eq)]
+pub struct List {
+    /// For control itself.
+    pub denied: DenyList,
+    /// As proxies are told.
+    pub message: v1::Revoked,
+}
+
+impl Revocations {
+    /// Reads the file; without one nobody is revoked.
+    ///
+    /// # Errors
+    /// It is broken: whoever was on it would be believed again.
+    pub fn open(file: Option<PathBuf>, trust_domain: &str) -> Result<Self, String> {
+        let control = control_identity(trust_domain).map_err(|error| error.to_string())?;
+        let mut read = Self { file, control, text: None, entries: Vec::new(), wrong: None };
+        read.read()?;
+        Ok(read)
+    }
+
+    fn read(&mut self) -> Result<(), String> {
+        let Some(file) = &self.file else { return Ok(()) };
+        let named = |what: &dyn std::fmt::Display| format!("--revoked {}: {what}", file.display());
+        let text = read_bounded(file).map_err(|error| named(&error))?;
+        if self.text.as_ref() != Some(&text) {
+            let at = |fault: Fault| format!("--revoked {}:{fault}", file.display());
+            self.entries = entries(&text, &self.control).map_err(at)?;
+            self.text = Some(text);
+        }
+        Ok(())
+    }
+
+    /// Reads the file again.
+    pub fn look(&mut self) {
+        match self.read() {
+            Ok(()) => self.wrong = None,
+            Err(why) if self.wrong.as_ref() == Some(&why) => {}
+            Err(why) => {
+                tracing::warn!("{why}; who was revoked before is revoked still");
+                self.wrong = Some(why);
+            }
+        }
+    }
+
+    /// Who is revoked at that time.
+    pub fn list(&self, now: SystemTime) -> List {
+        let in_force = self.entries.iter().filter(|entry| entry.until.is_none_or(|until| now < until));
+        let (mut identities, mut serials) = (Vec::new(), Vec::new());
+        for entry in in_force {
+            match &entry.who {
+                Who::Identity(identity) => identities.push(identity.clone()),
+                Who::Certificate(serial) => serials.push(serial.clone()),
+            }
+        }
+        // The same list is the same bytes.
+        identities.sort_unstable();
+        identities.dedup();
+        serials.sort_unstable();
+        serials.dedup();
+        let message = v1::Revoked {
+            identities: identities.iter().map(ToString::to_string).collect(),
+            serials: serials.iter().map(|serial| Bytes::copy_from_slice(serial.bytes())).collect(),
+            requires: Vec::new(),
+        };
+        List { denied: DenyList::new(identities, serials), message }
+    }
+
+    /// Tells the hub for as long as it is polled.
+    pub async fn follow(mut self, hub: Arc<Hub>) {
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            looks.tick().await;
+            // Who was told a moment ago knows it by now.
+            hub.end_revoked();
+            self.look();
+            hub.metrics.revocations_broken.set(i64::from(self.wrong.is_some()));
+            let list = self.list(SystemTime::now());
+            let entries = list.denied.len();
+            if hub.revoke(list) {
+                tracing::info!(entries, "the list of who is revoked has changed");
+            }
+        }
+    }
+}
+
+fn read_bounded(file: &Path) -> std::io::Result<String> {
+    let length = std::fs::metadata(file)?.len();
+    if length > MAX_FILE {
+        return Err(std::io::Error::other(format!("{length} bytes where {MAX_FILE} are the most")));
+    }
+    std::fs::read_to_string(file)
+}
+
+fn entries(text: &str, control: &Identity) -> Result<Vec<Entry>, Fault> {
+    let start = Position { line: 1, column: 1 };
+    let mut documents = documents(text).into_iter();
+    let Some(document) = documents.next() else {
+        return Err(Fault::new(start, "the file is empty; write [] if nobody is revoked"));
+    };
+    if let Some(second) = documents.next() {
+        let at = Position { line: second.lines_before + 1, column: 1 };
+        return Err(Fault::new(at, "a second document; write one list of all that is revoked"));
+    }
+    let written: Vec<At<Written>> = decode(&parse(document)?)?;
+    let entries = written.into_iter().map(|one| entry(one, control)).collect::<Result<Vec<_>, _>>()?;
+    let bytes: usize = entries.iter().map(|entry| entry.who.bytes()).sum();
+    if entries.len() > MAX_REVOKED || bytes > MAX_REVOKED_BYTES {
+        let message = format!(
+            "{} entries of {bytes} bytes where {MAX_REVOKED} of {MAX_REVOKED_BYTES} are the most; \
+             give entries an `until`, or replace the issuer",
+            entries.len()
+        );
+        return Err(Fault::new(start, message));
+    }
+    Ok(entries)
+}
+
+impl Who {
+    // On the wire, with a tag and a length.
+    fn bytes(&self) -> usize {
+        4 + match self {
+            Self::Identity(identity) => identity.to_string().len(),
+            Self::Certificate(serial) => serial.bytes().len(),
+        }
+    }
+}
+
+fn entry(written: At<Written>, control: &Identity) -> Result<Entry, Fault> {
+    let At { value: written, at } = written;
+    let who = match (&written.identity, &written.serial) {
+        (Some(identity), None) => {
+            let read: Identity = identity.parse().map_err(|error| fault(identity.at, &error))?;
+            if read == *control {
+                let message = "control itself cannot be revoked: no proxy could be told anything any more; replace its CA's \
+                               issuer instead";
+                return Err(Fault::new(identity.at, message));
+            }
+            Who::Identity(read)
+        }
+        (None, Some(serial)) => Who::Certificate(serial.parse().map_err(|error| fault(serial.at, &error))?),
+        _ => return Err(Fault::new(at, "write `identity` or `serial`, one of them")),
+    };
+    let until = written.until.as_ref().map(|until| match OffsetDateTime::parse(until, &Rfc3339) {
+        Ok(time) => Ok(SystemTime::from(time)),
+        Err(_) => {
+            Err(Fault::new(until.at, format!("`{}` is no time; write it like 2026-11-21T22:00:00Z", until.value)))
+        }
+    });
+    Ok(Entry { who, until: until.transpose()? })
+}
+
+fn fault(at: Position, error: &dyn std::fmt::Display) -> Fault {
+    Fault::new(at, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
+
+    fn read(text: &str) -> Result<Vec<Entry>, String> {
+        entries(text, &control_identity("cluster.local").unwrap()).map_err(|fault| fault.to_string())
+    }
+
+    fn opened(file: &Path, text: &str) -> Revocations {
+        std::fs::write(file, text).unwrap();
+        Revocations::open(Some(file.to_owned()), "cluster.local").unwrap()
+    }
+
+    #[test]
+    fn identities_and_numbers_are_read() {
+        let text = format!(
+            "- identity: {WEB}\n  reason: broken into\n- serial: \"00F0:A1\"\n  until: 1970-01-01T00:01:40+00:00\n"
+        );
+        let who: Vec<_> = read(&text).unwrap();
+        assert_eq!(who[0], Entry { who: Who::Identity(WEB.parse().unwrap()), until: None });
+        let until = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(100));
+        assert_eq!(who[1], Entry { who: Who::Certificate("f0a1".parse().unwrap()), until });
+        assert_eq!(read(&format!("[{{\"identity\": \"{WEB}\"}}]")).unwrap(), who[..1]);
+        assert_eq!(read("[]").unwrap(), []);
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_with_its_place() {
+        for (text, want) in [
+            (format!("- identitty: {WEB}"), "1:3: unknown field `identitty`; did you mean `identity`?"),
+            (format!("- identity: {WEB}\n- {{reason: x}}"), "2:3: write `identity` or `serial`"),
+            (format!("- identity: {WEB}\n  serial: aa"), "1:3: write `identity` or `serial`"),
+            ("- identity: shop/web".to_owned(), "1:13: `shop/web` is not of the form"),
+            ("- serial: xyz".to_owned(), "1:11: `xyz` is no serial number"),
+            (format!("- identity: {WEB}\n  until: tomorrow"), "2:10: `tomorrow` is no time"),
+            (
+                "- identity: spiffe://cluster.local/ns/weft-system/sa/weft-control".to_owned(),
+                "1:13: control itself cannot be revoked",
+            ),
+            (String::new(), "1:1: the file is empty"),
+            ("[]\n---\n[]\n".to_owned(), "2:1: a second document"),
+        ] {
+            let error = read(&text).unwrap_err();
+            assert!(error.starts_with(want), "{error}\n{want}");
+        }
+    }
+
+    #[test]
+    fn ten_thousand_are_taken_and_no_more() {
+        let line = |number: usize| format!("- serial: \"{:032x}\"\n  reason: stolen\n", number + 1);
+        let mut text: String = (0..MAX_REVOKED).map(line).collect();
+        assert_eq!(read(&text).unwrap().len(), MAX_REVOKED);
+        text += &line(MAX_REVOKED);
+        assert!(read(&text).unwrap_err().contains("10001 entries"));
+    }
+
+    #[test]
+    fn a_file_that_breaks_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("revoked.yaml");
+        let good = format!("- identity: {WEB}\n");
+        let mut revoked = opened(&file, &good);
+        let now = SystemTime::now();
+        let first = revoked.list(now);
+        assert!(first.denied.has_identity(&WEB.parse().unwrap()));
+        for broken in ["", "- {", "- identity: nobody\n", "- serial: f0a1\n- seriall: f0a1\n"] {
+            std::fs::write(&file, broken).unwrap();
+            revoked.look();
+            assert!(revoked.wrong.is_some(), "{broken}");
+            assert_eq!(revoked.list(now), first, "{broken}");
+            let again = Revocations::open(Some(file.clone()), "cluster.local");
+            assert!(again.is_err(), "{broken}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        revoked.look();
+        assert_eq!(revoked.list(now), first);
+        std::fs::write(&file, "[]").unwrap();
+        revoked.look();
+        assert!(revoked.list(now).denied.is_empty() && revoked.wrong.is_none());
+    }
+
+    #[test]
+    fn an_entry_ends_with_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = format!("- identity: {WEB}\n- serial: f0a1\n  until: 2030-01-01T00:00:00Z\n- serial: f0:a1\n");
+        let revoked = opened(&dir.path().join("revoked.yaml"), &text);
+        let new_year = SystemTime::UNIX_EPOCH + Duration::from_hours(525_960);
+        assert_eq!(revoked.list(new_year).denied.len(), 2, "the other entry of the same number goes on");
+        let text = text.trim_end_matches("- serial: f0:a1\n").to_owned();
+        let revoked = opened(&dir.path().join("revoked.yaml"), &text);
+        assert_eq!(revoked.list(new_year - Duration::from_secs(1)).message.serials.len(), 1);
+        assert_eq!(revoked.list(new_year).message.serials.len(), 0);
+    }
+}
