@@ -67,6 +67,8 @@ reasons! {
     IdentityMismatch = "identity_mismatch", StatusCode::SERVICE_UNAVAILABLE, 14;
     /// The proxy's own certificate has expired.
     IdentityExpired = "identity_expired", StatusCode::SERVICE_UNAVAILABLE, 14;
+    /// The peer's identity or certificate, or the proxy's own, has been revoked.
+    IdentityRevoked = "identity_revoked", StatusCode::SERVICE_UNAVAILABLE, 14;
     /// The connection broke after the request had been sent.
     UpstreamReset = "upstream_reset", StatusCode::BAD_GATEWAY, 14;
     /// The peer answered against the rules of its protocol.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http::HeaderValue;
 use parking_lot::Mutex;
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use weft_certs::failure::Failure;
+use weft_certs::tls::Leaf;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -25,8 +26,9 @@ use crate::detect::{Detected, Downstream, HESITATION, Hello, Prefixed, SILENCE, 
 use crate::discovery::snapshot::{Destination, Endpoint, InboundPort, Protocol};
 use crate::http::h1::serve::IDLE_TIMEOUT;
 use crate::http::inbound::{Peer, port_of};
-use crate::http::serve::serve as serve_http;
+use crate::http::serve::serve_proved;
 use crate::http::session::Session;
+use crate::identity::revoked::Proof;
 use crate::tcp::wide::Wide;
 use crate::tcp::{self, reset_on_close};
 use crate::telemetry::{Direction, SeriesKey, Tls};
@@ -37,6 +39,9 @@ use crate::upstream::connect::{HANDSHAKE_TIMEOUT, set_user_timeout};
 const STRICT_SILENCE: Duration = Duration::from_secs(5);
 /// A peer that control knows as meshed has so long for its first words: its own sidecar does not wait any longer for ours.
 const MESHED_SILENCE: Duration = HANDSHAKE_TIMEOUT;
+/// HTTP goes on for so long behind the end of a certificate, or for a tenth of what was left of it: sidecars replace their connections before,
+/// by their own clocks.
+const GRACE: Duration = Duration::from_secs(5);
 /// Ports of our application that have connections kept for them.
 const MAX_APPLICATIONS: usize = 1024;
 
@@ -69,21 +74,37 @@ pub async fn serve(
     client: SocketAddr,
     destination: SocketAddr,
 ) {
+    let http = Box::pin(enter(shared, applications, stream, client, destination)).await;
+    if let Some((session, io, proof)) = http {
+        serve_proved(session, io, proof).await;
+    }
+}
+
+// HTTP is given back; all else is served here.
+async fn enter(
+    shared: Arc<Shared>,
+    applications: Arc<Applications>,
+    stream: TcpStream,
+    client: SocketAddr,
+    destination: SocketAddr,
+) -> Option<(Arc<Session>, Downstream, Option<Proof>)> {
     set_user_timeout(&stream);
     let port = Arc::clone(port_of(&shared.discovery.snapshot().inbound, destination.port()));
     let application = applications.at(&shared, destination);
     let visit = Visit { shared: &shared, port: &port, application: &application, client, destination };
-    let Some(Classified { speak, identity, io }) = Box::pin(visit.classify(stream)).await else { return };
+    let Classified { speak, identity, proof, io } = Box::pin(visit.classify(stream)).await?;
     // Where HTTP is declared nothing goes past its rules by being no HTTP at first sight: what cannot be read as a head is refused.
     let speak = declared(&port).filter(|_| speak == Speak::Tcp).unwrap_or(speak);
-    let peer = visit.peer(identity);
+    let mut peer = visit.peer(identity);
+    peer.known = proof.as_ref().map(|proof| Arc::clone(proof.known()));
     if speak == Speak::Tcp {
-        Box::pin(tcp::inbound::serve(&shared, io, (client, destination), &peer, false)).await;
-        return;
+        Box::pin(tcp::inbound::serve(&shared, io, (client, destination), &peer, proof, false)).await;
+        return None;
     }
+    let ends = proof.as_ref().map(|proof| Instant::now() + proof.left + GRACE.min(proof.left / 10));
     drop((port, application));
-    let session = Session { shared, speak, client, destination, inbound: Some(Box::new(peer)) };
-    serve_http(Arc::new(session), io).await;
+    let session = Session { shared, speak, client, destination, inbound: Some(Box::new(peer)), ends };
+    Some((Arc::new(session), io, proof))
 }
 
 // What a port is said to speak, if that is HTTP.
@@ -98,6 +119,7 @@ fn declared(port: &InboundPort) -> Option<Speak> {
 struct Classified {
     speak: Speak,
     identity: Option<Identity>,
+    proof: Option<Proof>,
     io: Downstream,
 }
 
@@ -135,7 +157,7 @@ impl Visit<'_> {
         }
         // A strict port refuses what comes in the clear: a request with a response that says why, opaque bytes with a reset, both in
         // the room where they would be authorized.
-        Some(Classified { speak: speaking(found), identity: None, io: Downstream::Plain(stream) })
+        Some(Classified { speak: speaking(found), identity: None, proof: None, io: Downstream::Plain(stream) })
     }
 
     // Where the application may speak first, and plain clients are let in: a peer that stays silent will get its word. A sidecar must not be taken for
@@ -173,7 +195,8 @@ impl Visit<'_> {
             return None;
         }
         let ends = (self.client, self.destination);
-        let served = tcp::inbound::serve(self.shared, Downstream::Plain(stream), ends, &self.peer(None), true).await;
+        let served =
+            tcp::inbound::serve(self.shared, Downstream::Plain(stream), ends, &self.peer(None), None, true).await;
         let Some(Downstream::Plain(stream)) = served else { return None };
         let (_, stream) = stream.into_parts();
         first_bytes(stream, SILENCE).await.ok()
@@ -196,7 +219,7 @@ impl Visit<'_> {
         let address = HeaderValue::try_from(self.client.ip().to_canonical().to_string())
             .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         let application = Arc::clone(self.application);
-        Peer { identity, certificate, address, application, series, cells: Mutex::default() }
+        Peer { identity, known: None, certificate, address, application, series, cells: Mutex::default() }
     }
 }
 
@@ -228,15 +251,18 @@ async fn handshake(
     let begun = shared.clock.now();
     let shaken = timeout(HANDSHAKE_TIMEOUT, TlsAcceptor::from(Arc::clone(&own.server)).accept(Wide::new(stream)));
     let checked = shaken.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-    let checked = checked.map_err(|error| (Failure::of(&error), Reason::IdentityMismatch, error)).and_then(|tls| {
-        let (identity, speak) = proved(tls.get_ref().1)?;
-        Ok((Box::new(tls), identity, speak))
+    let checked = checked.map_err(|error| not_shaken(Failure::of(&error), error)).and_then(|tls| {
+        let (leaf, speak) = proved(tls.get_ref().1)?;
+        let identity = leaf.identity.clone();
+        let proof = shared.trust.revoked.admit(leaf, own.not_after, SystemTime::now());
+        let proof = proof.ok_or_else(|| not_shaken(Failure::Revoked, io::Error::other("the peer is revoked")))?;
+        Ok((Box::new(tls), identity, proof, speak))
     });
     let handshakes = &shared.telemetry.handshakes;
     match checked {
-        Ok((tls, identity, speak)) => {
+        Ok((tls, identity, proof, speak)) => {
             handshakes.finished(Direction::Inbound, tls.get_ref().1, shared.clock.now().saturating_sub(begun));
-            Ok(Classified { speak, identity: Some(identity), io: Downstream::Mesh(tls) })
+            Ok(Classified { speak, identity: Some(identity), proof: Some(proof), io: Downstream::Mesh(tls) })
         }
         Err((failure, reason, error)) => {
             handshakes.failed(Direction::Inbound, failure);
@@ -246,10 +272,16 @@ async fn handshake(
     }
 }
 
+// What is counted of a peer whose handshake has failed for that.
+fn not_shaken(failure: Failure, error: io::Error) -> (Failure, Reason, io::Error) {
+    let revoked = failure == Failure::Revoked;
+    (failure, if revoked { Reason::IdentityRevoked } else { Reason::IdentityMismatch }, error)
+}
+
 // Who the client of a finished handshake is, and what it will speak.
-fn proved(session: &ServerConnection) -> Result<(Identity, Speak), (Failure, Reason, io::Error)> {
-    let identity = weft_certs::tls::peer_identity(session.peer_certificates())
-        .map_err(|error| (Failure::NoCertificate, Reason::IdentityMismatch, io::Error::other(error)))?;
+fn proved(session: &ServerConnection) -> Result<(Leaf, Speak), (Failure, Reason, io::Error)> {
+    let leaf = weft_certs::tls::peer_leaf(session.peer_certificates())
+        .map_err(|error| not_shaken(Failure::NoCertificate, io::Error::other(error)))?;
     let speak = match session.alpn_protocol() {
         Some(b"weft1-h1") => Speak::H1,
         Some(b"weft1-h2") => Speak::H2,
@@ -259,5 +291,5 @@ fn proved(session: &ServerConnection) -> Result<(Identity, Speak), (Failure, Rea
             return Err((Failure::Protocol, Reason::UpstreamProtocol, error));
         }
     };
-    Ok((identity, speak))
+    Ok((leaf, speak))
 }

@@ -31,7 +31,7 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     }
     // Each request asks anew what its destination means.
     drop(meaning);
-    let session = Session { shared, speak, client, destination, inbound: None };
+    let session = Session { shared, speak, client, destination, inbound: None, ends: None };
     serve_http(Arc::new(session), Downstream::Plain(stream)).await;
 }
 

@@ -12,7 +12,7 @@ use prost_types::value::Kind;
 use prost_types::{Any, ListValue, Struct, Value};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
-use weft_api::convert::{Decoded, Trust};
+use weft_api::convert::{Decoded, Revoked, Trust};
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
@@ -96,6 +96,7 @@ pub async fn run(shared: Arc<Shared>, target: Target) {
         flushing: Vec::new(),
         ticks: 0,
         believed: None,
+        denied: None,
     };
     tokio::join!(stream::keep(&shared, &target, tell), driver.run(core.asked, events, written));
 }
@@ -171,6 +172,8 @@ struct Driver<'s> {
     ticks: u64,
     // What control has said of roots last.
     believed: Option<Trust>,
+    // The same of who is revoked.
+    denied: Option<Revoked>,
 }
 
 impl Driver<'_> {
@@ -182,6 +185,7 @@ impl Driver<'_> {
     ) {
         // What was saved.
         self.believe();
+        self.deny();
         let mut ticks = interval(Duration::from_secs(1));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -298,8 +302,21 @@ impl Driver<'_> {
         self.believed = Some(told.clone());
     }
 
+    /// The same of who is not believed any more.
+    fn deny(&mut self) {
+        let Some(Decoded::Revoked(told)) = self.machine.table.decoded(names::REVOKED) else { return };
+        if self.denied.as_ref() == Some(told) {
+            return;
+        }
+        let closed = self.shared.trust.revoked.tell(told);
+        let (identities, certificates) = (told.identities.len(), told.serials.len());
+        tracing::info!(identities, certificates, closed, "control has said who is revoked");
+        self.denied = Some(told.clone());
+    }
+
     fn publish(&mut self) {
         self.believe();
+        self.deny();
         let snapshot = self.builder.snapshot(&self.machine, self.now());
         let discovery = self.discovery();
         let has_inbound = self.builder.inbound.current().is_some();

@@ -100,7 +100,7 @@ pub async fn send<M: Message>(
     limit: Option<Duration>,
 ) -> Result<M::Answer, Reason> {
     let session = Arc::clone(&exchange.session);
-    let shared = &*session.shared;
+    let shared = &session.shared;
     let mut tried: Vec<Picked> = Vec::new();
     let mut last = Reason::NoEndpoints;
     for attempt in 1.. {

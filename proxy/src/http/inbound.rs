@@ -21,6 +21,7 @@ use super::attempt::Goal;
 use super::headers::{CLIENT_CERT, append_forwarded_for, strip_identity};
 use super::session::Session;
 use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
+use crate::identity::revoked::Known;
 use crate::telemetry::RequestSeries;
 
 const LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -30,6 +31,8 @@ const LIMIT_STATUS: HeaderName = HeaderName::from_static("ratelimit");
 pub struct Peer {
     /// Whom it has proved to be; `None`: it came in the clear.
     pub identity: Option<Identity>,
+    /// What it has proved, and whether that is believed still.
+    pub known: Option<Arc<Known>>,
     /// `X-Forwarded-Client-Cert` for the application.
     pub certificate: Option<HeaderValue>,
     /// Its address, for `X-Forwarded-For`.

@@ -67,6 +67,9 @@ pub const fn sentence(reason: Reason) -> &'static str {
         Reason::ConnectFailed => "No connection to the destination could be made; nothing was sent.\n",
         Reason::IdentityMismatch => "The destination could not prove its identity; nothing was sent.\n",
         Reason::IdentityExpired => "This proxy's own certificate has expired; see whether control can be reached.\n",
+        Reason::IdentityRevoked => {
+            "The destination's identity or certificate is revoked, or this proxy's own; nothing more is sent.\n"
+        }
         Reason::UpstreamReset => "The connection to the destination broke after the request was sent.\n",
         Reason::UpstreamProtocol => "The destination answered against the rules of its protocol.\n",
         Reason::RequestTimeout => "The request did not end in its time.\n",

@@ -1,10 +1,12 @@
 //! A client's connection, served until it ends or the proxy has drained: HTTP/1 by [`super::h1`], HTTP/2 by [`super::h2`].
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use h2::server::Builder;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::h1;
 use super::h1::serve::IDLE_TIMEOUT;
@@ -13,13 +15,35 @@ use super::h2::{CONN_WINDOW, HEADER_LIST, MAX_STREAMS, SEND_BUFFER, STREAM_WINDO
 use super::session::Session;
 use crate::Shared;
 use crate::detect::{Downstream, HEAD_TIMEOUT};
+use crate::identity::revoked::Proof;
 use crate::limits::guarded::{Activity, Guarded};
+use crate::telemetry::Direction;
+use crate::telemetry::counters::Retired;
 use crate::upstream::Speak;
 
 /// Streams that a client has reset before they were looked at (rapid reset); h2's own default, said here because it is a bound.
 const MAX_UNSEEN_RESETS: usize = 20;
 /// Streams of one connection that broke HTTP/2's rules, over its life; h2's own default.
 const MAX_ERROR_RESETS: usize = 1024;
+
+/// Serves `io` to its end, or until the client that has proved this is not believed any more.
+pub fn serve_proved(
+    session: Arc<Session>,
+    io: Downstream,
+    mut proof: Option<Proof>,
+) -> impl Future<Output = ()> + Send {
+    let shared = Arc::clone(&session.shared);
+    // Boxed: an async function would hold it twice, as its argument and where it is polled.
+    let mut serving = Box::pin(serve(session, io));
+    poll_fn(move |cx| {
+        // Before anything else: no byte passes that has come since.
+        if proof.as_mut().is_some_and(|proof| proof.poll_revoked(cx).is_ready()) {
+            shared.telemetry.retired.add(Direction::Inbound, Retired::Revoked);
+            return Poll::Ready(());
+        }
+        serving.as_mut().poll(cx)
+    })
+}
 
 /// Serves `io` to its end.
 pub async fn serve(session: Arc<Session>, io: Downstream) {
@@ -52,11 +76,15 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) -> Result<(), h2::Error
         .max_send_buffer_size(SEND_BUFFER)
         // What an application takes is known when it is called; one that does not is answered so.
         .enable_connect_protocol();
-    let connection = Connection::new(session, io, &bounds);
+    let connection = Connection::new(Arc::clone(&session), io, &bounds);
     let mut connection = pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return count_bound(&shared, ended),
         () = shared.drain.wait() => connection.leave(),
+        () = over(session.ends) => {
+            session.retired();
+            connection.leave();
+        }
         silent = silence(&activity) => match silent {
             Silent::Never => {
                 shared.telemetry.bound_hit("h2_preface_time");
@@ -67,6 +95,14 @@ async fn serve_h2(session: Arc<Session>, io: Downstream) -> Result<(), h2::Error
         },
     }
     count_bound(&shared, connection.await)
+}
+
+// The certificates have ended. Streams that are open end in their own time.
+async fn over(ends: Option<Instant>) {
+    match ends {
+        Some(ends) => sleep_until(ends).await,
+        None => std::future::pending().await,
+    }
 }
 
 enum Silent {

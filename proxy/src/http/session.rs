@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
+use tokio::time::Instant;
 use weft_engine::identity::Identity;
 use weft_engine::outcome::{Class, classify};
 use weft_engine::reason::Reason;
@@ -16,6 +17,7 @@ use super::inbound::Peer;
 use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
 use crate::drain::InFlight;
+use crate::telemetry::counters::Retired;
 use crate::telemetry::{AccessRecord, Direction, RequestSeries, SeriesKey, Tls};
 use crate::upstream::Speak;
 
@@ -31,12 +33,35 @@ pub struct Session {
     pub destination: SocketAddr,
     /// `None`: it is our own application, on its way out.
     pub inbound: Option<Box<Peer>>,
+    /// From then on it takes no further request: a certificate that it was opened with has ended.
+    pub ends: Option<Instant>,
 }
 
 impl Session {
     /// Which way it goes.
     pub fn direction(&self) -> Direction {
         if self.inbound.is_some() { Direction::Inbound } else { Direction::Outbound }
+    }
+
+    /// Whether it takes no further request.
+    pub fn ends_now(&self) -> bool {
+        self.shared.drain.begun() || self.is_over()
+    }
+
+    fn is_over(&self) -> bool {
+        self.ends.is_some_and(|ends| Instant::now() >= ends)
+    }
+
+    /// It has ended, or ends with the requests that it has: counted if that is for its certificates.
+    pub fn retired(&self) {
+        if self.is_over() {
+            self.shared.telemetry.retired.add(Direction::Inbound, Retired::Certificate);
+        }
+    }
+
+    /// Whether the client is not believed any more.
+    pub fn is_revoked(&self) -> bool {
+        self.inbound.as_ref().and_then(|peer| peer.known.as_ref()).is_some_and(|known| known.is_revoked())
     }
 
     /// The client's verified identity.
@@ -185,10 +210,13 @@ impl Drop for Exchange {
         let shared = Arc::clone(&self.session.shared);
         let now = shared.clock.now();
         let took = now.saturating_sub(self.started);
+        let direction = self.session.direction();
+        if self.reason.is_none() && self.session.is_revoked() {
+            self.reason = Some(Reason::IdentityRevoked);
+        }
         if let Some(series) = &self.series {
             series.record(self.status, self.reason, took);
         }
-        let direction = self.session.direction();
         shared.telemetry.ended(direction);
         if let Some(reason) = self.reason.filter(|_| !self.refused_there) {
             shared.telemetry.refused(direction, reason);

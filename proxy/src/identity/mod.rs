@@ -4,7 +4,8 @@
 //! - [`renew`]: the task that asks for certificates, on the admin thread.
 //! - [`authority`]: how control is asked.
 //! - [`check`]: a new certificate proves itself in memory before it takes the place of the old one.
-//! - [`trust`]: whose certificates are believed, ours and others'; [`given`]: the part of it that the process was given.
+//! - [`trust`]: whose certificates are believed, ours and others'; [`given`]: the part of it that the process was given; [`revoked`]: whose are
+//!   not any more.
 //! - [`keep`]: all of it together, as the admin thread runs it.
 //! - [`workload_api`]: an application's own certificate, over SPIFFE's Workload API; and ours over the same, from others.
 //!
@@ -19,6 +20,7 @@ pub mod check;
 pub mod given;
 pub mod keep;
 pub mod renew;
+pub mod revoked;
 pub mod trust;
 pub mod workload_api;
 

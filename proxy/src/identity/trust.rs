@@ -1,7 +1,7 @@
 //! Whom we believe: the roots that control has told, and until then those that the process was given.
 //!
 //! Invariants
-//! - What control says is in force for every connection that begins after it was applied; it closes none.
+//! - What control says is in force for every connection that begins after it was applied; it closes none but those of who is revoked.
 //! - Control itself is believed by what the process was given too: one whose saved roots are of the past finds those of today there, and one
 //!   that was given those of the past has been told today's.
 //! - What control, once it has proved itself, sends with our certificate is believed until it says more.
@@ -15,8 +15,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use weft_api::convert;
+use weft_certs::revoked::Denied;
 use weft_certs::tls::{Roots, TlsError};
 
+use super::revoked::Revoked;
 use crate::Shared;
 
 /// Roots, as they are used.
@@ -37,6 +39,8 @@ pub struct Trust {
     domain: Arc<str>,
     parts: Mutex<Parts>,
     now: ArcSwap<Believed>,
+    /// Who of those is not believed any more.
+    pub revoked: Revoked,
     bundles: watch::Sender<Bundles>,
 }
 
@@ -46,6 +50,7 @@ struct Parts {
     given: Roots,
     told: Option<Roots>,
     vouched: Option<Roots>,
+    denied: Denied,
 }
 
 impl Parts {
@@ -53,17 +58,18 @@ impl Parts {
         let peers = self.told.as_ref().unwrap_or(&self.given);
         let peers = self.vouched.as_ref().map_or_else(|| peers.clone(), |vouched| peers.with(vouched));
         let control = peers.own_and(&self.given);
-        Believed { peers, control }
+        Believed { peers: peers.denying(&self.denied), control }
     }
 }
 
 impl Trust {
     /// What the process was given: roots, and the same as the bundle of our own domain.
     pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
-        let parts = Parts { given, told: None, vouched: None };
+        let revoked = Revoked::default();
+        let parts = Parts { given, told: None, vouched: None, denied: revoked.denied().clone() };
         let bundles = watch::Sender::new(Bundles::from([(spiffe_id(&domain), bundle)]));
         let now = ArcSwap::from_pointee(parts.together());
-        Self { domain, parts: Mutex::new(parts), now, bundles }
+        Self { domain, parts: Mutex::new(parts), now, revoked, bundles }
     }
 
     /// What is believed now.
@@ -93,8 +99,9 @@ impl Trust {
 
     /// What would be believed with the root that control's CA has sent with our certificate.
     pub fn vouching(&self, root: &Roots) -> Believed {
-        let Parts { given, told, .. } = &*self.parts.lock();
-        Parts { given: given.clone(), told: told.clone(), vouched: Some(root.clone()) }.together()
+        let Parts { given, told, denied, .. } = &*self.parts.lock();
+        let (given, told, denied) = (given.clone(), told.clone(), denied.clone());
+        Parts { given, told, vouched: Some(root.clone()), denied }.together()
     }
 
     /// Believes that root until control says more: who was given the roots before they were exchanged, and comes while they are, could use

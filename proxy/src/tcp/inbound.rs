@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::BytesMut;
+use tokio::net::TcpStream;
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
@@ -16,16 +17,19 @@ use crate::Shared;
 use crate::detect::{Downstream, Prefixed};
 use crate::discovery::snapshot::Inbound;
 use crate::http::inbound::{Peer, authorize, port_of};
+use crate::identity::revoked::{Proof, revoked};
 use crate::telemetry::Direction;
+use crate::telemetry::counters::Retired;
 use crate::upstream::connect::dial;
 
-/// Relays a connection to our application, if its peer may. One whose client is `silent` is given back if the client speaks before the
-/// application does.
+/// Relays a connection to our application, if its peer may, and for as long as what that has proved is believed. One whose client is
+/// `silent` is given back if the client speaks before the application does.
 pub async fn serve(
     shared: &Arc<Shared>,
-    mut client: Downstream,
+    client: Downstream,
     (from, to): (SocketAddr, SocketAddr),
     peer: &Peer,
+    mut proof: Option<Proof>,
     silent: bool,
 ) -> Option<Downstream> {
     let mut connection = Connection::begin(shared, Direction::Inbound, from, to);
@@ -68,16 +72,36 @@ pub async fn serve(
         }
     }
     connection.opened(&peer.series);
-    let mut application = Prefixed::with(said, application);
-    let (moved, stopped) = relay_until(&mut client, &mut application, watch.withdrawn()).await;
+    let stop = async {
+        tokio::select! {
+            biased;
+            () = revoked(&mut proof) => Reason::IdentityRevoked,
+            reason = watch.withdrawn() => reason,
+        }
+    };
+    pass(shared, &mut connection, client, Prefixed::with(said, application), stop).await;
+    None
+}
+
+// Relays until both have ended, or it has to stop.
+async fn pass(
+    shared: &Shared,
+    connection: &mut Connection,
+    mut client: Downstream,
+    mut application: Prefixed<TcpStream>,
+    stop: impl Future<Output = Reason>,
+) {
+    let (moved, stopped) = relay_until(&mut client, &mut application, stop).await;
     moved.pass_break_on(&client, &application);
     if let Some(reason) = stopped {
+        if reason == Reason::IdentityRevoked {
+            shared.telemetry.retired.add(Direction::Inbound, Retired::Revoked);
+        }
         connection.reason = Some(reason);
         reset_on_close(application.get_ref());
         reset_on_close(client.socket());
     }
     connection.moved = moved;
-    None
 }
 
 /// What a long-lived connection was admitted for. It is asked again whenever the tables have changed.

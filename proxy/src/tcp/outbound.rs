@@ -14,15 +14,17 @@ use weft_engine::route::Opening;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::relay::relay;
+use super::relay::relay_until;
 use super::{Connection, FirstWord, first_word, reset_on_close};
 use crate::Shared;
 use crate::detect::{Detected, Habit, Prefixed, SILENCE, first_bytes, server_name, server_name_in};
 use crate::discovery::snapshot::{Backend, Destination, Endpoint};
 use crate::http::session::{outbound_key, outbound_series};
+use crate::identity::revoked::{Proof, revoked};
+use crate::telemetry::counters::Retired;
 use crate::telemetry::{Direction, OTHER, RequestSeries, SeriesKey};
 use crate::upstream::pick::{Picked, pick};
-use crate::upstream::{Speak, Stream, Target};
+use crate::upstream::{Connected, Speak, Stream, Target};
 
 /// How long a connection that turned out to be of no use may take to be closed.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -86,10 +88,27 @@ pub async fn serve(
     };
     connection.endpoint = Some(Arc::clone(&opened.endpoint.name));
     connection.opened(&opened.series(shared, tls));
-    let mut server = Prefixed::with(said, opened.stream);
-    connection.moved = relay(&mut client, &mut server).await;
-    connection.moved.pass_break_on(&client, &server);
+    pass(shared, &mut connection, client, Prefixed::with(said, opened.stream), opened.proof).await;
     None
+}
+
+// Relays until both have ended, or the server is not believed any more.
+async fn pass(
+    shared: &Shared,
+    connection: &mut Connection,
+    mut client: Prefixed<TcpStream>,
+    mut server: Prefixed<Stream>,
+    mut proof: Option<Proof>,
+) {
+    let (moved, stopped) = relay_until(&mut client, &mut server, revoked(&mut proof)).await;
+    moved.pass_break_on(&client, &server);
+    if stopped.is_some() {
+        shared.telemetry.retired.add(Direction::Outbound, Retired::Revoked);
+        connection.reason = Some(Reason::IdentityRevoked);
+        reset_on_close(client.get_ref());
+        reset_on_close(server.get_ref().socket());
+    }
+    connection.moved = moved;
 }
 
 /// What became of a silence.
@@ -148,6 +167,7 @@ async fn look(client: Prefixed<TcpStream>, by_name: bool) -> io::Result<(bool, O
 
 struct Opened {
     stream: Stream,
+    proof: Option<Proof>,
     endpoint: Arc<Endpoint>,
     label: Arc<str>,
     /// The hostname of the route that led here.
@@ -221,10 +241,10 @@ async fn open_endpoint(shared: &Arc<Shared>, endpoint: &Arc<Endpoint>) -> Result
 
 async fn open(shared: &Arc<Shared>, target: Target<'_>, label: &Arc<str>) -> Result<Opened, Reason> {
     let begun = shared.clock.now();
-    let stream = target.connect(Speak::Tcp).await.map_err(|error| error.reason())?;
+    let Connected { stream, proof } = target.connect(Speak::Tcp).await.map_err(|error| error.reason())?;
     target.endpoint.state.load.begin();
     let endpoint = Arc::clone(target.endpoint);
     let connected_in = shared.clock.now().saturating_sub(begun);
     let load = Held { shared: Arc::clone(shared), endpoint: Arc::clone(&endpoint), connected_in };
-    Ok(Opened { stream, endpoint, label: Arc::clone(label), hostname: None, _load: load })
+    Ok(Opened { stream, proof, endpoint, label: Arc::clone(label), hostname: None, _load: load })
 }

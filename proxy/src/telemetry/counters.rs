@@ -30,6 +30,47 @@ impl Refusals {
     }
 }
 
+/// Why a connection of the mesh was ended although nothing was wrong with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retired {
+    /// It was old enough.
+    Age,
+    /// One of the certificates that it was opened with ends.
+    Certificate,
+    /// Its peer is not believed any more.
+    Revoked,
+}
+
+impl Retired {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Age, Self::Certificate, Self::Revoked];
+
+    /// The label's value.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Certificate => "certificate",
+            Self::Revoked => "revoked",
+        }
+    }
+}
+
+/// Connections that were ended, by direction and reason.
+#[derive(Debug, Default)]
+pub struct Retirements([[AtomicU64; Retired::ALL.len()]; 2]);
+
+impl Retirements {
+    /// Counts one.
+    pub fn add(&self, direction: Direction, why: Retired) {
+        self.0[direction as usize][why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many so far.
+    pub fn get(&self, direction: Direction, why: Retired) -> u64 {
+        self.0[direction as usize][why as usize].load(Ordering::Relaxed)
+    }
+}
+
 /// How often each bound was hit. The names come from the code, so there are few.
 #[derive(Debug, Default)]
 pub struct Bounds(ArcSwap<Vec<(&'static str, Arc<AtomicU64>)>>);

@@ -32,7 +32,7 @@ use weft_engine::reason::Reason;
 pub use self::access::AccessRecord;
 use self::access::{AccessLog, Sink};
 use self::audit::Audit;
-use self::counters::{Bounds, Refusals};
+use self::counters::{Bounds, Refusals, Retirements};
 use self::handshakes::Handshakes;
 use self::series::Store;
 pub use self::series::{OTHER, RequestSeries, SeriesKey};
@@ -125,6 +125,8 @@ pub struct Telemetry {
     pub(crate) handshakes: Handshakes,
     /// Idle HTTP/1 connections that the server ended before we did.
     pub(crate) idle_closed: Arc<AtomicU64>,
+    /// Connections of the mesh that were ended although nothing was wrong with them.
+    pub(crate) retired: Arc<Retirements>,
     /// Milliseconds of the clock, plus one, at which a plain client was seen last; 0 is never.
     plain_seen: AtomicU64,
 }
@@ -155,6 +157,7 @@ impl Telemetry {
             unmeshed: AtomicU64::new(0),
             handshakes: Handshakes::default(),
             idle_closed: Arc::default(),
+            retired: Arc::default(),
             plain_seen: AtomicU64::new(0),
             clock,
         }

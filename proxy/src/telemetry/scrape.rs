@@ -10,6 +10,7 @@ use prometheus::TextEncoder;
 use prometheus::proto::MetricType;
 use weft_engine::reason::Reason;
 
+use super::counters::Retired;
 use super::families::{Labels, Values, family};
 use super::latency::BUCKETS;
 use super::process::Cost;
@@ -58,6 +59,8 @@ pub fn text(shared: &Shared) -> prometheus::Result<String> {
     page.add("weft_proxy_build_info", "1, labelled with the version of the proxy.", MetricType::GAUGE, build)?;
     shared.telemetry.write(&mut page)?;
     identity(&mut page, &shared.identity)?;
+    let revoked = shared.trust.revoked.len() as f64;
+    page.gauge("weft_revoked_entries", "Identities and certificates that are not believed any more.", revoked)?;
     if shared.config.workload_api.is_some() {
         application(&mut page, &shared.application)?;
     }
@@ -83,6 +86,7 @@ impl Telemetry {
         connections(page, &all)?;
         let mut in_flight = Values::default();
         let mut refused = Values::default();
+        let mut retired = Values::default();
         for direction in Direction::ALL {
             let label = ("direction", direction.label());
             let flying = self.in_flight[direction as usize].load(Ordering::Relaxed).max(0);
@@ -92,6 +96,14 @@ impl Telemetry {
                 refused.counter(&[label, ("reason", reason.code())], count as f64);
             }
         }
+        for direction in Direction::ALL {
+            for why in Retired::ALL {
+                let labels = [("direction", direction.label()), ("reason", why.label())];
+                retired.counter(&labels, self.retired.get(direction, why) as f64);
+            }
+        }
+        let help = "Connections between sidecars that were replaced or ended for their age, their certificates, or a revocation.";
+        page.add("weft_connections_retired_total", help, MetricType::COUNTER, retired)?;
         page.add("weft_requests_in_flight", "HTTP requests that have not ended.", MetricType::GAUGE, in_flight)?;
         let help =
             "Requests and connections that were refused or failed, by the reason code that the client was given.";

@@ -8,7 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -17,12 +17,15 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use weft_certs::failure::Failure;
+use weft_certs::tls::{Leaf, peer_leaf};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
 use super::Stream;
 use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
+use crate::identity::Current;
+use crate::identity::revoked::Proof;
 use crate::tcp::wide::Wide;
 use crate::telemetry::Direction;
 
@@ -78,6 +81,14 @@ pub enum ConnectError {
         /// What it should be.
         wanted: Identity,
     },
+    /// The other end is not believed any more.
+    #[error("{addr} is {who}, which is revoked; nothing was sent to it")]
+    Revoked {
+        /// Where to.
+        addr: SocketAddr,
+        /// Who it is.
+        who: Identity,
+    },
     /// The sidecar there does not speak this protocol on this port.
     #[error("the sidecar of {addr} does not speak {speak:?} on that port")]
     Protocol {
@@ -87,7 +98,7 @@ pub enum ConnectError {
         speak: Speak,
     },
     /// Our own certificate cannot be used.
-    #[error("our own certificate cannot be used ({0}); see whether control can be reached")]
+    #[error("our own certificate cannot be used ({0}); see what control's log says of it, if it can be reached")]
     Own(Reason),
     /// Somebody else's attempt, which this one waited for, failed.
     #[error("another request's attempt to connect has just failed ({0})")]
@@ -105,11 +116,29 @@ impl ConnectError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Tcp { .. } => Reason::ConnectFailed,
+            Self::Tls { error, .. } if Failure::of(error) == Failure::Revoked => Reason::IdentityRevoked,
+            Self::Revoked { .. } => Reason::IdentityRevoked,
             Self::Tls { .. } | Self::Identity { .. } => Reason::IdentityMismatch,
             Self::Protocol { .. } => Reason::UpstreamProtocol,
             Self::Own(reason) | Self::Shared(reason) => *reason,
             Self::Full { .. } => Reason::Overloaded,
         }
+    }
+}
+
+/// A connection, and what its other end has proved; `None` where it need not prove anything.
+#[derive(Debug)]
+pub struct Connected {
+    /// Its bytes.
+    pub stream: Stream,
+    /// Who is there.
+    pub proof: Option<Proof>,
+}
+
+impl Connected {
+    /// In the clear.
+    pub fn plain(stream: TcpStream) -> Self {
+        Self { stream: Stream::Plain(stream), proof: None }
     }
 }
 
@@ -164,7 +193,7 @@ pub async fn connect(
     endpoint: &Endpoint,
     sni: Option<&str>,
     speak: Speak,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let result = try_connect(shared, endpoint, sni, speak).await;
     // Our own certificate says nothing about the endpoint.
     if let Err(error) = &result
@@ -181,13 +210,13 @@ async fn try_connect(
     endpoint: &Endpoint,
     sni: Option<&str>,
     speak: Speak,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let addr = endpoint.addr;
     let Some(wanted) = &endpoint.identity else {
         let stream = dial(addr, shared.config.exclude, endpoint.application)
             .await
             .map_err(|error| ConnectError::Tcp { addr, error })?;
-        return Ok(Stream::Plain(stream));
+        return Ok(Connected::plain(stream));
     };
     let takes = match speak {
         Speak::H1 => endpoint.alpn.h1,
@@ -198,16 +227,15 @@ async fn try_connect(
         return Err(ConnectError::Protocol { addr, speak });
     }
     let own = shared.identity.current().map_err(ConnectError::Own)?;
-    let config = match speak {
-        Speak::H1 => &own.client_h1,
-        Speak::H2 => &own.client_h2,
-        Speak::Tcp => &own.client_tcp,
-    };
+    if shared.trust.revoked.has(&own.identity, &own.serial) {
+        // The other end would say so too, but only once our request is with it.
+        return Err(ConnectError::Own(Reason::IdentityRevoked));
+    }
     let mut late = 0;
     loop {
         let dialled = dial(addr, shared.config.exclude, false).await;
         let stream = dialled.map_err(|error| ConnectError::Tcp { addr, error })?;
-        match handshake(shared, stream, Arc::clone(config), server_name(sni, addr), wanted, speak).await {
+        match handshake(shared, stream, &own, server_name(sni, addr), wanted, speak).await {
             Err(ConnectError::Tls { error, .. }) if late < MAX_LATE && spoke_first(&error) => late += 1,
             done => return done,
         }
@@ -225,17 +253,28 @@ fn spoke_first(error: &io::Error) -> bool {
 async fn handshake(
     shared: &Shared,
     stream: TcpStream,
-    config: Arc<rustls::ClientConfig>,
+    own: &Current,
     name: ServerName<'static>,
     wanted: &Identity,
     speak: Speak,
-) -> Result<Stream, ConnectError> {
+) -> Result<Connected, ConnectError> {
     let begun = shared.clock.now();
     let handshakes = &shared.telemetry.handshakes;
-    match shake(stream, config, name, wanted, speak).await {
-        Ok(tls) => {
+    let config = match speak {
+        Speak::H1 => &own.client_h1,
+        Speak::H2 => &own.client_h2,
+        Speak::Tcp => &own.client_tcp,
+    };
+    let shaken = shake(stream, Arc::clone(config), name, wanted, speak).await;
+    let admitted = shaken.and_then(|(tls, addr, leaf)| {
+        let proof = shared.trust.revoked.admit(leaf, own.not_after, SystemTime::now());
+        let proof = proof.ok_or_else(|| (Failure::Revoked, ConnectError::Revoked { addr, who: wanted.clone() }))?;
+        Ok((tls, proof))
+    });
+    match admitted {
+        Ok((tls, proof)) => {
             handshakes.finished(Direction::Outbound, tls.get_ref().1, shared.clock.now().saturating_sub(begun));
-            Ok(Stream::Mesh(tls))
+            Ok(Connected { stream: Stream::Mesh(tls), proof: Some(proof) })
         }
         Err((failure, error)) => {
             handshakes.failed(Direction::Outbound, failure);
@@ -251,7 +290,7 @@ async fn shake(
     name: ServerName<'static>,
     wanted: &Identity,
     speak: Speak,
-) -> Result<Box<TlsStream<Wide<TcpStream>>>, (Failure, ConnectError)> {
+) -> Result<(Box<TlsStream<Wide<TcpStream>>>, SocketAddr, Leaf), (Failure, ConnectError)> {
     let addr = stream.peer_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let tls = match timeout(HANDSHAKE_TIMEOUT, TlsConnector::from(config).connect(name, Wide::new(stream))).await {
         Ok(done) => done.map_err(|error| (Failure::of(&error), classify(addr, error)))?,
@@ -266,19 +305,16 @@ async fn shake(
         Speak::H2 => b"weft1-h2",
         Speak::Tcp => b"weft1-tcp",
     };
-    let found = match weft_certs::tls::peer_identity(session.peer_certificates()) {
-        Ok(found) if found == *wanted => None,
-        Ok(found) => Some(found.to_string()),
-        Err(error) => Some(error.to_string()),
-    };
-    if let Some(found) = found {
-        let error = ConnectError::Identity { addr, found, wanted: wanted.clone() };
-        return Err((Failure::UnexpectedIdentity, error));
-    }
+    let found = peer_leaf(session.peer_certificates()).map_err(|error| error.to_string());
+    let expected_leaf =
+        found.and_then(|leaf| if leaf.identity == *wanted { Ok(leaf) } else { Err(leaf.identity.to_string()) });
+    let leaf = expected_leaf.map_err(|found| {
+        (Failure::UnexpectedIdentity, ConnectError::Identity { addr, found, wanted: wanted.clone() })
+    })?;
     if session.alpn_protocol() != Some(expected) {
         return Err((Failure::Protocol, ConnectError::Protocol { addr, speak }));
     }
-    Ok(Box::new(tls))
+    Ok((Box::new(tls), addr, leaf))
 }
 
 /// A peer that goes away in the handshake (it is being stopped) is not one that proves the wrong thing.

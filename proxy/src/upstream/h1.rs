@@ -5,13 +5,17 @@
 //! - An idle connection is looked at when it is taken, so one that the server has closed, or has spoken on unasked, is not used.
 
 use std::mem::MaybeUninit;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use socket2::SockRef;
 
 use super::Stream;
+use super::connect::Connected;
+use super::ends::Ends;
 use crate::http::h1::wire::Wire;
+use crate::identity::revoked::Proof;
 
 /// One connection, with at most one request on it.
 #[derive(Debug)]
@@ -22,8 +26,12 @@ pub struct H1Conn {
     pub(super) idle_since: Duration,
     /// The earliest moment from which the server may count its idle time.
     pub(super) counts_from: Duration,
-    /// From then on it is not kept.
-    pub(super) until: Duration,
+    /// When it is to be replaced.
+    pub(super) ends: Ends,
+    /// What its server has proved.
+    pub(crate) proof: Option<Proof>,
+    /// By what name it was called.
+    pub(super) sni: Option<Arc<str>>,
     // Its share of the idle time, from three quarters: connections opened together are not closed together.
     share: f32,
     /// How long it had been idle when it was taken, if it has served a request before: then the server may have closed it meanwhile.
@@ -31,11 +39,14 @@ pub struct H1Conn {
 }
 
 impl H1Conn {
-    /// A connection that has just been made, which is kept until then.
-    pub fn new(stream: Stream, until: Duration) -> Self {
+    /// A connection that has just been made.
+    pub fn new(connected: Connected, now: Duration, sni: Option<Arc<str>>) -> Self {
+        let Connected { stream, proof } = connected;
         Self {
             wire: Wire::new(stream),
-            until,
+            ends: Ends::of(now, proof.as_ref().map(|proof| proof.left)),
+            proof,
+            sni,
             idle_since: Duration::ZERO,
             counts_from: Duration::ZERO,
             share: 1.0 - fastrand::f32() / 4.0,
@@ -46,7 +57,19 @@ impl H1Conn {
     /// Whether it can take a request now, as far as the runtime has heard. `waker` learns of its end, until it is asked again.
     pub fn is_usable(&mut self, waker: &Waker) -> bool {
         let mut cx = Context::from_waker(waker);
-        self.wire.held().is_empty() && matches!(self.wire.poll_more(&mut cx), Poll::Pending)
+        self.poll_revoked(&mut cx).is_pending()
+            && self.wire.held().is_empty()
+            && matches!(self.wire.poll_more(&mut cx), Poll::Pending)
+    }
+
+    /// Ready once its server is not believed any more.
+    pub fn poll_revoked(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.proof.as_mut().map_or(Poll::Pending, |proof| proof.poll_revoked(cx))
+    }
+
+    /// Whether that is so.
+    pub fn is_revoked(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.known().is_revoked())
     }
 
     /// The same by the kernel's own word: nothing has come, no end either.
@@ -58,7 +81,7 @@ impl H1Conn {
     /// How long it may stay idle, if the server's limit is this.
     pub(super) fn left(&self, now: Duration, limit: Option<Duration>) -> Duration {
         let until = self.counts_from + limit.unwrap_or_default().mul_f32(self.share);
-        until.saturating_sub(now)
+        until.saturating_sub(now).min(self.ends.left(now))
     }
 
     /// Whether its server had certainly ended it before any byte of `sent`, which left in one write, reached its kernel. To be asked at the
@@ -91,7 +114,7 @@ mod tests {
     async fn pair() -> (H1Conn, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        (H1Conn::new(Stream::Plain(near), Duration::MAX), listener.accept().await.unwrap().0)
+        (H1Conn::new(Connected::plain(near), Duration::ZERO, None), listener.accept().await.unwrap().0)
     }
 
     #[tokio::test]

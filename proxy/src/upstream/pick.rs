@@ -38,7 +38,7 @@ impl Picked {
     }
 
     /// Where it is.
-    pub fn target<'a>(&'a self, shared: &'a Shared) -> Target<'a> {
+    pub fn target<'a>(&'a self, shared: &'a Arc<Shared>) -> Target<'a> {
         Target { shared, endpoint: &self.endpoint, sni: self.sni.as_deref(), dialled: self.dialled.as_deref() }
     }
 }

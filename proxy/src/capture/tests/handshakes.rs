@@ -1,6 +1,5 @@
 //! Each handshake is counted where it is made, by how it went or by why it failed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,21 +10,12 @@ use weft_certs::failure::Failure;
 use super::app::App;
 use super::world::*;
 use crate::Shared;
-use crate::discovery::snapshot::Destination;
 use crate::telemetry::{Direction, scrape};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: shop\r\n\r\n";
 
-/// A client's proxy in its own world, which is told that `cart` is at `far`; and where its application connects.
-async fn calls_cart(world: &World, far: SocketAddr) -> (Arc<Shared>, SocketAddr) {
-    let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
-    let proxy = world.proxy("web", calls(cluster_ip(), destination));
-    let side = outbound_side(&proxy, cluster_ip()).await;
-    (proxy, side)
-}
-
 /// One side may count after the other has answered.
-async fn until(what: &str, holds: impl Fn() -> bool) {
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
     let held = timeout(Duration::from_secs(10), async {
         while !holds() {
             sleep(Duration::from_millis(2)).await;
@@ -39,7 +29,7 @@ async fn a_good_one_is_counted_by_version_and_group_on_both_sides() {
     let app = App::start("cart").await;
     let world = World::new();
     let server = world.proxy("cart", enforces(open_port(true)));
-    let (proxy, side) = calls_cart(&world, inbound_side(&server, app.addr).await).await;
+    let (proxy, side) = calls_cart(&world, "web", inbound_side(&server, app.addr).await).await;
     let mut client = Client::connect(side).await;
     for _ in 0..3 {
         assert!(client.send(GET).await.0.starts_with("HTTP/1.1 200"));
@@ -66,7 +56,7 @@ async fn a_good_one_is_counted_by_version_and_group_on_both_sides() {
 async fn a_server_of_another_ca_is_untrusted_and_hears_that_it_was_refused() {
     let app = App::start("cart").await;
     let server = World::new().proxy("cart", enforces(open_port(true)));
-    let (proxy, side) = calls_cart(&World::new(), inbound_side(&server, app.addr).await).await;
+    let (proxy, side) = calls_cart(&World::new(), "web", inbound_side(&server, app.addr).await).await;
     let (head, _) = Client::connect(side).await.send(GET).await;
     assert!(head.contains("x-weft-reason: identity_mismatch"), "{head}");
     let of = |shared: &Shared, direction, failure| shared.telemetry.handshakes.failures(direction, failure);
@@ -98,7 +88,7 @@ async fn a_server_that_is_somebody_else_is_counted_as_that() {
     let app = App::start("admin").await;
     let world = World::new();
     let server = world.proxy("admin", enforces(open_port(true)));
-    let (proxy, side) = calls_cart(&world, inbound_side(&server, app.addr).await).await;
+    let (proxy, side) = calls_cart(&world, "web", inbound_side(&server, app.addr).await).await;
     let (head, _) = Client::connect(side).await.send(GET).await;
     assert!(head.contains("x-weft-reason: identity_mismatch"), "{head}");
     assert!(proxy.telemetry.handshakes.failures(Direction::Outbound, Failure::UnexpectedIdentity) > 0);
@@ -114,7 +104,7 @@ async fn what_is_no_tls_and_what_hangs_up_are_told_apart() {
     .await;
     let hangs_up = listen(|stream, _| async move { drop(stream) }).await;
     for (far, failure) in [(greets, Failure::Protocol), (hangs_up, Failure::Closed)] {
-        let (proxy, side) = calls_cart(&World::new(), far).await;
+        let (proxy, side) = calls_cart(&World::new(), "web", far).await;
         Client::connect(side).await.send(GET).await;
         assert!(proxy.telemetry.handshakes.failures(Direction::Outbound, failure) > 0, "{failure:?}");
     }

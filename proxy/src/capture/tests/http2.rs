@@ -1,6 +1,6 @@
 //! HTTP/2 through both sides.
 
-mod streams;
+pub mod streams;
 
 use std::sync::Arc;
 

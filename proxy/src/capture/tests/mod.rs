@@ -2,6 +2,7 @@
 
 mod app;
 mod bodies;
+mod certificates;
 mod closing;
 mod corpus;
 mod floods;
@@ -15,6 +16,7 @@ mod names;
 mod opaque;
 mod raw;
 mod recorder;
+mod revoked;
 mod sizes;
 mod smuggling;
 mod stopping;

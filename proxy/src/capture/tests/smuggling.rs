@@ -117,7 +117,7 @@ async fn try_case(
     let answer = match way {
         Way::Outbound => say(open(outbound).await, pieces, case.last).await?,
         Way::Plain => say(open(inbound).await, pieces, case.last).await?,
-        Way::Mesh => say(connect(client, &cart, None, Speak::H1).await.unwrap(), pieces, case.last).await?,
+        Way::Mesh => say(connect(client, &cart, None, Speak::H1).await.unwrap().stream, pieces, case.last).await?,
     };
     // Whoever comes next, perhaps on the same connection to the application, gets the answer to its own request.
     let next = say(open(outbound).await, NEXT.as_bytes().chunks(NEXT.len()), false).await?;

@@ -15,12 +15,12 @@ use crate::telemetry::scrape;
 /// How soon a session that is no longer allowed must be closed.
 pub const AT_ONCE: Duration = Duration::from_secs(1);
 
-const CHAT: &str = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
+pub const CHAT: &str = "GET /chat HTTP/1.1\r\nHost: shop\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
 const GRANTED: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: chat\r\n\r\n";
-const WORD: &str = "ping\r\n\r\n";
+pub const WORD: &str = "ping\r\n\r\n";
 
 /// Says back each word that it hears; grants an upgrade.
-async fn echo() -> SocketAddr {
+pub async fn echo() -> SocketAddr {
     app(|mut server| async move {
         while let Some(heard) = server.try_head().await {
             server.say(if heard == WORD { WORD } else { GRANTED }).await;

@@ -52,14 +52,23 @@ impl World {
     }
 
     fn proxy_by(&self, trusted: &Self, account: &str, snapshot: Snapshot) -> Arc<Shared> {
-        let id = identity(account);
-        let key = KeyPair::generate().unwrap();
-        let csr = key.csr(&id).unwrap();
-        let chain = self.ca.issue(&csr, &id, Duration::from_hours(1), SystemTime::now()).unwrap();
-        let svid = Svid::new(key, &chain).unwrap();
-        let shared = crate::testing::shared(id, snapshot);
-        shared.identity.install(Arc::new(Current::new(Arc::new(svid), trusted.ca.roots()).unwrap()));
+        let shared = crate::testing::shared(identity(account), snapshot);
+        self.issue(trusted, &shared, Duration::from_hours(1));
         shared
+    }
+
+    /// Gives a proxy another certificate.
+    pub fn renew(&self, shared: &Arc<Shared>, life: Duration) {
+        self.issue(self, shared, life);
+    }
+
+    fn issue(&self, trusted: &Self, shared: &Arc<Shared>, life: Duration) {
+        let id = &shared.config.identity;
+        let key = KeyPair::generate().unwrap();
+        let chain = self.ca.issue(&key.csr(id).unwrap(), id, life, SystemTime::now()).unwrap();
+        let svid = Svid::new(key, &chain).unwrap();
+        let roots = trusted.ca.roots().clone().denying(shared.trust.revoked.denied());
+        shared.identity.install(Arc::new(Current::new(Arc::new(svid), &roots).unwrap()));
     }
 }
 
@@ -201,10 +210,35 @@ impl Client {
 
 /// Where a client connects whose calls go through two sidecars to `app`; and the second of them.
 pub async fn through_both(app: SocketAddr) -> (SocketAddr, Arc<Shared>) {
+    let Both { side, server, .. } = both(app).await;
+    (side, server)
+}
+
+/// Two sidecars before an application.
+pub struct Both {
+    pub world: World,
+    /// Where clients connect.
+    pub side: SocketAddr,
+    /// The clients', `shop/web`.
+    pub client: Arc<Shared>,
+    /// The application's, `shop/cart`.
+    pub server: Arc<Shared>,
+    /// Where that is.
+    pub far: SocketAddr,
+}
+
+pub async fn both(app: SocketAddr) -> Both {
     let world = World::new();
     let server = world.proxy("cart", enforces(open_port(true)));
     let far = inbound_side(&server, app).await;
+    let (client, side) = calls_cart(&world, "web", far).await;
+    Both { world, side, client, server, far }
+}
+
+/// A sidecar of that account which is told that `cart` is at `far`; and where its application connects.
+pub async fn calls_cart(world: &World, account: &str, far: SocketAddr) -> (Arc<Shared>, SocketAddr) {
     let destination = Destination::Service(service(backend("cart", vec![endpoint(far, Some("cart"))])).into());
-    let proxy = world.proxy("web", calls(cluster_ip(), destination));
-    (outbound_side(&proxy, cluster_ip()).await, server)
+    let proxy = world.proxy(account, calls(cluster_ip(), destination));
+    let side = outbound_side(&proxy, cluster_ip()).await;
+    (proxy, side)
 }

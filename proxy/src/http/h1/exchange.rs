@@ -30,6 +30,8 @@ use crate::http::inbound::{self, Refusal};
 use crate::http::outbound::{self, Way};
 use crate::http::session::{Exchange, Session};
 use crate::tcp::reset_on_close;
+use crate::telemetry::Direction;
+use crate::telemetry::counters::Retired;
 use crate::upstream::Pool;
 use crate::upstream::h1::H1Conn;
 
@@ -151,7 +153,7 @@ impl Sending<'_> {
             ResponseBody::Chunked => self.came.head.http11,
             ResponseBody::None | ResponseBody::Known(_) => true,
         };
-        framed && self.upload.is_read() && self.came.keeps_alive() && !self.session.shared.drain.begun()
+        framed && self.upload.is_read() && self.came.keeps_alive() && !self.session.ends_now()
     }
 
     async fn respond(mut self, mut exchange: Exchange, mut answer: Answer, back: Return) -> After {
@@ -174,6 +176,9 @@ impl Sending<'_> {
         let conn = &mut *answer.conn;
         let passed = poll_fn(|cx| self.poll_pass(cx, conn, &mut download, deadline.as_mut())).await;
         if let Err(reason) = passed {
+            if conn.is_revoked() {
+                self.session.shared.telemetry.retired.add(Direction::Outbound, Retired::Revoked);
+            }
             exchange.reason = exchange.reason.or(reason);
             reset_on_close(self.client.get_ref().socket());
             return After::Gone;
@@ -210,6 +215,9 @@ impl Sending<'_> {
         download: &mut Pump,
         deadline: Option<&mut Pin<Box<Sleep>>>,
     ) -> Poll<Result<(), Option<Reason>>> {
+        if conn.poll_revoked(cx).is_ready() {
+            return Poll::Ready(Err(Some(Reason::IdentityRevoked)));
+        }
         if self.poll_upload(cx, conn).is_err() {
             return Poll::Ready(Err(None));
         }
@@ -233,7 +241,7 @@ impl Sending<'_> {
             // It is on its way and small: cheaper to wait for than another connection, and in the mesh another handshake.
             Poll::Pending => !self.came.waits() && matches!(self.came.head.body, BodyLength::Known(..=SKIPPED)),
         };
-        let close = !whole || !self.came.keeps_alive() || self.session.shared.drain.begun();
+        let close = !whole || !self.came.keeps_alive() || self.session.ends_now();
         let grpc = self.came.is_grpc();
         let manner = Manner { grpc, named: self.session.may_know(), close, bodyless: self.asked == Asked::Head };
         let (status, bytes) = refusal(why, manner);

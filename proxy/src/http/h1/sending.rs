@@ -22,6 +22,8 @@ use super::heads::{self, Came, Outgoing, Returning};
 use super::pump::{Fault, Pump};
 use crate::http::attempt::{Failure, Message};
 use crate::http::session::Session;
+use crate::telemetry::Direction;
+use crate::telemetry::counters::Retired;
 use crate::upstream::h1::H1Conn;
 use crate::upstream::{self, Pool, Target};
 
@@ -82,6 +84,8 @@ pub(super) enum Broke {
     Malformed,
     Server,
     Nonsense,
+    // The server is not believed any more.
+    Revoked,
 }
 
 fn length(came: &Came) -> ResponseBody {
@@ -139,6 +143,9 @@ impl<'a> Sending<'a> {
         conn: &mut H1Conn,
         fields: &mut Vec<Field>,
     ) -> Poll<Result<ResponseHead, Broke>> {
+        if conn.poll_revoked(cx).is_ready() {
+            return Poll::Ready(Err(Broke::Revoked));
+        }
         self.poll_upload(cx, conn)?;
         let limit = self.session.shared.config.limits.head_bytes;
         loop {
@@ -196,10 +203,12 @@ impl<'a> Sending<'a> {
 
     fn failure(&mut self, broke: &Broke, conn: &H1Conn) -> Failure {
         let silent = conn.wire.held().is_empty() && self.interims == 0;
+        let reset = if matches!(broke, Broke::Revoked) { Reason::IdentityRevoked } else { Reason::UpstreamReset };
         let (what, reason) = match broke {
             Broke::Server if self.upload.is_unsent() => (Failed::NotProcessed, Reason::ConnectFailed),
-            Broke::Server if silent => (Failed::NoResponseByte, Reason::UpstreamReset),
-            Broke::Server => (Failed::ResponseStarted, Reason::UpstreamReset),
+            Broke::Revoked if self.upload.is_unsent() => (Failed::NotProcessed, reset),
+            Broke::Server | Broke::Revoked if silent => (Failed::NoResponseByte, reset),
+            Broke::Server | Broke::Revoked => (Failed::ResponseStarted, reset),
             Broke::Nonsense => (Failed::ResponseStarted, Reason::UpstreamProtocol),
             Broke::Malformed => (Failed::ResponseStarted, Reason::MalformedRequest),
             Broke::Gone => {
@@ -245,13 +254,18 @@ impl Message for Sending<'_> {
                 Err(broke) => broke,
             };
             let failure = self.failure(&broke, &conn);
+            if conn.is_revoked() {
+                target.shared.telemetry.retired.add(Direction::Outbound, Retired::Revoked);
+            }
             let unseen = match failure.what {
                 Failed::NotProcessed => true,
                 Failed::NoResponseByte => self.never_arrived(target, &conn),
                 Failed::ResponseStarted => false,
             };
             if conn.reused.is_some() && unseen {
-                upstream::ended_before(target, &conn);
+                if !conn.is_revoked() {
+                    upstream::ended_before(target, &conn);
+                }
                 fresh = true;
                 continue;
             }

@@ -1,7 +1,8 @@
 //! A client's HTTP/1 connection: heads as they come, one request after the other, until either side has had enough.
 //!
 //! Invariants
-//! - A head that has begun must end within [`HEAD_TIMEOUT`]; an idle connection lives one to two times [`IDLE_TIMEOUT`].
+//! - A head that has begun must end within [`HEAD_TIMEOUT`]; an idle connection lives one to two times [`IDLE_TIMEOUT`], and no longer than
+//!   its certificates.
 //! - A head that must not be parsed is answered when its turn comes, with the reason, and ends the connection; nothing behind it is read.
 //! - No timer is made for a head that comes whole. An idle connection holds no buffer.
 
@@ -13,7 +14,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncRead;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use weft_engine::head::{Field, RequestHead, read_request};
 use weft_engine::reason::Reason;
 
@@ -29,6 +30,8 @@ use crate::upstream::h1::H1Conn;
 
 /// How long a client's connection may be idle between requests: longer than any client's own pool keeps it.
 pub const IDLE_TIMEOUT: Duration = Duration::from_hours(1);
+/// The same once its certificates have ended.
+const LAST_IDLE: Duration = Duration::from_secs(1);
 /// How long a client whose connection ends may go on sending: closing earlier would reset what it has not read yet.
 const LINGER: Duration = Duration::from_secs(2);
 /// Bytes that are read over meanwhile.
@@ -37,17 +40,20 @@ const LINGER_BYTES: usize = 16 << 20;
 /// Serves `io` to its end.
 pub async fn serve(session: Arc<Session>, io: Downstream) {
     let mut client = Wire::new(io);
-    let mut reader = Reader::new(session.shared.config.limits.head_bytes);
+    let mut reader = Reader::new(session.shared.config.limits.head_bytes, session.ends);
     loop {
         let came = match poll_fn(|cx| poll_next(cx, &session, &mut reader, &mut client)).await {
             Next::Head(came) => came,
-            Next::Nothing => return,
+            Next::Nothing => return session.retired(),
             Next::Refused(reason) => return Box::pin(refuse(&session, client, reason)).await,
         };
         // Boxed, so that an idle connection is not as large as a busy one.
         match Box::pin(run(&session, &mut client, *came)).await {
             After::Keep => {}
-            After::Close => return linger(client).await,
+            After::Close => {
+                session.retired();
+                return linger(client).await;
+            }
             After::Gone => return,
             After::Tunnel(conn, exchange) => return Box::pin(leave(client, conn, *exchange)).await,
         }
@@ -91,8 +97,10 @@ async fn refuse(session: &Session, mut client: Client, reason: Reason) {
 async fn leave(client: Client, conn: Box<H1Conn>, exchange: Exchange) {
     let prefixed = |held: &[u8]| BytesMut::from(held);
     let (client, said) = client.into_parts();
-    let (server, answered) = conn.wire.into_parts();
-    tunnel(Prefixed::with(prefixed(&said), client), Prefixed::with(prefixed(&answered), server), exchange).await;
+    let H1Conn { wire, proof, .. } = *conn;
+    let (server, answered) = wire.into_parts();
+    let (client, server) = (Prefixed::with(prefixed(&said), client), Prefixed::with(prefixed(&answered), server));
+    tunnel(client, server, exchange, proof).await;
 }
 
 // Ends the connection in order: our end is said, and what the client still sends is read over for a while.
@@ -125,6 +133,8 @@ pub(super) enum Next {
 // Waits for heads.
 pub(super) struct Reader {
     limit: usize,
+    // From then on it does not wait for another.
+    ends: Option<Instant>,
     idle: Option<Pin<Box<Sleep>>>,
     // Whether there was a request since the idle timer was set.
     active: bool,
@@ -133,8 +143,14 @@ pub(super) struct Reader {
 }
 
 impl Reader {
-    pub(super) fn new(limit: usize) -> Self {
-        Self { limit, idle: None, active: false, head: None }
+    pub(super) fn new(limit: usize, ends: Option<Instant>) -> Self {
+        Self { limit, ends, idle: None, active: false, head: None }
+    }
+
+    // How long nothing may come. A client that is about to send something when its connection has to end is told so with the response.
+    fn patience(&self) -> Duration {
+        let left = self.ends.map(|ends| ends.saturating_duration_since(Instant::now()));
+        left.map_or(IDLE_TIMEOUT, |left| left.clamp(LAST_IDLE, IDLE_TIMEOUT))
     }
 
     pub(super) fn poll<IO: AsyncRead + Unpin>(&mut self, cx: &mut Context<'_>, client: &mut Wire<IO>) -> Poll<Next> {
@@ -191,7 +207,10 @@ impl Reader {
     // One timer a connection, which looks whether there was a request since it was set.
     fn poll_idle(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
         loop {
-            let timer = self.idle.get_or_insert_with(|| Box::pin(sleep(IDLE_TIMEOUT)));
+            if self.idle.is_none() {
+                self.idle = Some(Box::pin(sleep(self.patience())));
+            }
+            let Some(timer) = &mut self.idle else { return Poll::Pending };
             if timer.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }

@@ -305,7 +305,10 @@ impl Sending {
         match passed {
             Ok(()) if self.upload.is_done() => stream.ended(up),
             Ok(()) => {}
-            Err(broke) => exchange.reason = self.break_off(broke, &mut up, &mut down).or(exchange.reason),
+            Err(broke) => {
+                let broke = if stream.is_revoked() { Broke::Own(Reason::IdentityRevoked) } else { broke };
+                exchange.reason = self.break_off(broke, &mut up, &mut down).or(exchange.reason);
+            }
         }
     }
 
@@ -403,7 +406,9 @@ impl Message for Sending {
                 if matches!(&broke, Broke::Server(error) if error.is_go_away() || error.is_io()) {
                     stream.leave();
                 }
-                Err(self.failure(broke, &mut up))
+                let failure = self.failure(broke, &mut up);
+                let reason = if stream.is_revoked() { Reason::IdentityRevoked } else { failure.reason };
+                Err(Failure { reason, ..failure })
             }
         }
     }

@@ -20,13 +20,13 @@ use super::super::world::*;
 use crate::discovery::snapshot::Destination;
 
 /// An application whose requests the test answers itself.
-struct App {
-    addr: SocketAddr,
+pub struct App {
+    pub addr: SocketAddr,
     requests: mpsc::UnboundedReceiver<(Request<RecvStream>, SendResponse<Bytes>)>,
 }
 
 impl App {
-    async fn start(connect: bool) -> Self {
+    pub async fn start(connect: bool) -> Self {
         let (tx, requests) = mpsc::unbounded_channel();
         let addr = listen(move |stream, _| {
             let tx = tx.clone();
@@ -45,19 +45,19 @@ impl App {
         Self { addr, requests }
     }
 
-    async fn next(&mut self) -> (Request<RecvStream>, SendResponse<Bytes>) {
+    pub async fn next(&mut self) -> (Request<RecvStream>, SendResponse<Bytes>) {
         self.requests.recv().await.unwrap()
     }
 }
 
-async fn client(addr: SocketAddr, window: u32) -> SendRequest<Bytes> {
+pub async fn client(addr: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(addr).await.unwrap();
     let (tx, connection) = h2::client::Builder::new().initial_window_size(window).handshake(stream).await.unwrap();
     tokio::spawn(connection);
     tx.ready().await.unwrap()
 }
 
-fn post() -> Request<()> {
+pub fn post() -> Request<()> {
     Request::post("http://shop/a").body(()).unwrap()
 }
 
@@ -71,7 +71,7 @@ fn connect(protocol: Option<&'static str>) -> Request<()> {
 }
 
 /// The code that an application finds its stream reset with.
-async fn reset_of(body: &mut RecvStream) -> Reason {
+pub async fn reset_of(body: &mut RecvStream) -> Reason {
     while let Some(data) = body.data().await {
         match data {
             Ok(_) => {}

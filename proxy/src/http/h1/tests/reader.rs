@@ -21,7 +21,7 @@ struct Ends {
 
 fn ends() -> Ends {
     let (client, server) = duplex(1 << 20);
-    Ends { client, wire: Wire::new(server), reader: Reader::new(1 << 16) }
+    Ends { client, wire: Wire::new(server), reader: Reader::new(1 << 16, None) }
 }
 
 impl Ends {
