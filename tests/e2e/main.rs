@@ -14,6 +14,7 @@ mod lab;
 mod life;
 mod opaque;
 mod policy;
+mod revoked;
 mod rotation;
 mod routing;
 mod slow;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
     trials.extend(flood::tests());
     trials.extend(slow::tests());
     trials.extend(away::tests());
+    trials.extend(revoked::tests());
     trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
