@@ -123,6 +123,10 @@ fn the_ca_for_ten_lives() {
         valid => Err(format!("{valid} of {RENEWING} have")),
     });
 
+    mesh.until("no leaf to be about to end", || {
+        let ends = SIDECARS.map(|pod| left(expiry(&mesh, pod)));
+        if ends.iter().all(|end| *end > LEAF / 4) { Ok(()) } else { Err(format!("{ends:?}")) }
+    });
     mesh.control.as_mut().unwrap().process.kill();
     let gone = Instant::now();
     let served = while_valid(&mesh);

@@ -1,7 +1,8 @@
 //! Identity never costs a request: under a steady load leaves turn every few seconds, issuer and root are rotated, and control is killed
 //! in every phase of that. The figures are printed.
 //!
-//! `WEFT_ROTATIONS=N cargo test -p weft-tests --test e2e -- rotation` does it N times over, with the load going on.
+//! `WEFT_ROTATIONS=N cargo test -p weft-tests --test e2e -- rotation` does it N times over, with the load going on,
+//! and turns a rotation of the root back each time.
 #![allow(clippy::print_stderr, reason = "the figures are what this test is for")]
 
 mod machine;
@@ -120,6 +121,9 @@ fn costs_no_request() {
         }
         figures.extend(Rotating::issuer(&mut stage, round));
         figures.extend(Rotating::root(&mut stage, round));
+        if rounds > 1 {
+            figures.extend(Rotating::turned_back(&mut stage, round));
+        }
     }
     let (rate, seconds, had) = (stage.load.rate(), stage.load.start.elapsed().as_secs(), stage.renewals());
     stage.load.end();
