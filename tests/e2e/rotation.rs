@@ -22,13 +22,13 @@ pub fn tests() -> Vec<Trial> {
 }
 
 /// Life of a leaf. Control must not be away for longer than the third of it that is left when it is renewed.
-const LEAF: Duration = Duration::from_secs(8);
+const LEAF: Duration = Duration::from_secs(10);
 /// Sidecars that carry the load.
 const LOADED: [&str; 6] = ["web-0", "web-1", "echo-0", "ann-0", "bob-0", "cay-0"];
 /// HTTP requests a second that are sent.
 const RATE: u32 = 550;
-/// What must have been answered of them.
-const PROMISED: f64 = 500.0;
+/// What must have been answered of them each second: in the long form, which is for figures; and on a machine that does other things beside.
+const PROMISED: [f64; 2] = [500.0, 400.0];
 /// One more, which begins again and again with the state that it had before the first rotation.
 const KEPT: &str = "kept-0";
 
@@ -143,5 +143,5 @@ fn costs_no_request() {
     for (pod, turned) in LOADED.iter().zip(turned) {
         assert!(turned >= at_least, "{pod} had {turned} certificates, and should have had {at_least}");
     }
-    assert!(rate >= PROMISED, "{rate} requests a second");
+    assert!(rate >= PROMISED[usize::from(rounds == 1)], "{rate} requests a second");
 }

@@ -28,7 +28,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 use weft::lab::Pod;
 
 use crate::client::{Session, request};
@@ -45,6 +45,8 @@ const SESSIONS: usize = 3;
 const PIECE: (usize, Duration) = (256, Duration::from_millis(20));
 /// Between two new sessions of a client.
 const NEW_SESSION: Duration = Duration::from_millis(250);
+/// Between two looks whether time goes on.
+const LOOK: Duration = Duration::from_millis(20);
 /// Failures that are kept in words.
 const KEPT: usize = 20;
 
@@ -81,6 +83,8 @@ pub struct Tally {
     pub short: AtomicU64,
     /// The longest that a request took, in milliseconds.
     pub slowest: AtomicU64,
+    /// The longest that this process, and so most likely the machine, did not get on, in milliseconds.
+    pub stalled: AtomicU64,
     /// Whatever failed, counted.
     pub failed: AtomicU64,
     said: Mutex<Vec<String>>,
@@ -117,8 +121,9 @@ impl fmt::Display for Tally {
         let of = |count: &AtomicU64| count.load(Ordering::Relaxed);
         write!(
             f,
-            "{h1} requests over HTTP/1 and {h2} over HTTP/2, the slowest {} ms; {} long sessions with {} bytes; {} short ones; {} failures",
+            "{h1} requests over HTTP/1 and {h2} over HTTP/2, the slowest {} ms, the machine stood still for {} ms at most; {} long sessions with {} bytes; {} short ones; {} failures",
             of(&self.slowest),
+            of(&self.stalled),
             of(&self.open),
             of(&self.bytes),
             of(&self.short),
@@ -217,7 +222,20 @@ async fn drive(plan: Plan, context: Context) {
         let context = context.clone();
         parts.spawn(async move { short_sessions(pod, plan.tcp, &context).await });
     }
-    while parts.join_next().await.is_some() {}
+    let all = async { while parts.join_next().await.is_some() {} };
+    tokio::select! {
+        () = all => {}
+        () = watch_for_stalls(&context.tally) => {}
+    }
+}
+
+/// Never ends.
+async fn watch_for_stalls(tally: &Tally) {
+    loop {
+        let before = Instant::now();
+        sleep(LOOK).await;
+        tally.stalled.fetch_max(before.elapsed().saturating_sub(LOOK).as_millis() as u64, Ordering::Relaxed);
+    }
 }
 
 async fn connect(pod: &Pod, to: SocketAddr) -> Result<TcpStream, String> {
