@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use bytes::Bytes;
 use futures_util::future::{join_all, select};
 use http::Method;
 use tokio::sync::watch;
@@ -56,7 +57,7 @@ impl Renewing {
         let settings = (0..RENEWING).map(|number| {
             let identity = Identity::new("cluster.local", "shop", &format!("waiting-{number}")).unwrap();
             let token = token::sign_for(&ca_dir, &identity, Uses::Many, Duration::from_mins(10), SystemTime::now());
-            let trust = Trust::new("cluster.local".into(), Roots::from_pem(&pem).unwrap(), Default::default());
+            let trust = Trust::new("cluster.local".into(), Roots::from_pem(&pem).unwrap(), Bytes::default());
             Settings { identity, trust: trust.into(), token: Token::Text(token.unwrap().into()), state_dir: None }
         });
         let settings: Vec<_> = settings.collect();
@@ -115,7 +116,9 @@ fn the_ca_for_ten_lives() {
     mesh.deploy(Service::http("web").pods(2)).deploy(Service::tcp("echo"));
     mesh.client("ann").client("bob").client("cay");
     // What was never called cannot be known without control.
-    CLIENTS.iter().for_each(|name| assert_eq!(get(mesh.pod(name), mesh.address("web"), "/").outcome(), (200, "")));
+    for name in CLIENTS {
+        assert_eq!(get(mesh.pod(name), mesh.address("web"), "/").outcome(), (200, ""));
+    }
     let mut long: Vec<_> = CLIENTS.iter().map(|name| session(&mesh, name)).collect();
     let renewing = Renewing::start(&mesh);
     mesh.until("all to have certificates", || match renewing.valid() {
