@@ -53,7 +53,7 @@ pub enum Command {
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Explain),
     /// Run control: watch manifests, tell the proxies, issue certificates
-    Control(weft_control::Args),
+    Control(Box<weft_control::Args>),
     /// Run a sidecar: take a pod's connections and give them the mesh
     Proxy(Box<weft_proxy::Args>),
     /// Print the version, and with --json the features that this build enforces

@@ -49,7 +49,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Certs(command) => certs::run(&command)?,
         Command::Policy(Policy::Check(args)) => check::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,
-        Command::Control(args) => return Ok(weft_control::main(args)),
+        Command::Control(args) => return Ok(weft_control::main(*args)),
         Command::Proxy(args) => return Ok(weft_proxy::main(*args)),
     };
     Ok(exit.into())
