@@ -14,9 +14,11 @@
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers. [`failure`]: why a handshake failed, as metrics count it.
 //! - [`revoked`]: who is not believed any more although his certificate is good.
+//! - [`bundle`]: the roots of a trust domain as SPIFFE publishes them.
 //! - [`inspect`]: what the certificates of a file are, for people.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
 
+pub mod bundle;
 pub mod ca;
 pub mod failure;
 pub mod files;

@@ -52,10 +52,15 @@ pub enum LeafError {
 
 /// The one SPIFFE ID of a certificate, chain and times unchecked.
 pub fn identity(cert: &CertificateDer<'_>) -> Result<Identity, LeafError> {
+    Ok(uri_name(cert)?.parse()?)
+}
+
+/// The same as text: of other meshes' workloads the path may be any.
+pub fn uri_name(cert: &CertificateDer<'_>) -> Result<String, LeafError> {
     let parsed = webpki::EndEntityCert::try_from(cert).map_err(|_| LeafError::NotX509)?;
     let mut names = parsed.valid_uri_names();
     match (names.next(), names.next()) {
-        (Some(one), None) => Ok(one.parse()?),
+        (Some(one), None) => Ok(one.to_owned()),
         (None, _) => Err(LeafError::UriNames(0)),
         (Some(_), Some(_)) => Err(LeafError::UriNames(2 + names.count())),
     }

@@ -299,6 +299,11 @@ impl Ca {
         Self::of(&self.dir, store::replace(&self.dir, self.revision, authorities, new)?)
     }
 
+    /// Grows with each change of the CA, that of its roots among them; all replicas of control see the same.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
     /// The trust domain, such as `cluster.local`.
     pub fn trust_domain(&self) -> &str {
         &self.trust_domain

@@ -10,6 +10,7 @@
 //!
 //! Why no session is resumed: as strict as a full handshake it would save 26 % of the CPU (docs/identity.md, "Session resumption").
 
+mod endpoint;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -17,9 +18,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
-use rustls::server::NoServerSessionStorage;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, NoServerSessionStorage};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
 use rustls_pki_types::{CertificateDer, TrustAnchor};
@@ -31,6 +34,7 @@ use crate::revoked::Denied;
 use crate::svid::Svid;
 use crate::x509;
 pub use crate::x509::Leaf;
+pub use endpoint::{EndpointId, endpoint_client_config};
 use verify::MeshVerifier;
 
 /// The name that clients of control put into SNI, and a DNS name of its certificate.
@@ -145,6 +149,11 @@ fn anchors(certs: &[CertificateDer<'_>]) -> Result<Anchors, TlsError> {
     anchors.collect::<Result<_, _>>().map_err(|_| TlsError::Roots)
 }
 
+/// Whether [`Roots`] would take this certificate.
+pub(crate) fn is_anchor(certificate: &CertificateDer<'_>) -> bool {
+    webpki::anchor_from_trusted_cert(certificate).is_ok()
+}
+
 /// The certificates of a PEM text that [`Roots`] would take.
 ///
 /// # Errors
@@ -189,7 +198,7 @@ pub fn client_config(
     alpn: &[&[u8]],
     trust_domain: &str,
 ) -> Result<Arc<ClientConfig>, TlsError> {
-    client(svid, alpn, MeshVerifier::new(provider(), roots, trust_domain))
+    client(svid, alpn, Arc::new(MeshVerifier::new(provider(), roots, trust_domain)))
 }
 
 /// Like [`client_config`], and the handshake fails if the server is not `expected`.
@@ -200,7 +209,7 @@ pub fn client_config_for(
     alpn: &[&[u8]],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let verifier = MeshVerifier::new(provider(), roots, &expected.trust_domain).expecting(expected.clone());
-    client(svid, alpn, verifier)
+    client(svid, alpn, Arc::new(verifier))
 }
 
 /// For connections to control (gRPC): the server must be control. Without an SVID a token has to prove who asks.
@@ -212,11 +221,15 @@ pub fn control_client_config(
     client_config_for(&control_identity(trust_domain)?, svid, roots, &[b"h2"])
 }
 
-fn client(svid: Option<&Svid>, alpn: &[&[u8]], verifier: MeshVerifier) -> Result<Arc<ClientConfig>, TlsError> {
+fn client(
+    svid: Option<&Svid>,
+    alpn: &[&[u8]],
+    verifier: Arc<dyn ServerCertVerifier>,
+) -> Result<Arc<ClientConfig>, TlsError> {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier));
+        .with_custom_certificate_verifier(verifier);
     let mut config = match svid {
         Some(svid) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified()))),
         None => builder.with_no_client_auth(),
@@ -237,9 +250,18 @@ pub fn server_config(
     trust_domain: &str,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = MeshVerifier::new(provider(), roots, trust_domain).client_auth(auth);
+    server(svid, alpn, Arc::new(verifier))
+}
+
+/// For a listener that everybody may call: no client is asked who it is.
+pub fn public_server_config(svid: &Svid, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
+    server(svid, alpn, Arc::new(NoClientAuth))
+}
+
+fn server(svid: &Svid, alpn: &[&[u8]], clients: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
-        .with_client_cert_verifier(Arc::new(verifier))
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});

@@ -107,7 +107,7 @@ impl MeshVerifier {
 }
 
 /// What the peer and our log are told: the usual reasons by their own alert, the rest by webpki's word.
-fn chain_error(error: &webpki::Error) -> Error {
+pub(super) fn chain_error(error: &webpki::Error) -> Error {
     use webpki::Error as E;
     Error::InvalidCertificate(match error {
         E::CertExpired { .. } => CertificateError::Expired,
@@ -130,7 +130,7 @@ impl fmt::Debug for Told {
     }
 }
 
-fn told(error: &dyn std::error::Error) -> CertificateError {
+pub(super) fn told(error: &dyn std::error::Error) -> CertificateError {
     CertificateError::Other(OtherError(Arc::new(Told(error.to_string()))))
 }
 
@@ -160,6 +160,8 @@ macro_rules! signatures {
         }
     };
 }
+
+pub(super) use signatures;
 
 impl ServerCertVerifier for MeshVerifier {
     fn verify_server_cert(
