@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::distribute::session::Limits;
+use crate::federation::Pace;
 use crate::issue::Settings;
 use crate::trust::Federated;
 
@@ -34,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
     pub leaf_ttl: Duration,
     /// When the root is exchanged, publish the new one for so long at least before anything is issued under it: for copies of the roots that
-    /// are made elsewhere (federated trust domains, images). Proxies are waited for anyway.
+    /// are made elsewhere (federated trust domains, images). Proxies are waited for anyway. With --bundle-endpoint: twice --bundle-refresh or more.
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub publish_roots_for: Option<Duration>,
     /// Believe identities of another trust domain too, if they lead to the roots in this PEM file (read again when it changes); may be given
@@ -45,6 +46,15 @@ pub struct Args {
     /// `reason` and `until` (RFC 3339) if you like. Read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub revoked: Option<PathBuf>,
+    /// The same, with the roots read from SPIFFE bundle endpoints: a list of them, YAML or JSON (see docs/identity.md). Read at start.
+    #[arg(long, value_name = "FILE")]
+    pub federation: Option<PathBuf>,
+    /// Publish our own roots there as a SPIFFE bundle endpoint, over HTTPS with control's certificate (profile https_spiffe).
+    #[arg(long, value_name = "ADDR")]
+    pub bundle_endpoint: Option<SocketAddr>,
+    /// How often others are told to read that.
+    #[arg(long, value_name = "DURATION", default_value = "5m", value_parser = duration, requires = "bundle_endpoint")]
+    pub bundle_refresh: Duration,
     /// Directory (made with mode 0700) for the last good version of each object, so that one that is broken when control starts keeps what it
     /// said before. Without it such a policy denies its targets and such a route is as if it were not written.
     #[arg(long, value_name = "DIR")]
@@ -80,6 +90,14 @@ pub struct Config {
     pub federated: Vec<Federated>,
     /// The list of who is not believed any more.
     pub revoked: Option<PathBuf>,
+    /// The list of those whose roots are read from bundle endpoints.
+    pub federation: Option<PathBuf>,
+    /// How often they are read.
+    pub pace: Pace,
+    /// Where our own roots are published for other meshes; `None`: nowhere.
+    pub bundle_endpoint: Option<SocketAddr>,
+    /// How often other meshes are told to read them.
+    pub bundle_refresh: Duration,
     /// Where the last good version of each object is kept across restarts; `None` keeps nothing.
     pub state_dir: Option<PathBuf>,
     /// Whether /debug/proxies is answered to others than loopback.
@@ -108,6 +126,10 @@ impl Config {
             publish_roots_for: Duration::ZERO,
             federated: Vec::new(),
             revoked: None,
+            federation: None,
+            pace: Pace::default(),
+            bundle_endpoint: None,
+            bundle_refresh: Duration::from_mins(5),
             state_dir: None,
             debug_remote: false,
             issuing: Settings::default(),
@@ -116,6 +138,14 @@ impl Config {
             // A thousand replicas that were without a CA come back within one back-off of 10 s, and must not wait for another.
             certificates: (50, 1_000),
         }
+    }
+}
+
+impl Config {
+    /// For how long a new root is published at least before anything is issued under it: other meshes have to read it too.
+    pub(crate) fn copies(&self) -> Duration {
+        let read = self.bundle_endpoint.map_or(Duration::ZERO, |_| self.bundle_refresh.saturating_mul(2));
+        self.publish_roots_for.max(read)
     }
 }
 
@@ -130,6 +160,9 @@ impl From<Args> for Config {
             publish_roots_for: args.publish_roots_for.unwrap_or_default(),
             federated: args.federate,
             revoked: args.revoked,
+            federation: args.federation,
+            bundle_endpoint: args.bundle_endpoint,
+            bundle_refresh: args.bundle_refresh,
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,
             issuing: args.issuing,

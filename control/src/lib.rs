@@ -2,14 +2,15 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
-//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`revoked`] (whose not any more), [`rotation`] (the CA
-//! over time),
+//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
+//! [`revoked`] (whose not any more), [`rotation`] (the CA over time),
 //! [`metrics`], [`config`].
 
 pub mod auth;
 pub mod compile;
 pub mod config;
 pub mod distribute;
+pub mod federation;
 pub mod issue;
 pub mod metrics;
 pub mod model;
@@ -35,6 +36,7 @@ use tracing_subscriber::EnvFilter;
 pub use config::{Args, Config};
 
 use distribute::Hub;
+use federation::Federation;
 use metrics::Metrics;
 use revoked::Revocations;
 use rotation::Follower;
@@ -93,6 +95,8 @@ pub struct Control {
     pub listen: std::net::SocketAddr,
     /// Where metrics are.
     pub metrics: std::net::SocketAddr,
+    /// Where our roots are published for other meshes.
+    pub bundle_endpoint: Option<std::net::SocketAddr>,
     /// Its store.
     pub hub: Arc<Hub>,
     stopping: CancellationToken,
@@ -101,15 +105,16 @@ pub struct Control {
     _ca: AbortOnDropHandle<()>,
     _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
+    _federation: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
-        let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
         let revoked = Revocations::open(config.revoked.clone(), &config.trust_domain).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
+        let (trust, federation) = trust(&config, &metrics)?;
         // Tells the hub of the roots, before any proxy asks.
         let opened = Follower::open(&config, trust, Arc::clone(&hub));
         let (follower, ca) = opened.context("the CA cannot be opened")?;
@@ -118,6 +123,11 @@ impl Control {
         let provers = issue::Provers::open(&config.issuing, &now, &config.ca_dir, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;
+        let bundle = match config.bundle_endpoint {
+            Some(addr) => Some(bind(addr).await?),
+            None => None,
+        };
+        let bundle_endpoint = bundle.as_ref().map(TcpListener::local_addr).transpose()?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
         let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
@@ -132,12 +142,14 @@ impl Control {
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
         let following = tokio::spawn(follower.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
+        let listeners = server::Listeners { discovery: listener, bundle };
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
-        let served = tokio::spawn(async move { server::serve(listener, &config, serving, ca, provers, stop).await });
+        let served = tokio::spawn(async move { server::serve(listeners, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
         Ok(Self {
             listen,
             metrics: metrics_addr,
+            bundle_endpoint,
             hub,
             stopping,
             served: AbortOnDropHandle::new(served),
@@ -145,6 +157,7 @@ impl Control {
             _ca: AbortOnDropHandle::new(following),
             _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
+            _federation: federation.map(Federation::into_tasks).unwrap_or_default(),
         })
     }
 
@@ -161,6 +174,14 @@ impl Control {
             Err(_) => Ok(()),
         }
     }
+}
+
+fn trust(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Trust, Option<Federation>)> {
+    let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
+    let Some(path) = &config.federation else { return Ok((trust, None)) };
+    let (own, state, pace) = (&config.trust_domain, config.state_dir.as_deref(), config.pace);
+    let federation = Federation::open(path, own, state, pace, metrics)?;
+    Ok((trust.and(&federation).map_err(anyhow::Error::msg)?, Some(federation)))
 }
 
 async fn bind(addr: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

@@ -41,6 +41,9 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     pub used_tokens: IntGauge,
     pub key_reads: IntCounterVec,
+    pub federation_reads: IntCounterVec,
+    pub federation_read: IntGaugeVec,
+    pub bundle_answers: IntCounter,
     pub token_reviews: IntCounterVec,
     pub revoked: IntGauge,
     pub revocations_broken: IntGauge,
@@ -155,6 +158,17 @@ impl Metrics {
                 "Readings of the public keys of token issuers, by what became of them.",
                 "outcome",
             )?,
+            federation_reads: make.counters(
+                "federation_reads_total",
+                "Readings of the bundle endpoints of other trust domains, by what became of them.",
+                "outcome",
+            )?,
+            federation_read: make.gauges(
+                "federation_read_timestamp_seconds",
+                "When the roots of a trust domain were last read from its endpoint, in seconds since 1970; 0: not since the start.",
+                "trust_domain",
+            )?,
+            bundle_answers: make.counter("bundle_answers_total", "How often our roots were given to other meshes.")?,
             token_reviews: make.counters(
                 "token_reviews_total",
                 "Questions to the API server about tokens, by what became of them.",

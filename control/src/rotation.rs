@@ -64,7 +64,7 @@ impl Follower {
             }
         };
         let (ca, seen) = watch::channel(Arc::new(ca));
-        let waits = Waits { copies: config.publish_roots_for, leaves: config.leaf_ttl };
+        let waits = Waits { copies: config.copies(), leaves: config.leaf_ttl };
         let follower = Self { ca, trust, hub, waits, given, said: None, looks: 0 };
         follower.tell();
         Ok((follower, seen))

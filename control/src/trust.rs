@@ -1,4 +1,5 @@
-//! Whose certificates the mesh believes: the roots of the CA, and those of the trust domains that it is federated with, from files.
+//! Whose certificates the mesh believes: the roots of the CA, and those of the trust domains that it is federated with, from
+//! files, or as [`crate::federation`] has read them.
 //!
 //! Invariants
 //! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why.
@@ -11,10 +12,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use bytes::Bytes;
+use tokio::sync::watch;
 use weft_api::wire::v1;
 use weft_certs::ca::Ca;
 use weft_certs::tls::certificates;
 use weft_engine::identity::Identity;
+
+use crate::federation::{Federation, Known};
 
 /// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ impl FromStr for Federated {
             .split_once('=')
             .filter(|(_, file)| !file.is_empty())
             .ok_or_else(|| format!("`{text}` is not DOMAIN=FILE; write it like partner.example=partner-roots.pem"))?;
+        if file.starts_with("https://") || file.starts_with("http://") {
+            return Err(format!("`{file}` is no file; put the URLs of bundle endpoints into the file of --federation"));
+        }
         if Identity::new(domain, "any", "any").is_err() {
             return Err(format!("`{domain}` is no trust domain: lower-case letters, digits, `-`, `.` and `_` only"));
         }
@@ -45,7 +52,9 @@ impl FromStr for Federated {
 pub struct Trust {
     federated: Vec<Federated>,
     // What each file said last, while it was good.
-    known: BTreeMap<String, Vec<Bytes>>,
+    known: Known,
+    // What was read from bundle endpoints.
+    read: Option<watch::Receiver<Known>>,
     // Files of which the log has said that something is wrong.
     wrong: BTreeMap<String, String>,
 }
@@ -56,7 +65,7 @@ impl Trust {
     /// # Errors
     /// A file is broken, or speaks for our own domain or for one that another speaks for.
     pub fn open(trust_domain: &str, federated: Vec<Federated>) -> Result<Self, String> {
-        let mut trust = Self { federated, known: BTreeMap::new(), wrong: BTreeMap::new() };
+        let mut trust = Self { federated, known: Known::new(), read: None, wrong: BTreeMap::new() };
         for one in &trust.federated {
             if one.domain == trust_domain {
                 return Err(format!("--federate {}: that is our own trust domain, whose roots the CA has", one.domain));
@@ -68,11 +77,24 @@ impl Trust {
         Ok(trust)
     }
 
+    /// And those that are read from bundle endpoints.
+    ///
+    /// # Errors
+    /// A file speaks for one of them.
+    pub fn and(mut self, federation: &Federation) -> Result<Self, String> {
+        if let Some(domain) = federation.domains.iter().find(|domain| self.known.contains_key(*domain)) {
+            return Err(format!("{domain} is in --federate and in --federation; its roots come from one place only"));
+        }
+        self.read = Some(federation.known.clone());
+        Ok(self)
+    }
+
     /// As proxies are told.
     pub fn message(&self, ca: &Ca) -> v1::Trust {
         let own = certificates(ca.root_pem()).unwrap_or_default();
         let own = (ca.trust_domain().to_owned(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
         let mut all = self.known.clone();
+        all.extend(self.read.iter().flat_map(|read| read.borrow().clone()));
         all.extend([own]);
         let bundle = |(trust_domain, mut roots): (String, Vec<Bytes>)| {
             // The same roots are the same bytes.
@@ -158,7 +180,7 @@ mod tests {
     fn it_is_written_domain_and_file() {
         let read: Federated = "partner.example=a/b.pem".parse().unwrap();
         assert_eq!((&*read.domain, read.file), ("partner.example", "a/b.pem".into()));
-        for bad in ["", "partner.example", "partner.example=", "Partner=a", "=a"] {
+        for bad in ["", "partner.example", "partner.example=", "Partner=a", "=a", "a.org=https://a.org/"] {
             assert!(bad.parse::<Federated>().is_err(), "{bad}");
         }
     }

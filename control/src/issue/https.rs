@@ -1,4 +1,4 @@
-//! A small HTTPS client for the few questions that issuing asks: an issuer's keys, a token review.
+//! A small HTTPS client for the few questions that issuing asks: an issuer's keys, a token review; and for federation: others' roots.
 //!
 //! Bounds: 5 s for the whole of it, an answer of 512 KiB, no redirects, one connection a question. Names are resolved by hickory. Plain HTTP
 //! is taken to loopback alone, where a local agent (Nomad's) may publish its keys.
@@ -89,6 +89,22 @@ impl fmt::Debug for Server {
 impl Server {
     /// The server of a URL, verified by the roots in a file, or by the system's.
     pub fn new(url: &str, roots: Option<&Path>) -> Result<Self, HttpsError> {
+        Self::of(url, || client_config(roots))
+    }
+
+    /// The server of a URL, verified as the configuration says.
+    pub fn verified_by(url: &str, config: Arc<ClientConfig>) -> Result<Self, HttpsError> {
+        Self::of(url, || Ok(config))
+    }
+
+    /// From now on it is verified as the configuration says.
+    pub fn verify_by(&mut self, config: Arc<ClientConfig>) {
+        if let Some((tls, _)) = &mut self.tls {
+            *tls = TlsConnector::from(config);
+        }
+    }
+
+    fn of(url: &str, config: impl FnOnce() -> Result<Arc<ClientConfig>, HttpsError>) -> Result<Self, HttpsError> {
         let wrong = || HttpsError::Url(url.to_owned());
         let uri: Uri = url.parse().map_err(|_| wrong())?;
         let authority = uri.authority().filter(|authority| !authority.as_str().contains('@')).ok_or_else(wrong)?;
@@ -97,7 +113,7 @@ impl Server {
         let tls = match uri.scheme_str() {
             Some("https") => {
                 let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
-                Some((TlsConnector::from(client_config(roots)?), name))
+                Some((TlsConnector::from(config()?), name))
             }
             Some("http") if address.is_some_and(|address| address.is_loopback()) => None,
             _ => return Err(wrong()),

@@ -1,6 +1,8 @@
-//! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`]).
+//! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`]), HTTPS for
+//! other meshes ([`bundle`]).
 
 pub mod admin;
+pub mod bundle;
 pub mod ca;
 pub mod tls;
 
@@ -31,9 +33,18 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams on one connection: discovery, a drain, a certificate.
 const MAX_STREAMS: u32 = 16;
 
+/// Where control listens for others than operators.
+#[derive(Debug)]
+pub struct Listeners {
+    /// For proxies.
+    pub discovery: TcpListener,
+    /// For other meshes, if any.
+    pub bundle: Option<TcpListener>,
+}
+
 /// Serves proxies until `stopping`, then until the connections have ended.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     config: &Config,
     hub: Arc<Hub>,
     ca: Authority,
@@ -41,12 +52,17 @@ pub async fn serve(
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let acceptor = tls::Acceptor::new(ca.clone(), Arc::clone(&hub.metrics), config.max_connections)?;
+    if let Some(listener) = listeners.bundle {
+        let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
+        let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };
+        tokio::spawn(bundle::serve(listener, published, stopping.clone()));
+    }
     let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), stopping.clone()))
         .max_decoding_message_size(MAX_REQUEST);
     let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));
     let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
     let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
-    let connections = acceptor.listen(listener, stopping.clone());
+    let connections = acceptor.listen(listeners.discovery, stopping.clone());
     tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

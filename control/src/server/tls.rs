@@ -1,4 +1,5 @@
-//! TLS for the discovery port: client certificate optional, control's own certificate renewed before it ends and whenever the CA changes.
+//! TLS for control's doors: its own certificate, renewed before it ends and whenever the CA changes; and the discovery port, where a client
+//! certificate is optional.
 //!
 //! Bounds: open connections, handshakes at a time, time for a handshake.
 
@@ -19,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{ClientAuth, Leaf, peer_leaf, server_config};
+use weft_certs::tls::{ClientAuth, Leaf, peer_leaf, public_server_config, server_config};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
@@ -32,10 +33,22 @@ const CLOCK: Duration = Duration::from_mins(1);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 
+/// One certificate of control's, at each door.
+#[derive(Debug)]
+pub struct Doors {
+    /// The discovery port.
+    pub discovery: Arc<ServerConfig>,
+    /// The bundle endpoint ([`super::bundle`]).
+    pub bundle: Arc<ServerConfig>,
+}
+
+/// Always with a certificate that is valid.
+pub type CurrentDoors = Arc<ArcSwap<Doors>>;
+
 /// Accepts connections with a certificate that is always valid.
 #[derive(Debug)]
 pub struct Acceptor {
-    config: Arc<ArcSwap<ServerConfig>>,
+    doors: CurrentDoors,
     ca: Authority,
     renew_at: SystemTime,
     metrics: Arc<Metrics>,
@@ -45,18 +58,23 @@ pub struct Acceptor {
 impl Acceptor {
     /// Issues the first certificate.
     pub fn new(mut ca: Authority, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
-        let (config, svid) = issue(&mut ca)?;
+        let (doors, svid) = issue(&mut ca)?;
         metrics.control_not_after.set(seconds(svid.not_after()));
         let renew_at = svid.renew_at(0.0);
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { config: Arc::new(ArcSwap::new(config)), ca, renew_at, metrics, connections })
+        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, renew_at, metrics, connections })
+    }
+
+    /// The certificate, which is renewed while this listens.
+    pub fn doors(&self) -> CurrentDoors {
+        Arc::clone(&self.doors)
     }
 
     /// Connections whose handshake has succeeded, until `stopping`.
     pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
         let (out, connections) = mpsc::channel(16);
         tokio::spawn(async move {
-            let renewal = renew(self.ca.clone(), Arc::clone(&self.config), self.renew_at, Arc::clone(&self.metrics));
+            let renewal = renew(self.ca.clone(), Arc::clone(&self.doors), self.renew_at, Arc::clone(&self.metrics));
             tokio::select! {
                 () = stopping.cancelled() => {}
                 () = self.accept(&listener, &out) => {}
@@ -84,7 +102,7 @@ impl Acceptor {
                 self.metrics.bound("connections", 1);
                 continue;
             };
-            let acceptor = TlsAcceptor::from(self.config.load_full());
+            let acceptor = TlsAcceptor::from(Arc::clone(&self.doors.load().discovery));
             let (out, metrics, ca) = (out.clone(), Arc::clone(&self.metrics), self.ca.clone());
             tokio::spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr, &ca)).await;
@@ -129,15 +147,16 @@ async fn shake(
     Ok((tls, Peer { addr, proved }))
 }
 
-fn issue(ca: &mut Authority) -> anyhow::Result<(Arc<ServerConfig>, Svid)> {
+fn issue(ca: &mut Authority) -> anyhow::Result<(Doors, Svid)> {
     let ca = Arc::clone(&ca.borrow_and_update());
     let svid = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
-    let config = server_config(&svid, ca.roots(), &[b"h2"], ClientAuth::Optional, ca.trust_domain())?;
-    Ok((config, svid))
+    let discovery = server_config(&svid, ca.roots(), &[b"h2"], ClientAuth::Optional, ca.trust_domain())?;
+    let bundle = public_server_config(&svid, &[b"http/1.1"])?;
+    Ok((Doors { discovery, bundle }, svid))
 }
 
 /// Never ends. Open connections keep the certificate that they began with.
-async fn renew(mut ca: Authority, config: Arc<ArcSwap<ServerConfig>>, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
+async fn renew(mut ca: Authority, doors: CurrentDoors, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
     loop {
         while let Ok(left) = renew_at.duration_since(SystemTime::now()) {
             let slice = left.clamp(Duration::from_millis(10), CLOCK);
@@ -156,7 +175,7 @@ async fn renew(mut ca: Authority, config: Arc<ArcSwap<ServerConfig>>, mut renew_
                 tracing::info!(serial = svid.serial(), "control renewed its certificate");
                 metrics.control_not_after.set(seconds(svid.not_after()));
                 renew_at = svid.renew_at(0.0);
-                config.store(renewed);
+                doors.store(Arc::new(renewed));
             }
             Err(error) => {
                 tracing::error!(%error, "control cannot renew its certificate; trying again in a minute");

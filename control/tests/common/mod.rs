@@ -34,6 +34,7 @@ pub struct Mesh {
     pub ca: Arc<Ca>,
     pub listen: SocketAddr,
     pub metrics: SocketAddr,
+    pub bundle_endpoint: Option<SocketAddr>,
     pub hub: Arc<weft_control::distribute::Hub>,
     stop: Option<oneshot::Sender<()>>,
     ran: Option<tokio::task::JoinHandle<anyhow::Result<()>>>,
@@ -87,6 +88,7 @@ impl Mesh {
             ca: Arc::new(Ca::open(&dir.path().join("ca"), TD).unwrap()),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             metrics: SocketAddr::from(([127, 0, 0, 1], 0)),
+            bundle_endpoint: None,
             hub: Arc::new(weft_control::distribute::Hub::new(
                 weft_control::distribute::session::Limits::default(),
                 Arc::new(weft_control::metrics::Metrics::new().unwrap()),
@@ -106,6 +108,7 @@ impl Mesh {
         change(&mut config);
         let control = Control::start(config).await.unwrap();
         (self.listen, self.metrics, self.hub) = (control.listen, control.metrics, Arc::clone(&control.hub));
+        self.bundle_endpoint = control.bundle_endpoint;
         let (stop, stopped) = oneshot::channel::<()>();
         self.stop = Some(stop);
         self.ran = Some(tokio::spawn(control.until(async {
