@@ -85,7 +85,8 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
 /// # Errors
 /// If the CA cannot be opened, a port cannot be bound or the files cannot be watched; broken manifests are no error here.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    Control::start(config).await?.until(shutdown).await
+    // Boxed: it is large, and needed once.
+    Box::pin(Control::start(config)).await?.until(shutdown).await
 }
 
 /// A running control, for those who need to know where it listens.
