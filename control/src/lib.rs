@@ -85,8 +85,7 @@ fn told_to_stop() -> anyhow::Result<impl Future<Output = ()>> {
 /// # Errors
 /// If the CA cannot be opened, a port cannot be bound or the files cannot be watched; broken manifests are no error here.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-    // Boxed: it is large, and needed once.
-    Box::pin(Control::start(config)).await?.until(shutdown).await
+    Control::start(config).await?.until(shutdown).await
 }
 
 /// A running control, for those who need to know where it listens.
@@ -112,6 +111,11 @@ pub struct Control {
 impl Control {
     /// Binds its ports, reads the sources and begins to serve.
     pub async fn start(config: Config) -> anyhow::Result<Self> {
+        // Boxed: it is large, and needed once.
+        Box::pin(Self::begin(config)).await
+    }
+
+    async fn begin(config: Config) -> anyhow::Result<Self> {
         let revoked = Revocations::open(config.revoked.clone(), &config.trust_domain).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));

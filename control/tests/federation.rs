@@ -154,7 +154,7 @@ async fn a_rotation_of_one_mesh_reaches_the_other_and_back_without_a_restart() {
     let mut config = Config::new(vec![path("files")], path("ca"));
     publishing(&mut config);
     (config.listen, config.metrics, config.trust_domain) = (any_port(), any_port(), PARTNER.to_owned());
-    let control = Box::pin(Control::start(config.clone())).await.unwrap();
+    let control = Control::start(config.clone()).await.unwrap();
     let endpoint = control.bundle_endpoint.unwrap();
     let _serving = AbortOnDropHandle::new(tokio::spawn(control.until(std::future::pending())));
     let alone = published(endpoint).await;

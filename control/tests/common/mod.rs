@@ -106,7 +106,7 @@ impl Mesh {
         let mut config = Config::new(vec![self.dir.path().join("files")], self.dir.path().join("ca"));
         (config.listen, config.metrics) = (self.listen, self.metrics);
         change(&mut config);
-        let control = Box::pin(Control::start(config)).await.unwrap();
+        let control = Control::start(config).await.unwrap();
         (self.listen, self.metrics, self.hub) = (control.listen, control.metrics, Arc::clone(&control.hub));
         self.bundle_endpoint = control.bundle_endpoint;
         let (stop, stopped) = oneshot::channel::<()>();
