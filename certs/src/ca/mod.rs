@@ -68,6 +68,17 @@ pub enum CaError {
         /// Which part.
         what: String,
     },
+    /// Another version of Weft has written it.
+    #[error("the CA in {dir} has form {found}, this version knows {known} at most; run the version of Weft that has written it",
+            dir = dir.display())]
+    OtherForm {
+        /// The CA's directory.
+        dir: PathBuf,
+        /// What is there.
+        found: u32,
+        /// What can be read.
+        known: u32,
+    },
     /// The directory belongs to another mesh.
     #[error("the CA in {dir} is of trust domain `{found}`, not `{wanted}`; give its own directory to each trust domain",
             dir = dir.display())]

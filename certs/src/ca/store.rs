@@ -62,6 +62,12 @@ pub struct Stored {
     pub token_key: String,
 }
 
+/// Of any version.
+#[derive(Deserialize)]
+struct Form {
+    form: u32,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Manifest {
@@ -179,11 +185,14 @@ fn is_of(file: &str, name: &str) -> bool {
 
 fn manifest(dir: &Path) -> Result<Manifest, CaError> {
     let damaged = |what: String| CaError::Damaged { dir: dir.to_owned(), what };
-    let manifest: Manifest = serde_json::from_str(&read(dir, MANIFEST)?)
-        .map_err(|e| damaged(format!("{KEYS}/{MANIFEST} cannot be parsed ({e})")))?;
-    if ![FIRST_FORM, FORM].contains(&manifest.form) {
-        return Err(damaged(format!("{KEYS}/{MANIFEST} has form {}, this version knows {FORM}", manifest.form)));
+    let text = read(dir, MANIFEST)?;
+    let unread = |error: serde_json::Error| damaged(format!("{KEYS}/{MANIFEST} cannot be parsed ({error})"));
+    // First, so that what a later version has written is not taken for damage.
+    let Form { form } = serde_json::from_str(&text).map_err(unread)?;
+    if ![FIRST_FORM, FORM].contains(&form) {
+        return Err(CaError::OtherForm { dir: dir.to_owned(), found: form, known: FORM });
     }
+    let manifest: Manifest = serde_json::from_str(&text).map_err(unread)?;
     if !manifest.authorities.is_sound() {
         return Err(damaged(format!("{KEYS}/{MANIFEST} names roots and issuers that do not fit together")));
     }

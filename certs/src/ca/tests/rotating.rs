@@ -155,10 +155,12 @@ fn authorities_that_do_not_fit_together_are_damage() {
         ("\"issuing\": \"issuer\"", "\"issuing\": \"other\""),
         ("\"issuing\": \"issuer\"", "\"issuing\": \"issuer\", \"more\": 1"),
         ("\"issuer\": \"root\"", "\"issuer\": \"../root\""),
-        ("\"form\": 2", "\"form\": 3"),
     ] {
         assert!(whole.contains(from), "{whole}");
         fs::write(&path, whole.replace(from, to)).unwrap();
         assert!(matches!(Ca::load(&dir.path().join("ca")), Err(CaError::Damaged { .. })), "{to}");
     }
+    // What a later version has written is no damage.
+    fs::write(&path, whole.replace("\"form\": 2", "\"form\": 3, \"more\": {}")).unwrap();
+    assert!(matches!(Ca::load(&dir.path().join("ca")), Err(CaError::OtherForm { found: 3, .. })));
 }
