@@ -109,11 +109,13 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
     }
 }
 
-fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+/// An answer in words.
+pub(super) fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
     typed(status, "text/plain; charset=utf-8", text.as_bytes().to_vec())
 }
 
-fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+/// An answer of this type.
+pub(super) fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -21,6 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use weft_certs::bundle::document;
 
+use super::admin::{plain, typed};
 use super::tls::CurrentDoors;
 use crate::metrics::Metrics;
 use crate::rotation::Authority;
@@ -100,10 +101,10 @@ impl Published {
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
-            return typed(StatusCode::METHOD_NOT_ALLOWED, "text/plain; charset=utf-8", b"only GET\n".to_vec());
+            return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
         if request.uri().path() != "/" {
-            return typed(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", b"the bundle is at /\n".to_vec());
+            return plain(StatusCode::NOT_FOUND, "the bundle is at /\n");
         }
         let ca = Arc::clone(&self.ca.borrow());
         match document(ca.root_pem(), ca.revision(), self.refresh) {
@@ -113,16 +114,8 @@ impl Published {
             }
             Err(error) => {
                 tracing::error!(%error, "the roots cannot be published");
-                let said = format!("{error}\n").into_bytes();
-                typed(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", said)
+                plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n"))
             }
         }
     }
-}
-
-fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
 }
