@@ -4,9 +4,10 @@
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
 //! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
 //! [`revoked`] (whose not any more), [`rotation`] (the CA over time),
-//! [`metrics`], [`config`].
+//! [`cluster`] (the orchestrator's API server), [`metrics`], [`config`].
 
 pub mod auth;
+pub mod cluster;
 pub mod compile;
 pub mod config;
 pub mod distribute;
