@@ -13,18 +13,21 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hickory_resolver::TokioResolver;
-use http::Uri;
+use http::header::{AUTHORIZATION, HeaderValue};
+use http::{Request, Uri};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::client::legacy::connect::dns::Name;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ConfigExt as _};
-use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
+use tower::filter::AsyncFilterLayer;
 use tower::{BoxError, ServiceBuilder};
 
 use crate::issue::Settings;
+use crate::issue::secret::SecretFile;
 
 /// For a whole question.
 pub const QUESTION: Duration = Duration::from_secs(5);
@@ -45,7 +48,7 @@ pub enum ClusterError {
     #[error("the Kubernetes API server did not answer within {} s", QUESTION.as_secs())]
     Slow,
     /// It refused, or could not be reached.
-    #[error("the Kubernetes API server: {0}")]
+    #[error("the Kubernetes API server: {}", said(.0))]
     Refused(Box<kube::Error>),
 }
 
@@ -70,6 +73,29 @@ impl ClusterError {
             Self::Setup(_) | Self::Slow => None,
         }
     }
+}
+
+/// What it said, in its own words if there are any.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Service(error) => causes(&**error),
+        error => causes(error),
+    }
+}
+
+/// An error and what is behind it.
+fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Asks one question, for [`QUESTION`] at most.
@@ -113,15 +139,15 @@ impl Access {
     /// # Errors
     /// [`ClusterError::Setup`].
     pub async fn client(&self) -> Result<Client, ClusterError> {
-        let config = match (&self.api, &self.kubeconfig) {
+        let (config, token) = match (&self.api, &self.kubeconfig) {
             (Some(url), _) => self.told(url)?,
-            (None, None) if std::env::var_os(IN_POD).is_some() => Config::incluster().map_err(setup)?,
-            (None, file) => by_kubeconfig(file.as_deref(), self.context.clone()).await?,
+            (None, None) if std::env::var_os(IN_POD).is_some() => (Config::incluster().map_err(setup)?, None),
+            (None, file) => (by_kubeconfig(file.as_deref(), self.context.clone()).await?, None),
         };
-        connect(&config)
+        connect(&config, token)
     }
 
-    fn told(&self, url: &str) -> Result<Config, ClusterError> {
+    fn told(&self, url: &str) -> Result<(Config, Option<SecretFile>), ClusterError> {
         let uri: Uri = url.parse().map_err(|_| ClusterError::Setup(format!("`{url}` is no URL")))?;
         if uri.scheme_str() != Some("https") {
             return Err(ClusterError::Setup(format!("`{url}` is no https:// URL")));
@@ -132,9 +158,7 @@ impl Access {
         let mut config = Config::new(uri);
         config.root_cert = Some(certificates(&roots)?);
         config.root_cert_file = Some(roots);
-        let token_file = Some(token.to_string_lossy().into_owned());
-        config.auth_info = AuthInfo { token_file, ..AuthInfo::default() };
-        Ok(config)
+        Ok((config, Some(SecretFile::new(&token))))
     }
 }
 
@@ -160,7 +184,7 @@ fn certificates(file: &Path) -> Result<Vec<Vec<u8>>, ClusterError> {
     }
 }
 
-fn connect(config: &Config) -> Result<Client, ClusterError> {
+fn connect(config: &Config, token: Option<SecretFile>) -> Result<Client, ClusterError> {
     // kube's TLS takes the process's provider; whoever embeds this may have set it already, to the same one.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let resolver = TokioResolver::builder_tokio().and_then(hickory_resolver::ResolverBuilder::build).map_err(setup)?;
@@ -181,10 +205,20 @@ fn connect(config: &Config) -> Result<Client, ClusterError> {
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().map_err(setup)?)
+        .option_layer(token.map(|token| AsyncFilterLayer::new(move |request| bearing(token.clone(), request))))
         .layer(config.extra_headers_layer().map_err(setup)?)
         .map_err(BoxError::from)
         .service(pool);
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// With the token as it is now: not the library's own reader of such files, which takes what an editor puts at the end of a file for a part
+/// of the token.
+async fn bearing(token: SecretFile, mut request: Request<Body>) -> Result<Request<Body>, BoxError> {
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.read().await?))?;
+    value.set_sensitive(true);
+    request.headers_mut().insert(AUTHORIZATION, value);
+    Ok(request)
 }
 
 fn setup(error: impl fmt::Display) -> ClusterError {

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::copies;
 use crate::distribute::session::Limits;
 use crate::federation::Pace;
 use crate::issue::Settings;
@@ -65,6 +66,9 @@ pub struct Args {
     /// How workloads prove who they are.
     #[command(flatten)]
     pub issuing: Settings,
+    /// Copies of the roots in the cluster.
+    #[command(flatten)]
+    pub copies: copies::Settings,
 }
 
 /// What control runs with.
@@ -104,6 +108,8 @@ pub struct Config {
     pub debug_remote: bool,
     /// How workloads prove who they are, beside join tokens and certificates.
     pub issuing: Settings,
+    /// Copies of the roots in the cluster.
+    pub copies: copies::Settings,
     /// Bounds of one stream.
     pub limits: Limits,
     /// Open connections to the discovery port.
@@ -133,6 +139,7 @@ impl Config {
             state_dir: None,
             debug_remote: false,
             issuing: Settings::default(),
+            copies: copies::Settings::default(),
             limits: Limits::default(),
             max_connections: 10_000,
             // A thousand replicas that were without a CA come back within one back-off of 10 s, and must not wait for another.
@@ -166,6 +173,7 @@ impl From<Args> for Config {
             state_dir: args.state_dir,
             debug_remote: args.debug_remote,
             issuing: args.issuing,
+            copies: args.copies,
             ..Self::new(args.files, args.ca_dir)
         }
     }

@@ -3,13 +3,14 @@
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
 //! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
-//! [`revoked`] (whose not any more), [`rotation`] (the CA over time),
+//! [`revoked`] (whose not any more), [`rotation`] (the CA over time), [`copies`] (of the roots, in the cluster),
 //! [`cluster`] (the orchestrator's API server), [`metrics`], [`config`].
 
 pub mod auth;
 pub mod cluster;
 pub mod compile;
 pub mod config;
+pub mod copies;
 pub mod distribute;
 pub mod federation;
 pub mod issue;
@@ -36,11 +37,12 @@ use tracing_subscriber::EnvFilter;
 
 pub use config::{Args, Config};
 
+use cluster::Access;
 use distribute::Hub;
 use federation::Federation;
 use metrics::Metrics;
 use revoked::Revocations;
-use rotation::Follower;
+use rotation::{Authority, Follower};
 use sources::files::{self, Loaded, Watch};
 use trust::Trust;
 
@@ -106,6 +108,7 @@ pub struct Control {
     _ca: AbortOnDropHandle<()>,
     _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
+    _copies: Option<AbortOnDropHandle<()>>,
     _federation: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -136,6 +139,7 @@ impl Control {
         let bundle_endpoint = bundle.as_ref().map(TcpListener::local_addr).transpose()?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
+        let copies = copies(&config, &ca, &hub).await?;
         let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
         let errors = metrics.saved_errors.clone();
         let keep = config.state_dir.clone().map(|dir| files::Keep { dir, errors });
@@ -163,6 +167,7 @@ impl Control {
             _ca: AbortOnDropHandle::new(following),
             _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
+            _copies: copies,
             _federation: federation.map(Federation::into_tasks).unwrap_or_default(),
         })
     }
@@ -188,6 +193,15 @@ fn trust(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Trust, Opti
     let (own, state, pace) = (&config.trust_domain, config.state_dir.as_deref(), config.pace);
     let federation = Federation::open(path, own, state, pace, metrics)?;
     Ok((trust.and(&federation).map_err(anyhow::Error::msg)?, Some(federation)))
+}
+
+/// Begins to keep copies of the roots in the cluster, if that is wanted.
+async fn copies(config: &Config, ca: &Authority, hub: &Arc<Hub>) -> anyhow::Result<Option<AbortOnDropHandle<()>>> {
+    if config.copies.is_empty() {
+        return Ok(None);
+    }
+    let client = Access::from(&config.issuing).client().await.context("copies of the roots cannot be kept")?;
+    Ok(Some(copies::start(client, &config.copies, ca.clone(), Arc::clone(hub))))
 }
 
 async fn bind(addr: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

@@ -50,6 +50,7 @@ pub struct Metrics {
     pub control_not_after: IntGauge,
     rotation_phase: IntGaugeVec,
     rotation_waiting: IntGauge,
+    pub copies_behind: IntGauge,
     pub connections: IntGauge,
     pub handshake_failures: IntCounter,
     pub source_state: IntGaugeVec,
@@ -188,7 +189,8 @@ impl Metrics {
                 "1 for the phase of a rotation of the root or the issuer; 0 for all if there is none.",
                 "phase",
             )?,
-            rotation_waiting: make.gauge("rotation_waiting_proxies", "Proxies that a rotation waits for.")?,
+            rotation_waiting: make.gauge("rotation_waiting_proxies", "Proxies, and copies of the roots, that a rotation waits for.")?,
+            copies_behind: make.gauge("root_copies_behind", "Copies of the roots in the cluster that are not as the CA has them.")?,
             connections: make.gauge("connections", "Open connections to the discovery port.")?,
             handshake_failures: make
                 .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,

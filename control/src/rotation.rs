@@ -4,7 +4,7 @@
 //! as it runs. So it survives control's death in any phase: the directory says where it is, and what proxies have is asked of them anew.
 //!
 //! Invariants
-//! - No phase ends while a proxy that lives by the source is away or behind; it is named.
+//! - No phase ends while a proxy that lives by the source, or a copy of the roots ([`crate::copies`]), is away or behind; it is named.
 //! - What is waited for is always acknowledged after it was told: the hub has the roots of the CA that is looked at.
 //! - A directory that cannot be read changes nothing.
 
@@ -20,6 +20,7 @@ use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError, Waits};
 use weft_certs::ca::{Ca, CaError, Given};
 
 use crate::config::Config;
+use crate::copies::Roots;
 use crate::distribute::Hub;
 use crate::distribute::hub::Stream;
 use crate::model::Name;
@@ -177,10 +178,10 @@ impl Follower {
     }
 }
 
-/// A proxy that a rotation waits for.
+/// A proxy, or a copy of the roots, that a rotation waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
-    /// `NAMESPACE/POD`.
+    /// `NAMESPACE/POD`; of a copy, where it is.
     pub workload: String,
     /// What it lacks: the end of a sentence that begins with its name.
     pub why: String,
@@ -203,7 +204,12 @@ pub fn waiting(ca: &Ca, hub: &Hub) -> Vec<Waiting> {
     }
     let away = hub.live().into_iter().filter(|live| !here.contains(live));
     lacks.extend(away.map(|name| (name, "is not connected".to_owned())));
-    lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why }).collect()
+    let proxies = lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why });
+    let copies = match rotation.phase {
+        Phase::Publishing | Phase::Withdrawing => hub.copies_behind(Roots::of(ca).told()),
+        Phase::Turning => Vec::new(),
+    };
+    proxies.chain(copies).collect()
 }
 
 /// What the proxy of a stream lacks for the phase to end.

@@ -24,9 +24,11 @@ use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
 use crate::compile::{Changes, Compiled};
+use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
 use crate::model::{Model, Name};
 use crate::revoked::List;
+use crate::rotation::Waiting;
 
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
@@ -104,6 +106,8 @@ pub struct Hub {
     limits: Limits,
     loaded: watch::Sender<bool>,
     denied: Denied,
+    /// Copies of the roots, if there are any.
+    copies: Mutex<Option<Behind>>,
     /// Counts acknowledgements, openings and ends of streams.
     pub(super) progress: watch::Sender<u64>,
     /// Where everything is counted.
@@ -124,6 +128,7 @@ impl Hub {
             limits,
             loaded: watch::Sender::new(false),
             denied: Denied::default(),
+            copies: Mutex::default(),
             progress: watch::Sender::new(0),
             metrics,
         }
@@ -184,6 +189,17 @@ impl Hub {
         self.compiled.write().apply(patch);
         self.dispatch(&changes);
         !changes.is_empty()
+    }
+
+    /// Takes which copies of the roots are behind.
+    pub fn copies_are(&self, behind: Behind) {
+        self.metrics.copies_behind.set(i64::try_from(behind.count).unwrap_or(i64::MAX));
+        *self.copies.lock() = Some(behind);
+    }
+
+    /// Which copies are behind these roots.
+    pub fn copies_behind(&self, roots: Told) -> Vec<Waiting> {
+        self.copies.lock().as_ref().map(|copies| copies.of(roots)).unwrap_or_default()
     }
 
     /// Who is not believed now.

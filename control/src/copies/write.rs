@@ -1,0 +1,137 @@
+//! How a copy is read and written. Each is written by server-side apply, over exactly what was seen.
+
+use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::{Value, json};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::view::{Place, Seen, Told};
+use super::{KEY, Roots};
+use crate::cluster::{ClusterError, FIELD_MANAGER, ask};
+
+/// Which revision of the CA a copy is of.
+const REVISION: &str = "weft.dev/ca-revision";
+const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+const WEFT: &str = "weft";
+
+/// Asks the API server.
+pub(super) struct Writer {
+    client: Client,
+    configmap: String,
+}
+
+impl Writer {
+    /// For ConfigMaps of this name.
+    pub(super) fn new(client: Client, configmap: String) -> Self {
+        Self { client, configmap }
+    }
+
+    /// Writes a copy over what was seen of it.
+    pub(super) async fn write(
+        &self,
+        place: &Place,
+        seen: Option<&Seen>,
+        roots: &Roots,
+    ) -> Result<(String, Told), ClusterError> {
+        match (place, seen) {
+            (Place::Namespace(namespace), None) => self.make_map(namespace, roots).await,
+            (Place::Namespace(namespace), Some(seen)) => self.apply_map(namespace, seen, roots).await,
+            (Place::Webhook(name), seen) => self.apply_webhook(name, seen, roots).await,
+        }
+    }
+
+    async fn make_map(&self, namespace: &str, roots: &Roots) -> Result<(String, Told), ClusterError> {
+        let metadata = ObjectMeta {
+            name: Some(self.configmap.clone()),
+            labels: Some([(MANAGED_BY.to_owned(), WEFT.to_owned())].into()),
+            annotations: Some([(REVISION.to_owned(), roots.revision.to_string())].into()),
+            ..ObjectMeta::default()
+        };
+        let data = Some([(KEY.to_owned(), roots.pem.clone())].into());
+        let map = ConfigMap { metadata, data, ..ConfigMap::default() };
+        let params = PostParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PostParams::default() };
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        ask(maps.create(&params, &map)).await.map(|made| map_says(&made))
+    }
+
+    async fn apply_map(&self, namespace: &str, seen: &Seen, roots: &Roots) -> Result<(String, Told), ClusterError> {
+        let map = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": metadata(&self.configmap, &seen.version, roots),
+            "data": { KEY: roots.pem },
+        });
+        let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        ask(maps.patch(&self.configmap, &applied(), &Patch::Apply(map))).await.map(|written| map_says(&written))
+    }
+
+    async fn apply_webhook(
+        &self,
+        name: &str,
+        seen: Option<&Seen>,
+        roots: &Roots,
+    ) -> Result<(String, Told), ClusterError> {
+        let configurations = self.webhooks();
+        let found = ask(configurations.get(name)).await?;
+        let version = seen.map(|seen| seen.version.clone()).or_else(|| found.resource_version()).unwrap_or_default();
+        // Bytes are base64 in JSON, as the library writes them.
+        let bundle = k8s_openapi::ByteString(roots.pem.clone().into_bytes());
+        let hooks = found.webhooks.unwrap_or_default();
+        let hooks = hooks.iter().map(|hook| json!({ "name": hook.name, "clientConfig": { "caBundle": bundle } }));
+        let configuration = json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "MutatingWebhookConfiguration",
+            "metadata": metadata(name, &version, roots),
+            "webhooks": hooks.collect::<Vec<_>>(),
+        });
+        let written = ask(configurations.patch(name, &applied(), &Patch::Apply(configuration))).await?;
+        Ok(webhook_says(&written))
+    }
+
+    /// What a webhook configuration has; `None` if there is none, or no webhook in it.
+    pub(super) async fn webhook(&self, name: &str) -> Result<Option<(String, Told)>, ClusterError> {
+        let found = ask(self.webhooks().get_opt(name)).await?;
+        let found = found.filter(|found| found.webhooks.as_ref().is_some_and(|hooks| !hooks.is_empty()));
+        Ok(found.as_ref().map(webhook_says))
+    }
+
+    fn webhooks(&self) -> Api<MutatingWebhookConfiguration> {
+        Api::all(self.client.clone())
+    }
+}
+
+/// Over whatever owns these fields: they are ours.
+fn applied() -> PatchParams {
+    PatchParams::apply(FIELD_MANAGER).force()
+}
+
+fn metadata(name: &str, version: &str, roots: &Roots) -> Value {
+    json!({
+        "name": name,
+        "resourceVersion": version,
+        "labels": { MANAGED_BY: WEFT },
+        "annotations": { REVISION: roots.revision.to_string() },
+    })
+}
+
+/// Its version and what it holds.
+pub(super) fn map_says(map: &ConfigMap) -> (String, Told) {
+    let pem = map.data.as_ref().and_then(|data| data.get(KEY)).map_or("", String::as_str);
+    says(map, xxh3_128(pem.as_bytes()))
+}
+
+/// The same of a webhook configuration. If its webhooks differ, what they hold is nothing that is wanted.
+fn webhook_says(configuration: &MutatingWebhookConfiguration) -> (String, Told) {
+    let hooks = configuration.webhooks.as_deref().unwrap_or_default();
+    let bundles = hooks.iter().map(|hook| hook.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| &bundle.0));
+    let mut digests = bundles.map(xxh3_128);
+    let first = digests.next().unwrap_or_default();
+    says(configuration, if digests.all(|digest| digest == first) { first } else { 0 })
+}
+
+fn says(object: &impl kube::ResourceExt, digest: u128) -> (String, Told) {
+    let revision = object.annotations().get(REVISION).and_then(|revision| revision.parse().ok()).unwrap_or_default();
+    (object.resource_version().unwrap_or_default(), Told { digest, revision })
+}
