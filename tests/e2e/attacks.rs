@@ -42,10 +42,10 @@ fn keep(svid: &Svid, dir: &Path, name: &str) -> String {
 }
 
 /// A line of the sidecar's audit log has all of these.
-fn audited(mesh: &Mesh, pod: &str, texts: &[&str]) {
+pub fn audited(mesh: &Mesh, pod: &str, texts: &[&str]) {
     mesh.until(&format!("{texts:?} in the audit log of {pod}"), || {
         let log = mesh.sidecar(pod).process.log();
-        let mut lines = log.lines().filter(|line| line.contains("weft::audit") && line.contains("handshake refused"));
+        let mut lines = log.lines().filter(|line| line.contains("weft::audit") && line.contains(" refused "));
         if lines.any(|line| texts.iter().all(|text| line.contains(text))) { Ok(()) } else { Err(log) }
     });
 }
@@ -81,12 +81,14 @@ fn on_a_strict_port() {
     let plain = mesh.curl("attacker-0", &[&format!("http://{}:8080/", mesh.pod("web-0").ip())]);
     assert_ne!(plain.status, 200, "{plain:?}");
     counted(REFUSED, "reason=\"plaintext_refused\"", before);
+    let attacker = format!("peer={}:", mesh.pod("attacker-0").ip());
+    let told = ["connection refused", "cause=\"plaintext_refused\"", "HTTP in the clear", "port=8080", &attacker];
+    audited(&mesh, "web-0", &told);
     mesh.until("the access log to tell of it", || {
         let log = mesh.sidecar("web-0").process.log();
         if log.contains("plaintext_refused") { Ok(()) } else { Err(log) }
     });
 
-    let attacker = format!("peer={}:", mesh.pod("attacker-0").ip());
     let claims_ours = keep(&issue(&partner, "client"), &dir, "claims-ours");
     for (args, reason) in [
         (format!("-tls1_2 {good}"), "protocol"),

@@ -24,6 +24,7 @@ use self::greeters::{App, MYSQL, Protocol, SMTP, mysql_greeting};
 pub use self::tls::issue;
 use self::tls::{Bank, ByHand, sidecar};
 use crate::STRICT;
+use crate::attacks::audited;
 
 pub fn tests() -> Vec<Trial> {
     // An ordinary user has one uid, and sshd wants another to shut itself in.
@@ -314,6 +315,14 @@ fn strict_greets_no_plain_client() {
         count if (count - 3.0).abs() < f64::EPSILON => Ok(()),
         count => Err(format!("{count}")),
     });
+    let peer = format!("peer={}:", stranger.ip());
+    for why in ["it said nothing", "it sent no mesh TLS"] {
+        audited(
+            &mesh,
+            "mysql-0",
+            &["connection refused", "cause=\"plaintext_refused\"", "direction=\"inbound\"", &peer, why],
+        );
+    }
     assert_eq!(app.called(), 0);
     MYSQL.call(mesh.pod("client-0"), mesh.address(MYSQL.name)).unwrap();
 }

@@ -9,7 +9,7 @@ use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming};
 use weft_api::names::short_type;
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
@@ -48,7 +48,8 @@ impl AggregatedDiscoveryService for Ads {
         request: Request<Streaming<DeltaDiscoveryRequest>>,
     ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
         let addr = auth::peer(&request)?.addr;
-        let proved = auth::proved(&request).cloned().inspect_err(|status| tell("", addr, status))?;
+        let proved =
+            auth::proved(&request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
         let (out, responses) = mpsc::channel(IN_HAND);
         let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
         let incoming = request.into_inner();
@@ -59,25 +60,13 @@ impl AggregatedDiscoveryService for Ads {
                 () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
             };
             if let Err(status) = served {
-                tell(&proved.identity.to_string(), addr, &status);
+                hub.audit("stream", &proved.identity.to_string(), addr, &status);
                 // Best effort: a peer that reads nothing is cut off by the connection's end.
                 let _ = out.try_send(Err(status));
             }
         });
         Ok(Response::new(ReceiverStream::new(responses)))
     }
-}
-
-/// Who is refused for what it is or asks for is in the audit log; that a peer went away, or its certificate ran out, is not.
-fn tell(identity: &str, addr: SocketAddr, status: &Status) {
-    let reason = status.message();
-    let cause = match status.code() {
-        Code::PermissionDenied => "not_yours",
-        Code::InvalidArgument => "protocol",
-        Code::Unauthenticated if identity.is_empty() => "unauthenticated",
-        _ => return tracing::debug!(identity, %addr, %status, "a stream ends"),
-    };
-    tracing::warn!(target: "weft::audit", cause, identity, %addr, reason, "stream refused");
 }
 
 /// Returns when the certificate has expired, by the wall clock, which may be set.

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use weft_api::wire::v1;
 
 use super::hub::{Hub, RECONNECT_GRACE};
-use crate::auth;
+use crate::auth::{self, Proved};
 use crate::model::Name;
 
 /// Longest wait that a caller may ask for.
@@ -30,15 +30,24 @@ impl DrainService {
     pub fn new(hub: Arc<Hub>) -> Self {
         Self { hub }
     }
+
+    // What is to leave, which must be the caller's own.
+    fn workload(&self, proved: &Proved, request: &v1::DrainRequest) -> Result<Name, Status> {
+        let workload = auth::workload(&request.workload)?;
+        auth::must_own(&self.hub, proved, &workload)?;
+        Ok(workload)
+    }
 }
 
 #[tonic::async_trait]
 impl v1::drain_server::Drain for DrainService {
     async fn begin(&self, request: Request<v1::DrainRequest>) -> Result<Response<v1::DrainReply>, Status> {
-        let proved = auth::proved(&request)?.clone();
+        let addr = auth::peer(&request)?.addr;
+        let proved = auth::proved(&request).cloned();
+        let identity = proved.as_ref().map(|proved| proved.identity.to_string()).unwrap_or_default();
         let request = request.into_inner();
-        let workload = auth::workload(&request.workload)?;
-        auth::must_own(&self.hub, &proved, &workload)?;
+        let workload = proved.and_then(|proved| self.workload(&proved, &request));
+        let workload = workload.inspect_err(|status| self.hub.audit("drain", &identity, addr, status))?;
         let wait = Duration::from_millis(request.deadline_ms).min(MAX_WAIT);
         tracing::info!(%workload, wait_ms = wait.as_millis(), "a workload leaves");
         let outcome = drain(&self.hub, &workload, wait).await;

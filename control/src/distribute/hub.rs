@@ -20,6 +20,7 @@ use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::v1;
 use weft_certs::revoked::{Denied, DenyList};
 
+use super::audit::Audit;
 use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
@@ -108,6 +109,7 @@ pub struct Hub {
     denied: Denied,
     /// Copies of the roots, if there are any.
     copies: Mutex<Option<Behind>>,
+    pub(super) audit: Audit,
     /// Counts acknowledgements, openings and ends of streams.
     pub(super) progress: watch::Sender<u64>,
     /// Where everything is counted.
@@ -129,6 +131,7 @@ impl Hub {
             loaded: watch::Sender::new(false),
             denied: Denied::default(),
             copies: Mutex::default(),
+            audit: Audit::default(),
             progress: watch::Sender::new(0),
             metrics,
         }

@@ -5,10 +5,12 @@
 //! - [`hub`]: the store, the streams, and how a change gets from one to the others.
 //! - [`ads`]: the gRPC service, a thin shell around a session.
 //! - [`drain`]: how a pod leaves.
+//! - [`audit`]: who was refused either.
 //!
 //! Nothing here looks inside a resource: other façades can stand on the same store.
 
 pub mod ads;
+mod audit;
 pub mod drain;
 pub mod hub;
 pub mod session;

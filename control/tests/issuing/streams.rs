@@ -6,6 +6,7 @@ use prost::Message as _;
 use tonic::Code;
 use weft_api::names::ResourceType as _;
 use weft_api::wire::discovery::DeltaDiscoveryRequest;
+use weft_api::wire::v1::drain_client::DrainClient;
 use weft_api::wire::{rpc, v1};
 
 use crate::common::{Mesh, Proxy};
@@ -26,11 +27,48 @@ async fn refused(
         Err(status) => status,
     };
     assert_eq!(status.code(), code, "{status}");
+    audited(&status, audit, "stream refused", cause, identity);
+    status.message().to_owned()
+}
+
+fn audited(status: &tonic::Status, audit: &Audit, message: &str, cause: &str, identity: &str) {
     let line = audit.last();
-    assert_eq!((&line["message"], &line["level"]), (&"stream refused".into(), &"WARN".into()), "{line}");
+    assert_eq!((&line["message"], &line["level"]), (&message.into(), &"WARN".into()), "{line}");
     assert_eq!((&line["cause"], &line["identity"]), (&cause.into(), &identity.into()), "{line}");
     assert_eq!(line["reason"], status.message(), "{line}");
-    status.message().to_owned()
+}
+
+#[tokio::test]
+async fn who_takes_anothers_workload_out_of_service_is_refused_and_audited() {
+    let (audit, mesh) = (Audit::begin(), Mesh::start().await);
+    let web = Mesh::identity("web").to_string();
+    let svid = mesh.svid("web", Duration::from_mins(1));
+    for (svid, workload, code, cause) in [
+        (None, "shop/web-1", Code::Unauthenticated, "unauthenticated"),
+        (Some(&svid), "shop/cart-1", Code::PermissionDenied, "not_yours"),
+        (Some(&svid), "shop/nowhere", Code::PermissionDenied, "not_yours"),
+        (Some(&svid), "web-1", Code::InvalidArgument, "protocol"),
+    ] {
+        let leaves = v1::DrainRequest { workload: workload.to_owned(), deadline_ms: 10 };
+        let status = DrainClient::new(mesh.channel(svid).await).begin(leaves).await.unwrap_err();
+        assert_eq!(status.code(), code, "{workload}");
+        audited(&status, &audit, "drain refused", cause, svid.map_or("", |_| &web));
+    }
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_no_flood_of_lines() {
+    let (audit, mesh) = (Audit::begin(), Mesh::start().await);
+    let client = DrainClient::new(mesh.channel(None).await);
+    let mut at_once = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let mut client = client.clone();
+        at_once.spawn(async move { client.begin(v1::DrainRequest::default()).await });
+    }
+    assert!(at_once.join_all().await.iter().all(Result::is_err));
+    assert!(mesh.get("/metrics").await.contains("weft_control_bound_hits_total{bound=\"audit_lines\"}"));
+    let lines = audit.count("drain refused");
+    assert!((50..200).contains(&lines), "{lines}");
 }
 
 #[tokio::test]

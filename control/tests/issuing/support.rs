@@ -108,9 +108,14 @@ impl Audit {
         lines.rfind(|line| line["target"] == "weft::audit").unwrap()
     }
 
+    /// How often the text is in what was logged.
+    pub fn count(&self, text: &str) -> usize {
+        String::from_utf8_lossy(&self.text.lock()).matches(text).count()
+    }
+
     /// Whether the text is anywhere in what was logged.
     pub fn tells(&self, text: &str) -> bool {
-        String::from_utf8_lossy(&self.text.lock()).contains(text)
+        self.count(text) > 0
     }
 }
 

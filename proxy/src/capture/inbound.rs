@@ -95,6 +95,10 @@ async fn enter(
     let Classified { speak, identity, proof, io } = Box::pin(visit.classify(stream)).await?;
     // Where HTTP is declared nothing goes past its rules by being no HTTP at first sight: what cannot be read as a head is refused.
     let speak = declared(&port).filter(|_| speak == Speak::Tcp).unwrap_or(speak);
+    if port.strict && identity.is_none() {
+        let why = if speak == Speak::Tcp { "it sent no mesh TLS" } else { "it sent HTTP in the clear" };
+        shared.telemetry.audit_plaintext(client, destination.port(), why);
+    }
     let mut peer = visit.peer(identity);
     peer.known = proof.as_ref().map(|proof| Arc::clone(proof.known()));
     if speak == Speak::Tcp {
@@ -191,6 +195,7 @@ impl Visit<'_> {
     async fn wait_for_word(&self, stream: Prefixed<TcpStream>) -> Option<(Detected, Prefixed<TcpStream>)> {
         if self.port.strict {
             self.shared.telemetry.refused(Direction::Inbound, Reason::PlaintextRefused);
+            self.shared.telemetry.audit_plaintext(self.client, self.destination.port(), "it said nothing");
             reset_on_close(stream.get_ref());
             return None;
         }

@@ -1,33 +1,28 @@
-//! The audit log: handshakes in which somebody was not whom he had to be, or spoke otherwise than the mesh does; one line each.
+//! The audit log: who was not whom he had to be, spoke otherwise than the mesh does, or in the clear where that is refused; one line each.
 //!
-//! Invariant: whoever knocks cannot fill the disk. At most [`LINES`] are written in a second; the rest are counted.
+//! Invariant: whoever knocks cannot fill the disk. [`LINES`] are written at once and in a second; the rest are counted.
 
 use std::fmt::Display;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use weft_certs::failure::Failure;
+use weft_engine::ratelimit::{Cell, Decision, Rate};
+use weft_engine::reason::Reason;
 
 use super::{Direction, Telemetry};
 
-/// Lines in a second.
-const LINES: u64 = 10;
-/// Bits of their count, below the second that they are of.
-const BITS: u32 = 8;
+/// How many lines are written.
+const LINES: Rate = Rate { requests: 10, per: Duration::from_secs(1), burst: 10 };
 
 /// How many lines were written lately.
 #[derive(Debug, Default)]
-pub struct Audit(AtomicU64);
+pub struct Audit(Cell);
 
 impl Audit {
-    /// Whether there is room for another line in this second.
+    /// Whether there is room for another line now.
     fn admits(&self, now: Duration) -> bool {
-        let second = now.as_secs() << BITS;
-        let admitted = |before: u64| {
-            let lines = if before >> BITS == now.as_secs() { before - second } else { 0 };
-            (lines < LINES).then_some(second + lines + 1)
-        };
-        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, admitted).is_ok()
+        matches!(LINES.check(&self.0, now), Decision::Admit { .. })
     }
 }
 
@@ -40,11 +35,26 @@ impl Telemetry {
             Failure::Protocol if direction == Direction::Outbound => return,
             _ => {}
         }
-        if !self.audit.admits(self.clock.now()) {
-            return self.bound_hit("audit_lines");
+        if self.may_audit() {
+            let (direction, cause) = (direction.label(), failure.code());
+            tracing::warn!(target: "weft::audit", cause, direction, %peer, reason = %why, "handshake refused");
         }
-        let (direction, cause) = (direction.label(), failure.code());
-        tracing::warn!(target: "weft::audit", cause, direction, %peer, reason = %why, "handshake refused");
+    }
+
+    /// A peer that came in the clear to a port that takes mesh TLS only was refused; `why` says how it came.
+    pub fn audit_plaintext(&self, peer: SocketAddr, port: u16, why: &str) {
+        if self.may_audit() {
+            let (direction, cause) = (Direction::Inbound.label(), Reason::PlaintextRefused.code());
+            tracing::warn!(target: "weft::audit", cause, direction, %peer, port, reason = why, "connection refused");
+        }
+    }
+
+    fn may_audit(&self) -> bool {
+        let admitted = self.audit.admits(self.clock.now());
+        if !admitted {
+            self.bound_hit("audit_lines");
+        }
+        admitted
     }
 }
 
@@ -53,10 +63,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_flood_is_ten_lines_a_second() {
+    fn a_flood_is_ten_lines_and_then_ten_a_second() {
         let audit = Audit::default();
         let admitted = |ms| (0..300).filter(|_| audit.admits(Duration::from_millis(ms))).count();
-        let rounds = [(0, 10), (999, 0), (1000, 10), (1001, 0), (90_000, 10)];
+        let rounds = [(0, 10), (99, 0), (100, 1), (1_100, 10), (1_101, 0), (90_000, 10)];
         assert_eq!(rounds.map(|(ms, _)| (ms, admitted(ms))), rounds);
     }
 }
