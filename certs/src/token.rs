@@ -7,7 +7,6 @@
 //! Invariant: the algorithm, the key id, the audience and the expiry are all checked; none is taken from what the token says of itself.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +14,7 @@ use jsonwebtoken::{DecodingKey, EncodingKey, Header};
 use serde::Serialize;
 use weft_engine::identity::Identity;
 
-use crate::ca::{Ca, CaError};
+use crate::ca::{Ca, CaError, Home};
 use crate::files;
 use crate::jwt::{Algorithm, JwtError, Keys, Unproved, unix};
 
@@ -35,7 +34,7 @@ pub enum Uses {
 /// Why a token could not be made or is not taken. None holds any part of the token.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenError {
-    /// The CA's directory cannot be used.
+    /// The CA cannot be used.
     #[error(transparent)]
     Ca(#[from] CaError),
     /// The identity belongs to another trust domain than the CA.
@@ -72,7 +71,7 @@ struct Claims<'a> {
     reusable: bool,
 }
 
-/// The key that signs tokens; lives in the CA's directory.
+/// The key that signs tokens; lives with the CA.
 pub(crate) struct TokenKey {
     pair: rcgen::KeyPair,
     id: String,
@@ -85,20 +84,20 @@ impl TokenKey {
     }
 }
 
-/// Makes a token for `identity` with the key of the CA in `ca_dir`, valid for `ttl` from `now`, to be used once.
-pub fn sign(ca_dir: &Path, identity: &Identity, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
-    sign_for(ca_dir, identity, Uses::Once, ttl, now)
+/// Makes a token for `identity` with the key of the CA in `home`, valid for `ttl` from `now`, to be used once.
+pub fn sign(home: impl Into<Home>, identity: &Identity, ttl: Duration, now: SystemTime) -> Result<String, TokenError> {
+    sign_for(home, identity, Uses::Once, ttl, now)
 }
 
 /// [`sign`], for as many uses as are said.
 pub fn sign_for(
-    ca_dir: &Path,
+    home: impl Into<Home>,
     identity: &Identity,
     uses: Uses,
     ttl: Duration,
     now: SystemTime,
 ) -> Result<String, TokenError> {
-    let (key, trust_domain) = Ca::token_key(ca_dir)?;
+    let (key, trust_domain) = Ca::token_key(&home.into())?;
     if *identity.trust_domain != *trust_domain {
         return Err(TokenError::OtherTrustDomain { identity: identity.to_string(), trust_domain });
     }

@@ -1,38 +1,41 @@
 //! The trust domain's certificate authority.
 //!
-//! A long-lived root signs an issuer, the issuer signs leaves; all keys are ECDSA P-256. Everything lives in one directory (see
-//! [`store`]), made at first start. How one root or issuer follows another: [`rotation`].
+//! A long-lived root signs an issuer, the issuer signs leaves; all keys are ECDSA P-256. Everything lives in one home, made at first
+//! start: a [directory], or whatever else is a [`store::Store`]. How one root or issuer follows another: [`rotation`].
 //!
 //! Invariants
-//! - A [`Ca`] is what the directory held at one moment and never changes; who changes the directory, or [looks again](Ca::reload), gets
-//!   another one.
+//! - A [`Ca`] is what its home held at one moment and never changes; who changes the home, or [looks again](Ca::reload), gets another one.
+//! - It is followed by what came of it, never by another CA that somebody has put in its place.
 //! - A leaf carries the identity that the caller proved. What the request asks for is compared with it, never copied.
 //! - A leaf never outlives its issuer.
 //! - The root's key is not held in memory: it signs when an issuer is made. It may be taken off the machine meanwhile.
 
 mod csr;
+pub mod directory;
+mod error;
 mod given;
 mod make;
 pub mod rotation;
-mod store;
+pub mod store;
 
 use std::fmt;
-use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rcgen::{CertificateParams, DnType, DnValue, Issuer, PublicKeyData, SanType};
 use rustls_pki_types::CertificateDer;
 use weft_engine::identity::Identity;
 
 pub use csr::{CsrError, check_request};
+pub use error::CaError;
 pub use given::Given;
+pub use store::Home;
 
 use self::make::{first_files, given_files, leaf, new_files, new_key};
-use self::rotation::{Authorities, Kind, RotationError, Waits};
-use self::store::{Files, Stored, certificate_file, key_file};
-use crate::svid::{KeyPair, Svid, SvidError};
-use crate::tls::{CONTROL_SERVER_NAME, Roots, TlsError, control_identity};
+use self::rotation::{Authorities, Kind, Waits};
+use self::store::{Files, Store, Stored, Version, certificate_file, key_file};
+use crate::svid::{KeyPair, Svid};
+use crate::tls::{CONTROL_SERVER_NAME, Roots, control_identity};
 use crate::token::TokenKey;
 use crate::x509;
 
@@ -43,96 +46,11 @@ pub const BACKDATE: Duration = Duration::from_mins(1);
 /// Longest life of a leaf; a longer wish is shortened to it.
 pub const MAX_VALIDITY: Duration = Duration::from_hours(90 * 24);
 
-/// Why the CA cannot be opened or a certificate cannot be issued.
-#[derive(Debug, thiserror::Error)]
-pub enum CaError {
-    /// The system refused.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// There is no CA in the directory.
-    #[error("{path} holds no CA; give the --ca-dir of a control that has been started", path = .0.display())]
-    Absent(PathBuf),
-    /// A file of the CA is missing, altered or cut short.
-    #[error("the CA in {dir} is damaged: {what}; restore the directory from a backup, or remove it to make a new CA (every workload \
-             then needs the new root.pem)", dir = dir.display())]
-    Damaged {
-        /// The CA's directory.
-        dir: PathBuf,
-        /// Which part.
-        what: String,
-    },
-    /// Another version of Weft has written it.
-    #[error("the CA in {dir} has form {found}, this version knows {known} at most; run the version of Weft that has written it",
-            dir = dir.display())]
-    OtherForm {
-        /// The CA's directory.
-        dir: PathBuf,
-        /// What is there.
-        found: u32,
-        /// What can be read.
-        known: u32,
-    },
-    /// The directory belongs to another mesh.
-    #[error("the CA in {dir} is of trust domain `{found}`, not `{wanted}`; give its own directory to each trust domain",
-            dir = dir.display())]
-    OtherTrustDomain {
-        /// The CA's directory.
-        dir: PathBuf,
-        /// Whose CA it is.
-        found: String,
-        /// Whose was wanted.
-        wanted: String,
-    },
-    /// The name cannot be a trust domain.
-    #[error("`{0}` is no trust domain: lower-case letters, digits, `-`, `.` and `_` only")]
-    TrustDomain(String),
-    /// The identity is of another mesh.
-    #[error("the identity {0} is not of the CA's trust domain")]
-    ForeignIdentity(String),
-    /// The request is refused.
-    #[error("the certificate request is refused: {0}")]
-    Csr(#[from] CsrError),
-    /// The issuer has expired, or the wanted life is under a second.
-    #[error("no certificate can be issued now: {0}")]
-    Validity(&'static str),
-    /// The library failed to make a key or certificate.
-    #[error("a key or certificate could not be made: {0}")]
-    Make(#[from] rcgen::Error),
-    /// Control's own certificate could not be put together.
-    #[error("control's own certificate could not be made: {0}")]
-    Svid(#[from] SvidError),
-    /// The CA's own root is not usable.
-    #[error("the CA's root cannot be used: {0}")]
-    Root(#[from] TlsError),
-    /// The root's key is kept elsewhere.
-    #[error("the root's key is not at {path}; put it back for a new issuer, or rotate the root", path = .0.display())]
-    RootKey(PathBuf),
-    /// What somebody else keeps for us is of no use.
-    #[error("the issuer in {dir} is not taken: {what}", dir = dir.display())]
-    Given {
-        /// Where it is.
-        dir: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
-    /// Somebody else was faster.
-    #[error("the CA was changed by somebody else at the same time; look at it and try again")]
-    Conflict,
-    /// The step is not made.
-    #[error(transparent)]
-    Rotation(#[from] RotationError),
-}
-
 /// The certificate authority of one trust domain.
 pub struct Ca {
-    dir: PathBuf,
+    home: Home,
+    // What the home held when this was read or last found unchanged.
+    version: ArcSwap<Version>,
     trust_domain: String,
     revision: u64,
     authorities: Authorities,
@@ -153,9 +71,9 @@ struct Signer {
 }
 
 /// A root or an issuer, for people.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Authority {
-    /// Its name in the CA's directory, such as `root-2`.
+    /// Its name in the CA's home, such as `root-2`.
     pub name: String,
     /// Whether it is a root; else an issuer.
     pub root: bool,
@@ -168,49 +86,80 @@ pub struct Authority {
 
 impl fmt::Debug for Ca {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ca({} in {})", self.trust_domain, self.dir.display())
+        write!(f, "Ca({} in {})", self.trust_domain, self.home.place())
     }
 }
 
 impl Ca {
-    /// Opens the CA in `dir`, or makes one if there is none. Several processes may do so at once: one makes it, all open it.
-    pub fn open(dir: &Path, trust_domain: &str) -> Result<Self, CaError> {
-        Self::open_at(dir, trust_domain, SystemTime::now())
+    /// Opens the CA in `home`, or makes one if there is none. Several processes may do so at once: one makes it, all open it.
+    pub fn open(home: impl Into<Home>, trust_domain: &str) -> Result<Self, CaError> {
+        Self::open_at(home, trust_domain, SystemTime::now())
     }
 
     /// [`Ca::open`] at a given time.
-    pub fn open_at(dir: &Path, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
-        if Identity::new(trust_domain, "any", "any").is_err() {
-            return Err(CaError::TrustDomain(trust_domain.to_owned()));
-        }
-        let stored = store::open_or_make(dir, trust_domain, Authorities::first(), |first| {
+    pub fn open_at(home: impl Into<Home>, trust_domain: &str, now: SystemTime) -> Result<Self, CaError> {
+        Self::open_or_make(home.into(), trust_domain, Authorities::first(), |first| {
             first_files(first, trust_domain, now)
-        })?;
-        Self::of(dir, stored)
+        })
     }
 
-    /// Opens the CA in `dir`, of whatever trust domain; makes none.
-    pub fn load(dir: &Path) -> Result<Self, CaError> {
-        Self::of(dir, store::load(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?)
-    }
-
-    /// The CA as it is now; `None` if nothing has changed.
-    pub fn reload(&self) -> Result<Option<Self>, CaError> {
-        if store::revision(&self.dir)? == self.revision { Ok(None) } else { Self::load(&self.dir).map(Some) }
-    }
-
-    /// Opens the CA in `dir`, or makes one whose issuer is `given`, if there is none. See [`Ca::follow`].
-    pub fn open_given(dir: &Path, trust_domain: &str, given: &Given, now: SystemTime) -> Result<Self, CaError> {
-        if Identity::new(trust_domain, "any", "any").is_err() {
-            return Err(CaError::TrustDomain(trust_domain.to_owned()));
-        }
-        let stored = store::open_or_make(dir, trust_domain, Authorities::first().given(), |first| {
+    /// Opens the CA in `home`, or makes one whose issuer is `given`, if there is none. See [`Ca::follow`].
+    pub fn open_given(
+        home: impl Into<Home>,
+        trust_domain: &str,
+        given: &Given,
+        now: SystemTime,
+    ) -> Result<Self, CaError> {
+        Self::open_or_make(home.into(), trust_domain, Authorities::first().given(), |first| {
             given.check(trust_domain, now)?;
             let mut files = given_files(first.issuing(), Some(&first.published().concat()), given);
             files.insert(store::TOKEN_KEY.to_owned(), new_key()?.serialize_pem());
             Ok(files)
-        })?;
-        Self::of(dir, stored)
+        })
+    }
+
+    fn open_or_make(
+        home: Home,
+        trust_domain: &str,
+        first: Authorities,
+        make: impl FnOnce(&Authorities) -> Result<Files, CaError>,
+    ) -> Result<Self, CaError> {
+        if Identity::new(trust_domain, "any", "any").is_err() {
+            return Err(CaError::TrustDomain(trust_domain.to_owned()));
+        }
+        let stored = store::open_or_make(&*home, trust_domain, first, make)?;
+        Self::of(home, stored)
+    }
+
+    /// Opens the CA in `home`, of whatever trust domain; makes none.
+    pub fn load(home: impl Into<Home>) -> Result<Self, CaError> {
+        let home = home.into();
+        let stored = store::load(&*home)?.ok_or_else(|| CaError::Absent(home.place()))?;
+        Self::of(home, stored)
+    }
+
+    /// The CA as it is now; `None` if nothing has changed.
+    ///
+    /// # Errors
+    /// It cannot be read, it is [gone](CaError::Gone), or what is there is [another](CaError::Another): this one stays good.
+    pub fn reload(&self) -> Result<Option<Self>, CaError> {
+        let gone = || CaError::Gone(self.home.place());
+        if self.home.version()?.ok_or_else(gone)? == **self.version.load() {
+            return Ok(None);
+        }
+        let stored = store::load(&*self.home)?.ok_or_else(gone)?;
+        let found = Self::of(self.home.clone(), stored)?;
+        let same = found.revision == self.revision && found.known == self.known;
+        if found.revision <= self.revision && !same {
+            return Err(CaError::Another { place: self.home.place(), found: found.revision, known: self.revision });
+        }
+        // Whoever changed it may have died before he did.
+        self.home.publish(&found.version.load(), &found.roots_pem)?;
+        if same {
+            // Something else in the same home: a label, a root's key that was put back.
+            self.version.store(found.version.load_full());
+        }
+        Ok((!same).then_some(found))
     }
 
     /// Begins the rotation to what is given, if that is another issuer than the last that was taken; `None` if it is not, or if a rotation
@@ -234,22 +183,22 @@ impl Ca {
         self.replace(authorities, &new).map(Some)
     }
 
-    fn of(dir: &Path, stored: Stored) -> Result<Self, CaError> {
-        let damaged = |what: &str| CaError::Damaged { dir: dir.to_owned(), what: what.to_owned() };
-        let token_key = rcgen::KeyPair::from_pem(&stored.token_key).map_err(|_| damaged("token.key is no key"))?;
+    fn of(home: Home, stored: Stored) -> Result<Self, CaError> {
+        let store = &*home;
         let authorities = &stored.authorities;
         let roots_pem = store::roots_pem(&stored);
         Ok(Self {
-            dir: dir.to_owned(),
-            leaves: Signer::of(dir, &stored, authorities.issuing())?,
-            own: Signer::of(dir, &stored, authorities.controls())?,
-            known: known(dir, &stored)?,
+            leaves: Signer::of(store, &stored, authorities.issuing())?,
+            own: Signer::of(store, &stored, authorities.controls())?,
+            known: known(store, &stored)?,
             roots: Roots::from_pem(&roots_pem)?,
             roots_pem,
-            token_key: TokenKey::new(token_key),
+            token_key: TokenKey::new(token_key(store, &stored)?),
+            version: ArcSwap::from_pointee(stored.version),
             trust_domain: stored.trust_domain,
             revision: stored.revision,
             authorities: stored.authorities,
+            home,
         })
     }
 
@@ -277,7 +226,7 @@ impl Ca {
         let mut authorities = self.authorities.clone();
         let begun = authorities.begin(kind, now)?;
         let new = new_files(&begun, &self.trust_domain, now, |root| {
-            let key = store::root_key(&self.dir, root)?;
+            let key = store::root_key(&*self.home, root)?;
             let certificate = self.known.iter().find(|authority| authority.root && authority.name == root);
             let certificate = certificate.ok_or(CaError::Conflict)?.certificate.clone();
             let key = rcgen::KeyPair::from_pem(&key)?;
@@ -307,7 +256,7 @@ impl Ca {
     }
 
     fn replace(&self, authorities: Authorities, new: &Files) -> Result<Self, CaError> {
-        Self::of(&self.dir, store::replace(&self.dir, self.revision, authorities, new)?)
+        Self::of(self.home.clone(), store::replace(&*self.home, self.revision, authorities, new)?)
     }
 
     /// Grows with each change of the CA, that of its roots among them; all replicas of control see the same.
@@ -403,24 +352,30 @@ impl Ca {
         &self.token_key
     }
 
-    /// The token key and trust domain of the CA in `dir`, without opening the rest.
-    pub(crate) fn token_key(dir: &Path) -> Result<(TokenKey, String), CaError> {
-        let stored = store::load(dir)?.ok_or_else(|| CaError::Absent(dir.to_owned()))?;
-        let key = rcgen::KeyPair::from_pem(&stored.token_key)
-            .map_err(|_| CaError::Damaged { dir: dir.to_owned(), what: "token.key is no key".into() })?;
-        Ok((TokenKey::new(key), stored.trust_domain))
+    /// The token key and trust domain of the CA in `home`, without opening the rest.
+    pub(crate) fn token_key(home: &Home) -> Result<(TokenKey, String), CaError> {
+        let stored = store::load(&**home)?.ok_or_else(|| CaError::Absent(home.place()))?;
+        Ok((TokenKey::new(token_key(&**home, &stored)?), stored.trust_domain))
     }
 }
 
+fn damaged(store: &dyn Store, what: impl Into<String>) -> CaError {
+    CaError::Damaged { place: store.place(), what: what.into() }
+}
+
+fn token_key(store: &dyn Store, stored: &Stored) -> Result<rcgen::KeyPair, CaError> {
+    rcgen::KeyPair::from_pem(&stored.token_key).map_err(|_| damaged(store, format!("{} is no key", store::TOKEN_KEY)))
+}
+
 impl Signer {
-    fn of(dir: &Path, stored: &Stored, name: &str) -> Result<Self, CaError> {
-        let damaged = |what: String| CaError::Damaged { dir: dir.to_owned(), what };
+    fn of(store: &dyn Store, stored: &Stored, name: &str) -> Result<Self, CaError> {
+        let damaged = |what: String| damaged(store, what);
         let file = |name: &str| stored.files.get(name).cloned().ok_or_else(|| damaged(format!("{name} is not there")));
         let root = stored.authorities.issuers().get(name).map_or("", String::as_str);
         let (issuer_pem, root_pem) = (file(&certificate_file(name))?, file(&certificate_file(root))?);
         let key =
             rcgen::KeyPair::from_pem(&file(&key_file(name))?).map_err(|_| damaged(format!("{name}.key is no key")))?;
-        let certificate = first(dir, &certificate_file(name), &issuer_pem)?;
+        let certificate = first(store, &certificate_file(name), &issuer_pem)?;
         Self::new(issuer_pem, root_pem, &certificate, key)
     }
 
@@ -442,29 +397,28 @@ impl Signer {
 }
 
 /// Roots before issuers.
-fn known(dir: &Path, stored: &Stored) -> Result<Vec<Authority>, CaError> {
+fn known(store: &dyn Store, stored: &Stored) -> Result<Vec<Authority>, CaError> {
     let authorities = &stored.authorities;
     let published = |root: &str| authorities.published().iter().any(|published| published == root);
     let roots = authorities.roots().map(|name| (name, true, published(name)));
     let issuers = authorities.issuers().iter().map(|(name, root)| (name.as_str(), false, published(root)));
     let all = roots.chain(issuers).map(|(name, root, published)| {
         let file = certificate_file(name);
-        let certificate = first(dir, &file, stored.files.get(&file).map_or("", String::as_str))?;
-        let not_after = ends(dir, name, &certificate)?;
+        let certificate = first(store, &file, stored.files.get(&file).map_or("", String::as_str))?;
+        let not_after = ends(store, name, &certificate)?;
         Ok(Authority { name: name.to_owned(), root, published, not_after, certificate })
     });
     all.collect()
 }
 
 /// The first certificate of a file: of an issuer, itself; behind it may be those between it and the root.
-fn first(dir: &Path, file: &str, pem: &str) -> Result<CertificateDer<'static>, CaError> {
+fn first(store: &dyn Store, file: &str, pem: &str) -> Result<CertificateDer<'static>, CaError> {
     let found = x509::certificates(pem).and_then(|certificates| certificates.into_iter().next());
-    found.ok_or_else(|| CaError::Damaged { dir: dir.to_owned(), what: format!("{file} is no certificate") })
+    found.ok_or_else(|| damaged(store, format!("{file} is no certificate")))
 }
 
-fn ends(dir: &Path, name: &str, certificate: &CertificateDer<'_>) -> Result<SystemTime, CaError> {
-    let what = || format!("{name}.pem is no certificate");
-    x509::not_after(certificate).map_err(|_| CaError::Damaged { dir: dir.to_owned(), what: what() })
+fn ends(store: &dyn Store, name: &str, certificate: &CertificateDer<'_>) -> Result<SystemTime, CaError> {
+    x509::not_after(certificate).map_err(|_| damaged(store, format!("{} is no certificate", certificate_file(name))))
 }
 
 /// The serial number of an issued certificate (PEM), lower-case hex: what an audit log names it by.

@@ -1,8 +1,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, DistinguishedName, IsCa};
 
+use super::rotation::RotationError;
 use super::*;
 
 mod given;

@@ -164,3 +164,22 @@ fn authorities_that_do_not_fit_together_are_damage() {
     fs::write(&path, whole.replace("\"form\": 2", "\"form\": 3, \"more\": {}")).unwrap();
     assert!(matches!(Ca::load(&dir.path().join("ca")), Err(CaError::OtherForm { found: 3, .. })));
 }
+
+#[test]
+fn only_what_came_of_the_ca_in_force_is_followed() {
+    let (dir, ours) = ca();
+    let dir = dir.path().join("ca");
+    let begun = ours.begin(Kind::Root, SystemTime::now()).unwrap();
+    fs::rename(&dir, dir.with_extension("kept")).unwrap();
+    assert!(matches!(begun.reload(), Err(CaError::Gone(_))));
+    // A replica that starts now makes one anew: that is another CA.
+    Ca::open(&dir, "cluster.local").unwrap();
+    let error = begun.reload().unwrap_err();
+    assert!(matches!(error, CaError::Another { found: 1, known: 2, .. }), "{error}");
+    assert!(matches!(ours.reload(), Err(CaError::Another { .. })), "its revision is the same, its root is not");
+    // Put back, it is followed again; so is what came of it while nobody looked.
+    fs::remove_dir_all(&dir).unwrap();
+    fs::rename(dir.with_extension("kept"), &dir).unwrap();
+    assert!(begun.reload().unwrap().is_none());
+    assert_eq!(ours.reload().unwrap().unwrap().root_pem(), begun.root_pem());
+}
