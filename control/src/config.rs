@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::ca_secret::SecretName;
 use crate::copies;
 use crate::distribute::session::Limits;
 use crate::federation::Pace;
@@ -23,10 +24,14 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
     pub metrics: SocketAddr,
     /// Directory of the CA, made at first start: give its root.pem to the proxies, keep the rest secret.
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "ca_secret")]
+    pub ca_dir: Option<PathBuf>,
+    /// Keep the CA in this Kubernetes Secret instead, made at first start; several controls may share it. The ConfigMap of the same name has
+    /// its root.pem, for the proxies. The API server is that of --kubernetes-api, else the pod's own, else that of the kubeconfig.
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "ca_dir")]
+    pub ca_secret: Option<SecretName>,
     /// Issue by an intermediate that somebody else keeps: tls.crt, tls.key and ca.crt (its root) in this directory, as a Secret of cert-manager
-    /// has them. Read again when it changes; another issuer is followed as a rotation, with its state in --ca-dir.
+    /// has them. Read again when it changes; another issuer is followed as a rotation, with its state where the CA is.
     #[arg(long, value_name = "DIR")]
     pub issuer_from: Option<PathBuf>,
     /// Trust domain of all identities.
@@ -82,6 +87,8 @@ pub struct Config {
     pub metrics: SocketAddr,
     /// The CA's directory.
     pub ca_dir: PathBuf,
+    /// The CA's Secret, instead of the directory.
+    pub ca_secret: Option<SecretName>,
     /// Where somebody else keeps the issuer; `None`: the CA makes its own.
     pub issuer_from: Option<PathBuf>,
     /// Trust domain of all identities.
@@ -126,6 +133,7 @@ impl Config {
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
             ca_dir,
+            ca_secret: None,
             issuer_from: None,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
@@ -161,6 +169,7 @@ impl From<Args> for Config {
         Self {
             listen: args.listen,
             metrics: args.metrics,
+            ca_secret: args.ca_secret,
             issuer_from: args.issuer_from,
             trust_domain: args.trust_domain,
             leaf_ttl: args.leaf_ttl,
@@ -174,7 +183,7 @@ impl From<Args> for Config {
             debug_remote: args.debug_remote,
             issuing: args.issuing,
             copies: args.copies,
-            ..Self::new(args.files, args.ca_dir)
+            ..Self::new(args.files, args.ca_dir.unwrap_or_default())
         }
     }
 }

@@ -7,12 +7,14 @@
 //! [`cluster`] (the orchestrator's API server), [`metrics`], [`config`].
 
 pub mod auth;
+pub mod ca_secret;
 pub mod cluster;
 pub mod compile;
 pub mod config;
 pub mod copies;
 pub mod distribute;
 pub mod federation;
+pub mod homes;
 pub mod issue;
 pub mod metrics;
 pub mod model;
@@ -40,6 +42,7 @@ pub use config::{Args, Config};
 use cluster::Access;
 use distribute::Hub;
 use federation::Federation;
+use homes::Homes;
 use metrics::Metrics;
 use revoked::Revocations;
 use rotation::{Authority, Follower};
@@ -125,11 +128,13 @@ impl Control {
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let (trust, federation) = trust(&config, &metrics)?;
         // Tells the hub of the roots, before any proxy asks.
-        let opened = Follower::open(&config, trust, Arc::clone(&hub));
+        let homes = Homes::open(&config).await.context("the CA cannot be opened")?;
+        let (told, its_hub) = (config.clone(), Arc::clone(&hub));
+        let opened = tokio::task::spawn_blocking(move || Follower::open(&told, homes.ca, trust, its_hub)).await?;
         let (follower, ca) = opened.context("the CA cannot be opened")?;
         hub.revoke(revoked.list(SystemTime::now()));
         let now = Arc::clone(&ca.borrow());
-        let provers = issue::Provers::open(&config.issuing, &now, &config.ca_dir, Arc::clone(&hub));
+        let provers = issue::Provers::open(&config.issuing, &now, homes.used, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;
         let bundle = match config.bundle_endpoint {

@@ -47,6 +47,7 @@ pub struct Metrics {
     pub token_reviews: IntCounterVec,
     pub revoked: IntGauge,
     pub revocations_broken: IntGauge,
+    pub ca_broken: IntGauge,
     pub control_not_after: IntGauge,
     rotation_phase: IntGaugeVec,
     rotation_waiting: IntGauge,
@@ -179,6 +180,10 @@ impl Metrics {
             revocations_broken: make.gauge(
                 "revocations_broken",
                 "1 while the file of --revoked cannot be used; who was revoked before is revoked still.",
+            )?,
+            ca_broken: make.gauge(
+                "ca_broken",
+                "1 while the CA's home (--ca-dir, --ca-secret) or the issuer of --issuer-from cannot be used; what was in force goes on.",
             )?,
             control_not_after: make.gauge(
                 "certificate_expiry_timestamp_seconds",

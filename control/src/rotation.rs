@@ -1,12 +1,12 @@
-//! The CA over time: what its directory says is told to everybody, and a rotation is taken from phase to phase.
+//! The CA over time: what its home says is told to everybody, and a rotation is taken from phase to phase.
 //!
-//! Whoever may write the directory begins a rotation (`weft certs rotate-root`); control goes on with it, wherever it stands, for as long
-//! as it runs. So it survives control's death in any phase: the directory says where it is, and what proxies have is asked of them anew.
+//! Whoever may write there begins a rotation (`weft certs rotate-root`); control goes on with it, wherever it stands, for as long
+//! as it runs. So it survives control's death in any phase: the home says where it is, and what proxies have is asked of them anew.
 //!
 //! Invariants
 //! - No phase ends while a proxy that lives by the source, or a copy of the roots ([`crate::copies`]), is away or behind; it is named.
 //! - What is waited for is always acknowledged after it was told: the hub has the roots of the CA that is looked at.
-//! - A directory that cannot be read changes nothing.
+//! - A home that cannot be read, or in which there is no CA any more or another one, changes nothing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError, Waits};
-use weft_certs::ca::{Ca, CaError, Given};
+use weft_certs::ca::{Ca, CaError, Given, Home};
 
 use crate::config::Config;
 use crate::copies::Roots;
@@ -26,7 +26,7 @@ use crate::distribute::hub::Stream;
 use crate::model::Name;
 use crate::trust::Trust;
 
-/// How often the directory is looked at.
+/// How often the home is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 /// Of those that are waited for so many are named in the log.
 const NAMED: usize = 20;
@@ -36,7 +36,7 @@ const REMIND: u32 = 30;
 /// The CA as it is now, and each change of it.
 pub type Authority = watch::Receiver<Arc<Ca>>;
 
-/// Follows the CA's directory and takes a rotation on.
+/// Follows the CA's home and takes a rotation on.
 #[derive(Debug)]
 pub struct Follower {
     ca: watch::Sender<Arc<Ca>>,
@@ -51,17 +51,17 @@ pub struct Follower {
 }
 
 impl Follower {
-    /// Opens the CA, and tells the hub of the roots.
+    /// Opens the CA, and tells the hub of the roots. Blocks.
     ///
     /// # Errors
     /// It cannot be opened or made.
-    pub fn open(config: &Config, trust: Trust, hub: Arc<Hub>) -> Result<(Self, Authority), CaError> {
+    pub fn open(config: &Config, home: Home, trust: Trust, hub: Arc<Hub>) -> Result<(Self, Authority), CaError> {
         let given = config.issuer_from.clone();
         let ca = match &given {
-            None => Ca::open(&config.ca_dir, &config.trust_domain)?,
+            None => Ca::open(home, &config.trust_domain)?,
             Some(dir) => {
                 let (given, now) = (Given::read(dir)?, SystemTime::now());
-                Ca::open_given(&config.ca_dir, &config.trust_domain, &given, now)?
+                Ca::open_given(home, &config.trust_domain, &given, now)?
             }
         };
         let (ca, seen) = watch::channel(Arc::new(ca));
@@ -85,7 +85,7 @@ impl Follower {
             match looked.await {
                 Ok(back) => follower = back,
                 Err(error) => {
-                    tracing::error!(%error, "the CA's directory is not followed any more; restart control");
+                    tracing::error!(%error, "the CA is not followed any more; restart control");
                     return;
                 }
             }
@@ -95,12 +95,14 @@ impl Follower {
     /// One look: files are read, everybody is told, a phase that is over is ended. Blocks.
     pub fn look(&mut self, now: SystemTime) {
         self.trust.look();
-        match self.step(now) {
+        let stepped = self.step(now);
+        self.hub.metrics.ca_broken.set(i64::from(stepped.is_err()));
+        match stepped {
             Ok(()) => self.said = None,
             Err(error) => {
                 let error = error.to_string();
                 if self.said.as_ref() != Some(&error) {
-                    tracing::error!(error, "the CA's directory cannot be followed; what was in force goes on");
+                    tracing::error!(error, "the CA cannot be followed; what was in force goes on");
                     self.said = Some(error);
                 }
             }
@@ -296,6 +298,15 @@ pub struct ProxyReport {
 impl Report {
     /// As it is now.
     pub fn new(ca: &Ca, hub: &Hub) -> Self {
+        let mut report = Self { proxies: proxies(hub), ..Self::of(ca) };
+        if let Some(rotation) = &mut report.rotation {
+            rotation.waiting = waiting(ca, hub);
+        }
+        report
+    }
+
+    /// Of the CA alone: nothing is known of the proxies.
+    pub fn of(ca: &Ca) -> Self {
         let authorities = ca.known().iter().map(|known| AuthorityReport {
             id: known.name.clone(),
             role: if known.root { "root" } else { "issuer" }.to_owned(),
@@ -310,14 +321,14 @@ impl Report {
             aborted: rotation.aborted,
             since: rotation.since,
             until: rotation.until,
-            waiting: waiting(ca, hub),
+            waiting: Vec::new(),
         });
         Self {
             trust_domain: ca.trust_domain().to_owned(),
             issuing: ca.authorities().issuing().to_owned(),
             authorities: authorities.collect(),
             rotation,
-            proxies: proxies(hub),
+            proxies: Vec::new(),
         }
     }
 }

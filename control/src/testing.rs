@@ -1,5 +1,7 @@
 //! Models for tests: a small shop, and random edits of a small universe.
 
+pub mod cluster;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use weft_certs::ca::Home;
+use weft_control::ca_secret::{Blocking, SecretHome, SecretName};
+use weft_control::cluster::Access;
 use weft_control::config::duration;
+
+use crate::exit::Failure;
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
                      nothing of it";
@@ -100,11 +105,51 @@ pub struct Demo {
 const TOKEN_HELP: &str = "\
 Examples:
   weft token --identity shop/web --ca-dir /var/lib/weft/ca --ttl 10m > token
+  weft token --identity shop/web --ca-secret weft-system/weft-ca > token
   weft proxy --token-file token ...
 
 A token is used up by the first certificate that is had for it; only the same key may ask again with it. Until it is used, whoever holds
 it can become this identity: keep it short, and out of logs. A sidecar renews by its certificate; one that lost it, or was without
 control for longer than it lasts, needs a new token. With --reusable the token is good for anybody until it expires.";
+
+/// Where control's CA is.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct CaPlace {
+    /// Control's CA directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub ca_dir: Option<PathBuf>,
+    /// The Kubernetes Secret with control's CA, instead of a directory
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "ca_dir")]
+    pub ca_secret: Option<SecretName>,
+    /// Kubeconfig to find the Secret by; default: in a pod what the kubelet gives it, else $KUBECONFIG or ~/.kube/config
+    #[arg(long, value_name = "FILE", requires = "ca_secret", value_hint = ValueHint::FilePath)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; default: the current one
+    #[arg(long, value_name = "NAME", requires = "ca_secret")]
+    pub context: Option<String>,
+}
+
+impl CaPlace {
+    /// The CA's home, if one is named.
+    ///
+    /// # Errors
+    /// The API server cannot be called.
+    pub fn home(&self) -> Result<Option<Home>, Failure> {
+        let Some(name) = &self.ca_secret else { return Ok(self.ca_dir.as_ref().map(Home::from)) };
+        let access = Access { kubeconfig: self.kubeconfig.clone(), context: self.context.clone(), ..Access::default() };
+        let asking = Blocking::alone(&access).map_err(|error| Failure::here(error.to_string()))?;
+        Ok(Some(SecretHome::new(name.clone(), asking).home()))
+    }
+
+    /// The CA's home.
+    ///
+    /// # Errors
+    /// As [`CaPlace::home`], or none is named.
+    pub fn needed(&self) -> Result<Home, Failure> {
+        self.home()?
+            .ok_or_else(|| Failure::usage("say where control's CA is: --ca-dir DIR or --ca-secret NAMESPACE/NAME"))
+    }
+}
 
 /// `weft token`.
 #[derive(ClapArgs, Clone, Debug)]
@@ -115,9 +160,9 @@ pub struct Token {
     /// How long it is valid
     #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = duration)]
     pub ttl: Duration,
-    /// Control's CA directory
-    #[arg(long, value_name = "DIR")]
-    pub ca_dir: PathBuf,
+    /// Whose key signs it.
+    #[command(flatten)]
+    pub ca: CaPlace,
     /// The mesh's trust domain
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -177,7 +222,8 @@ pub enum Certs {
 }
 
 const STATUS_HELP: &str = "\
-Asks control's metrics port. On another machine than control's: forward that port, or start control with --debug-remote.
+Asks control's metrics port. On another machine than control's: forward that port, or start control with --debug-remote. With --ca-dir or
+--ca-secret the CA itself is read instead: roots, issuers and the rotation, not the proxies.
 
 Exit code 0 if all proxies are connected, have acknowledged the roots and show a valid certificate; 1 if one does not; 3 if control
 cannot be asked.";
@@ -185,6 +231,9 @@ cannot be asked.";
 /// `weft certs status`.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct CertsStatus {
+    /// Read this CA, and do not ask control.
+    #[command(flatten)]
+    pub ca: CaPlace,
     /// Control's metrics address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub control: SocketAddr,
@@ -198,7 +247,7 @@ The steps are control's to make, each when all proxies that live by the source a
   publishing   both roots are believed, the old one issues, until every proxy has acknowledged both (a root's rotation only)
   turning      the new one issues, until no certificate of the old one can be valid: as long as certificates live (--leaf-ttl)
   withdrawing  the old root is not believed any more (a root's rotation only)
-No connection is closed and no pod restarted. This command writes the first step into the CA's directory and watches. It may be ended
+No connection is closed and no pod restarted. This command writes the first step where the CA is and watches. It may be ended
 at any time: control goes on, also after it was restarted, and the same command watches again. Who lags is named; nothing goes on
 without a proxy that is alive (delete its pod, or mend it). New proxies join in every step; copies of root.pem that you have made
 elsewhere must hold both roots before the old one is withdrawn.
@@ -206,6 +255,8 @@ elsewhere must hold both roots before the old one is withdrawn.
 Examples:
   weft certs rotate-root --ca-dir ca              begin, and watch
   weft certs rotate-root --ca-dir ca --abort      turn back: possible until the old root is withdrawn
+  weft certs rotate-root --ca-secret weft-system/weft-ca
+                                                  the same of a CA in a Kubernetes Secret
   weft certs status                               where it is, from elsewhere
 
 Exit code 0 once it is done (or begun, with --no-wait), 1 if it was turned back by somebody or --timeout is over, 4 if the CA cannot be
@@ -214,9 +265,9 @@ read or the step cannot be made.";
 /// `weft certs rotate-root`, `weft certs rotate-issuer`.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct Rotate {
-    /// Control's CA directory
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
-    pub ca_dir: PathBuf,
+    /// Which CA.
+    #[command(flatten)]
+    pub ca: CaPlace,
     /// Turn back a rotation that is under way
     #[arg(long)]
     pub abort: bool,

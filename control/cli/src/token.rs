@@ -1,4 +1,4 @@
-//! `weft token`: a join token from control's CA directory.
+//! `weft token`: a join token, signed by the CA's key.
 
 use std::time::SystemTime;
 
@@ -27,7 +27,7 @@ pub fn identity(text: &str, trust_domain: &str) -> Result<Identity, Failure> {
 pub fn run(args: &Token) -> Result<Exit, Failure> {
     let identity = identity(&args.identity, &args.trust_domain)?;
     let uses = if args.reusable { Uses::Many } else { Uses::Once };
-    let token = weft_certs::token::sign_for(&args.ca_dir, &identity, uses, args.ttl, SystemTime::now())
+    let token = weft_certs::token::sign_for(args.ca.needed()?, &identity, uses, args.ttl, SystemTime::now())
         .map_err(|error| Failure::input(error.to_string()))?;
     if args.json {
         output::json(&serde_json::json!({

@@ -1,6 +1,6 @@
 //! Join tokens of our own CA (`weft token`), for workloads that no orchestrator vouches for.
 //!
-//! Invariant: of a token that may be used once, the key that it is used with is on the disk that all replicas share before a certificate is
+//! Invariant: of a token that may be used once, the key that it is used with is where all replicas see it before a certificate is
 //! issued. Whoever copies a token that was used gets nothing by it; whoever uses it first gets the certificate, and the rightful
 //! owner's refusal (`token_replayed`) tells of it.
 //!

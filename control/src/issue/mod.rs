@@ -5,7 +5,7 @@
 //! - What an identity is made of is proved by a signature or by the API server; nothing that the request says of itself is believed.
 //! - Which prover looks at a token is told by its issuer alone (`iss`; none: a join token). One issuer, one prover: a token that one
 //!   refuses is never tried on another.
-//! - A token that may be used once is used up on disk before a certificate is issued, and only by a request that will not be refused for
+//! - A token that may be used once is used up, for good and for all replicas, before a certificate is issued, and only by a request that will not be refused for
 //!   something else.
 //! - Every refusal has a [`Cause`]; what cannot be decided now (`unavailable`) is never a "yes".
 
@@ -23,7 +23,6 @@ pub mod secret;
 pub mod settings;
 pub mod used;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -40,10 +39,7 @@ use crate::auth::Proved;
 use crate::distribute::Hub;
 use crate::metrics::Metrics;
 use crate::model::Model;
-use used::{MAX_USED, Once, UseError, UsedTokens};
-
-/// Where used tokens are, in the CA's directory.
-const USED: &str = "used-tokens";
+use used::{Once, UseError, UsedTokens};
 
 /// What was proved.
 #[derive(Clone, Debug)]
@@ -72,11 +68,11 @@ pub struct Provers {
 }
 
 impl Provers {
-    /// As configured. `ca_dir` is shared by the replicas, and with it the store of used tokens.
+    /// As configured. Used tokens are shared by the replicas.
     ///
     /// # Errors
-    /// A file that is named cannot be used, or the store cannot be made. An issuer that does not answer is no error: it may come up later.
-    pub async fn open(settings: &Settings, ca: &Ca, ca_dir: &Path, hub: Arc<Hub>) -> anyhow::Result<Self> {
+    /// A file that is named cannot be used. An issuer that does not answer is no error: it may come up later.
+    pub async fn open(settings: &Settings, ca: &Ca, used: UsedTokens, hub: Arc<Hub>) -> anyhow::Result<Self> {
         let metrics = Arc::clone(&hub.metrics);
         let oidc = Arc::new(Issuers::default());
         let following = match settings.oidc(&metrics) {
@@ -88,7 +84,7 @@ impl Provers {
             kubernetes: settings.kubernetes(ca.trust_domain(), &metrics).await?,
             oidc,
             _oidc: following.map(|following| AbortOnDropHandle::new(tokio::spawn(following))),
-            used: Arc::new(UsedTokens::open(ca_dir.join(USED), MAX_USED)?),
+            used: Arc::new(used),
             trust_domain: ca.trust_domain().to_owned(),
             hub,
             metrics,
@@ -168,7 +164,7 @@ impl Provers {
                         self.metrics.bound("used_tokens", 1);
                         Cause::Unavailable
                     }
-                    UseError::Io { .. } => Cause::Unavailable,
+                    UseError::Store { .. } => Cause::Unavailable,
                 };
                 Err(Refusal::new(cause, error.to_string()))
             }

@@ -1,12 +1,12 @@
-//! `weft certs rotate-root` and `rotate-issuer`: the first step is written into the CA's directory, the others are control's; this
-//! watches. What is true is in the directory; control is only asked who is waited for.
+//! `weft certs rotate-root` and `rotate-issuer`: the first step is written where the CA lives, the others are control's; this
+//! watches. What is true is there; control is only asked who is waited for.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
 use weft_certs::ca::rotation::{Kind, Phase, Rotation};
-use weft_certs::ca::{Ca, CaError};
+use weft_certs::ca::{Ca, CaError, Home};
 use weft_control::rotation::Waiting;
 
 use super::status;
@@ -14,7 +14,7 @@ use crate::args::Rotate;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Paint};
 
-/// Between two looks at the directory.
+/// Between two looks at the CA.
 const LOOK: Duration = Duration::from_millis(300);
 /// Control is asked who lags after so long in a phase, and then as often.
 const ASK: Duration = Duration::from_secs(2);
@@ -35,7 +35,7 @@ struct Ended<'a> {
 /// Begins, turns back or joins a rotation, and watches it.
 pub fn run(kind: Kind, args: &Rotate) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let ca = step(kind, args).map_err(|error| Failure::input(error.to_string()))?;
+    let ca = step(kind, args.abort, args.ca.needed()?).map_err(|error| Failure::input(error.to_string()))?;
     let Some(rotation) = ca.authorities().rotation().cloned() else {
         return Err(Failure::input("the rotation ended at this moment; see weft certs status"));
     };
@@ -58,14 +58,14 @@ pub fn run(kind: Kind, args: &Rotate) -> Result<Exit, Failure> {
     Ok(if in_time && (kept || !done) { Exit::Ok } else { Exit::Failed })
 }
 
-fn step(kind: Kind, args: &Rotate) -> Result<Ca, CaError> {
-    let ca = Ca::load(&args.ca_dir)?;
+fn step(kind: Kind, abort: bool, home: Home) -> Result<Ca, CaError> {
+    let ca = Ca::load(home)?;
     let now = SystemTime::now();
     match ca.authorities().rotation() {
-        Some(rotation) if rotation.kind == kind && !args.abort => Ok(ca),
+        Some(rotation) if rotation.kind == kind && !abort => Ok(ca),
         // Turning back is asked for the other kind: what is under way is said.
         Some(rotation) if rotation.kind != kind => ca.begin(kind, now),
-        _ if args.abort => ca.abort(now),
+        _ if abort => ca.abort(now),
         _ => ca.begin(kind, now),
     }
 }
