@@ -99,6 +99,28 @@ fn short(config: &mut weft_control::Config) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_was_never_started_or_has_ended_or_leaves_is_not_waited_for() {
+    let mut mesh = Mesh::with(|_| {}).await;
+    let manifest = |name: &str, more: &str, status: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, namespace: shop, annotations: {{weft.dev/injected: \"true\"}}{more}}}\n\
+             spec: {{serviceAccountName: web}}\nstatus: {status}\n"
+        )
+    };
+    let others = manifest("pending", "", "{phase: Pending}")
+        + &manifest("done", "", "{phase: Succeeded, podIP: 10.0.0.81}")
+        + &manifest("failed", "", "{phase: Failed, podIP: 10.0.0.82}")
+        + &manifest("leaving", ", deletionTimestamp: 2026-01-01T00:00:00Z", "{phase: Running, podIP: 10.0.0.83}")
+        + &manifest("stuck", "", "{phase: Pending, podIP: 10.0.0.84}");
+    common::write(mesh.dir.path(), "others.yaml", &others);
+    now(&mesh).begin(Kind::Root, SystemTime::now()).unwrap();
+    let said = until(&mesh, "those with an address are named", |report| waiting_or_none(report) == 4).await;
+    let named: Vec<_> = waiting(&said).into_iter().map(|(who, _)| who).collect();
+    assert_eq!(named, ["shop/cart-1", "shop/stuck", "shop/web-1", "shop/web-2"]);
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_root_is_exchanged_step_by_step_and_control_may_die_in_each() {
     let mut mesh = Mesh::with(short).await;
     let web = obedient(&mesh, "web-1", "web").await;

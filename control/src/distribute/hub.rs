@@ -27,7 +27,7 @@ use crate::auth::Proved;
 use crate::compile::{Changes, Compiled};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
-use crate::model::{Model, Name};
+use crate::model::{Model, Name, Workload};
 use crate::revoked::List;
 use crate::rotation::Waiting;
 
@@ -412,11 +412,13 @@ impl Hub {
         stream.session.lock().acknowledged(&compiled, names::TRUST)
     }
 
-    /// The workloads that ought to have a proxy now, by the source.
+    /// The workloads that ought to have a proxy now, by the source: not those that leave, nor those without an address, which have ended or
+    /// were never started (a pod that waits for a place would be waited for without end).
     pub fn live(&self) -> Vec<Name> {
         let compiled = self.compiled.read();
         let workloads = compiled.model().workloads.iter();
-        workloads.filter(|(_, found)| found.meshed && !found.terminating).map(|(name, _)| name.clone()).collect()
+        let lives = |found: &Workload| found.meshed && !found.terminating && !found.ips.is_empty();
+        workloads.filter(|(_, found)| lives(found)).map(|(name, _)| name.clone()).collect()
     }
 
     /// One line for each open stream, or everything about the streams of one workload.
