@@ -52,7 +52,8 @@ pub struct Args {
     /// `reason` and `until` (RFC 3339) if you like. Read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub revoked: Option<PathBuf>,
-    /// The same, with the roots read from SPIFFE bundle endpoints: a list of them, YAML or JSON (see docs/identity.md). Read at start.
+    /// The same, with the roots read from SPIFFE bundle endpoints: a list of them, YAML or JSON (see docs/identity.md). Read again when it
+    /// changes.
     #[arg(long, value_name = "FILE")]
     pub federation: Option<PathBuf>,
     /// Publish our own roots there as a SPIFFE bundle endpoint, over HTTPS with control's certificate (profile https_spiffe).

@@ -16,6 +16,7 @@ pub mod distribute;
 pub mod federation;
 pub mod homes;
 pub mod issue;
+mod listed;
 pub mod metrics;
 pub mod model;
 pub mod revoked;
@@ -112,7 +113,7 @@ pub struct Control {
     _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
     _copies: Option<AbortOnDropHandle<()>>,
-    _federation: Vec<AbortOnDropHandle<()>>,
+    _federation: Option<Federation>,
 }
 
 impl Control {
@@ -126,7 +127,7 @@ impl Control {
         let revoked = Revocations::open(config.revoked.clone(), &config.trust_domain).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
-        let (trust, federation) = trust(&config, &metrics)?;
+        let (trust, federation) = trust(&config, &metrics).await?;
         // Tells the hub of the roots, before any proxy asks.
         let homes = Homes::open(&config).await.context("the CA cannot be opened")?;
         let (told, its_hub) = (config.clone(), Arc::clone(&hub));
@@ -173,7 +174,7 @@ impl Control {
             _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
             _copies: copies,
-            _federation: federation.map(Federation::into_tasks).unwrap_or_default(),
+            _federation: federation,
         })
     }
 
@@ -192,12 +193,18 @@ impl Control {
     }
 }
 
-fn trust(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Trust, Option<Federation>)> {
+async fn trust(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Trust, Option<Federation>)> {
     let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
-    let Some(path) = &config.federation else { return Ok((trust, None)) };
-    let (own, state, pace) = (&config.trust_domain, config.state_dir.as_deref(), config.pace);
-    let federation = Federation::open(path, own, state, pace, metrics)?;
-    Ok((trust.and(&federation).map_err(anyhow::Error::msg)?, Some(federation)))
+    let Some(list) = config.federation.clone() else { return Ok((trust, None)) };
+    let settings = federation::Settings {
+        list,
+        own: config.trust_domain.clone(),
+        filed: trust.filed(),
+        state_dir: config.state_dir.clone(),
+        pace: config.pace,
+    };
+    let federation = Federation::open(settings, metrics).await?;
+    Ok((trust.and(federation.known.clone()), Some(federation)))
 }
 
 /// Begins to keep copies of the roots in the cluster, if that is wanted.

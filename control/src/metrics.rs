@@ -43,6 +43,7 @@ pub struct Metrics {
     pub key_reads: IntCounterVec,
     pub federation_reads: IntCounterVec,
     pub federation_read: IntGaugeVec,
+    pub federation_broken: IntGauge,
     pub bundle_answers: IntCounter,
     pub token_reviews: IntCounterVec,
     pub revoked: IntGauge,
@@ -169,6 +170,10 @@ impl Metrics {
                 "federation_read_timestamp_seconds",
                 "When the roots of a trust domain were last read from its endpoint, in seconds since 1970; 0: not since the start.",
                 "trust_domain",
+            )?,
+            federation_broken: make.gauge(
+                "federation_broken",
+                "1 while the list of --federation cannot be used; what it said before goes on.",
             )?,
             bundle_answers: make.counter("bundle_answers_total", "How often our roots were given to other meshes.")?,
             token_reviews: make.counters(

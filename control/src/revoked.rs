@@ -8,11 +8,11 @@
 //! ```
 //!
 //! Invariants
-//! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why. It is never read in part.
+//! - A file that cannot be read or used changes nothing ([`crate::listed`]).
 //! - Control itself is not on the list: nobody could be told of the next one.
 //! - A proxy that is on it is told so before its stream ends.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -22,19 +22,18 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{MissedTickBehavior, interval};
 use weft_api::convert::{MAX_REVOKED, MAX_REVOKED_BYTES};
-use weft_api::kinds::decode::{At, decode};
-use weft_api::kinds::{Fault, Position, documents, parse};
+use weft_api::kinds::decode::At;
+use weft_api::kinds::{Fault, Position};
 use weft_api::wire::v1;
 use weft_certs::revoked::{DenyList, Serial};
 use weft_certs::tls::control_identity;
 use weft_engine::identity::Identity;
 
 use crate::distribute::Hub;
+use crate::listed::{self, Listed};
 
 /// How often the file is read.
 const LOOK: Duration = Duration::from_secs(1);
-/// Bytes of the file: each entry may have a long reason.
-const MAX_FILE: u64 = 8 << 20;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -62,12 +61,9 @@ struct Entry {
 /// The file, and what it said last while it was good.
 #[derive(Debug)]
 pub struct Revocations {
-    file: Option<PathBuf>,
+    list: Option<Listed>,
     control: Identity,
-    text: Option<String>,
     entries: Vec<Entry>,
-    // Of which the log has said that something is wrong.
-    wrong: Option<String>,
 }
 
 /// What is in force at one moment.
@@ -86,33 +82,34 @@ impl Revocations {
     /// It is broken: whoever was on it would be believed again.
     pub fn open(file: Option<PathBuf>, trust_domain: &str) -> Result<Self, String> {
         let control = control_identity(trust_domain).map_err(|error| error.to_string())?;
-        let mut read = Self { file, control, text: None, entries: Vec::new(), wrong: None };
+        let list = file.map(|file| Listed::new("--revoked", &file));
+        let mut read = Self { list, control, entries: Vec::new() };
         read.read()?;
         Ok(read)
     }
 
     fn read(&mut self) -> Result<(), String> {
-        let Some(file) = &self.file else { return Ok(()) };
-        let named = |what: &dyn std::fmt::Display| format!("--revoked {}: {what}", file.display());
-        let text = read_bounded(file).map_err(|error| named(&error))?;
-        if self.text.as_ref() != Some(&text) {
-            let at = |fault: Fault| format!("--revoked {}:{fault}", file.display());
-            self.entries = entries(&text, &self.control).map_err(at)?;
-            self.text = Some(text);
-        }
+        let Some(list) = &mut self.list else { return Ok(()) };
+        let read = list.read(|text, _| entries(text, &self.control))?;
+        let text = read.map(|(text, entries)| {
+            self.entries = entries;
+            text
+        });
+        list.took(text);
         Ok(())
     }
 
     /// Reads the file again.
     pub fn look(&mut self) {
-        match self.read() {
-            Ok(()) => self.wrong = None,
-            Err(why) if self.wrong.as_ref() == Some(&why) => {}
-            Err(why) => {
-                tracing::warn!("{why}; who was revoked before is revoked still");
-                self.wrong = Some(why);
-            }
+        if let Err(why) = self.read()
+            && let Some(list) = &mut self.list
+        {
+            list.refuse(why);
         }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.list.as_ref().is_some_and(Listed::is_broken)
     }
 
     /// Who is revoked at that time.
@@ -147,7 +144,7 @@ impl Revocations {
             // Who was told a moment ago knows it by now.
             hub.end_revoked();
             self.look();
-            hub.metrics.revocations_broken.set(i64::from(self.wrong.is_some()));
+            hub.metrics.revocations_broken.set(i64::from(self.is_broken()));
             let list = self.list(SystemTime::now());
             let entries = list.denied.len();
             if hub.revoke(list) {
@@ -157,25 +154,8 @@ impl Revocations {
     }
 }
 
-fn read_bounded(file: &Path) -> std::io::Result<String> {
-    let length = std::fs::metadata(file)?.len();
-    if length > MAX_FILE {
-        return Err(std::io::Error::other(format!("{length} bytes where {MAX_FILE} are the most")));
-    }
-    std::fs::read_to_string(file)
-}
-
 fn entries(text: &str, control: &Identity) -> Result<Vec<Entry>, Fault> {
-    let start = Position { line: 1, column: 1 };
-    let mut documents = documents(text).into_iter();
-    let Some(document) = documents.next() else {
-        return Err(Fault::new(start, "the file is empty; write [] if nobody is revoked"));
-    };
-    if let Some(second) = documents.next() {
-        let at = Position { line: second.lines_before + 1, column: 1 };
-        return Err(Fault::new(at, "a second document; write one list of all that is revoked"));
-    }
-    let written: Vec<At<Written>> = decode(&parse(document)?)?;
+    let written: Vec<At<Written>> = listed::entries(text, "revoked identities and certificates", usize::MAX)?;
     let entries = written.into_iter().map(|one| entry(one, control)).collect::<Result<Vec<_>, _>>()?;
     let bytes: usize = entries.iter().map(|entry| entry.who.bytes()).sum();
     if entries.len() > MAX_REVOKED || bytes > MAX_REVOKED_BYTES {
@@ -184,7 +164,7 @@ fn entries(text: &str, control: &Identity) -> Result<Vec<Entry>, Fault> {
              give entries an `until`, or replace the issuer",
             entries.len()
         );
-        return Err(Fault::new(start, message));
+        return Err(Fault::new(Position { line: 1, column: 1 }, message));
     }
     Ok(entries)
 }
@@ -237,7 +217,7 @@ mod tests {
         entries(text, &control_identity("cluster.local").unwrap()).map_err(|fault| fault.to_string())
     }
 
-    fn opened(file: &Path, text: &str) -> Revocations {
+    fn opened(file: &std::path::Path, text: &str) -> Revocations {
         std::fs::write(file, text).unwrap();
         Revocations::open(Some(file.to_owned()), "cluster.local").unwrap()
     }
@@ -268,7 +248,7 @@ mod tests {
                 "- identity: spiffe://cluster.local/ns/weft-system/sa/weft-control".to_owned(),
                 "1:13: control itself cannot be revoked",
             ),
-            (String::new(), "1:1: the file is empty"),
+            (String::new(), "1:1: the list of revoked identities and certificates is empty"),
             ("[]\n---\n[]\n".to_owned(), "2:1: a second document"),
         ] {
             let error = read(&text).unwrap_err();
@@ -297,7 +277,7 @@ mod tests {
         for broken in ["", "- {", "- identity: nobody\n", "- serial: f0a1\n- seriall: f0a1\n"] {
             std::fs::write(&file, broken).unwrap();
             revoked.look();
-            assert!(revoked.wrong.is_some(), "{broken}");
+            assert!(revoked.is_broken(), "{broken}");
             assert_eq!(revoked.list(now), first, "{broken}");
             let again = Revocations::open(Some(file.clone()), "cluster.local");
             assert!(again.is_err(), "{broken}");
@@ -307,7 +287,7 @@ mod tests {
         assert_eq!(revoked.list(now), first);
         std::fs::write(&file, "[]").unwrap();
         revoked.look();
-        assert!(revoked.list(now).denied.is_empty() && revoked.wrong.is_none());
+        assert!(revoked.list(now).denied.is_empty() && !revoked.is_broken());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 //!
 //! Files are read where blocking is allowed: [`crate::rotation`] looks at them, with the CA.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -18,7 +18,7 @@ use weft_certs::ca::Ca;
 use weft_certs::tls::certificates;
 use weft_engine::identity::Identity;
 
-use crate::federation::{Federation, Known};
+use crate::federation::Known;
 
 /// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,15 +78,13 @@ impl Trust {
     }
 
     /// And those that are read from bundle endpoints.
-    ///
-    /// # Errors
-    /// A file speaks for one of them.
-    pub fn and(mut self, federation: &Federation) -> Result<Self, String> {
-        if let Some(domain) = federation.domains.iter().find(|domain| self.known.contains_key(*domain)) {
-            return Err(format!("{domain} is in --federate and in --federation; its roots come from one place only"));
-        }
-        self.read = Some(federation.known.clone());
-        Ok(self)
+    pub fn and(self, read: watch::Receiver<Known>) -> Self {
+        Self { read: Some(read), ..self }
+    }
+
+    /// The trust domains that files speak for.
+    pub fn filed(&self) -> BTreeSet<String> {
+        self.known.keys().cloned().collect()
     }
 
     /// As proxies are told.

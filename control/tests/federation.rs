@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -189,12 +189,76 @@ async fn a_rotation_of_one_mesh_reaches_the_other_and_back_without_a_restart() {
     assert_eq!(known.borrow()[common::TD].len(), 1);
 }
 
+/// Roots by trust domain, and what the metrics say, as the list is edited.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_list_is_followed() {
+    let scene = Scene::new();
+    let other = Ca::open(&scene.dir.path().join("other"), "other.example").unwrap();
+    std::fs::write(scene.dir.path().join("other.pem"), other.root_pem()).unwrap();
+    let endpoint = Endpoint::new(scene.control(), scene.says(1)).await;
+    let url = format!("https://{}/", endpoint.address);
+    let path = scene.dir.path().join("list.json");
+    let entry = |domain: &str, url: &str, bundle: &str| list(domain, url, bundle)[1..].trim_end_matches(']').to_owned();
+    let write = |entries: &[String]| std::fs::write(&path, format!("[{}]", entries.join(","))).unwrap();
+    write(&[]);
+    let mesh = Mesh::with(|config| {
+        publishing(config);
+        (config.federation, config.state_dir) = (Some(path.clone()), Some(scene.dir.path().join("state")));
+    })
+    .await;
+    let mut proxy = mesh.proxy("web-1", "web").await.unwrap();
+    proxy.ask(v1::Workload::TYPE_URL, &[&names::workload("shop", "web-1")]).await;
+    told(&mut proxy, |told| told.len() == 1).await;
+
+    let partner = entry(PARTNER, &url, "seed.pem");
+    write(std::slice::from_ref(&partner));
+    told(&mut proxy, |told| told.get(PARTNER) == Some(&1)).await;
+    let (good, read) = ("federation_broken 0", "federation_read_timestamp_seconds{trust_domain=\"partner.example\"} 1");
+    says(&mesh, |text| text.contains(good) && text.contains(read)).await;
+    let reads = || async { count(&mesh.get("/metrics").await) };
+
+    // An entry beside it, whose endpoint is away: the first goes on, and is not even read anew.
+    write(&[partner.clone(), entry("other.example", "https://127.0.0.1:1/", "other.pem")]);
+    told(&mut proxy, |told| told.len() == 3).await;
+    // A list that is wrong changes nothing, and it is said.
+    for broken in ["", "[", "[{\"domain\": \"partner.example\"}]"] {
+        std::fs::write(&path, broken).unwrap();
+        says(&mesh, |text| text.contains("federation_broken 1")).await;
+        let before = reads().await;
+        says(&mesh, |text| count(text) > before).await;
+    }
+    // Another endpoint of theirs, which has more to say; of the other nothing is left.
+    let both =
+        format!("{}{}", scene.ca.root_pem(), Ca::open(&scene.dir.path().join("next"), PARTNER).unwrap().root_pem());
+    let moved = Endpoint::new(scene.control(), document(&both, 1, Duration::from_mins(1)).unwrap()).await;
+    write(&[entry(PARTNER, &format!("https://{}/", moved.address), "seed.pem")]);
+    let told = told(&mut proxy, |told| told.get(PARTNER) == Some(&2)).await;
+    assert_eq!(told.len(), 2);
+    says(&mesh, |text| text.contains(good) && text.contains(read) && !text.contains("other.example")).await;
+}
+
+/// How often endpoints were read well.
+fn count(metrics: &str) -> u64 {
+    let name = "weft_control_federation_reads_total{outcome=\"ok\"} ";
+    metrics.lines().find_map(|line| line.strip_prefix(name)).map_or(0, |count| count.parse().unwrap())
+}
+
+/// Waits until the metrics are so.
+async fn says(mesh: &Mesh, wanted: impl Fn(&str) -> bool) {
+    let looked = tokio::time::timeout(SOON, async {
+        while !wanted(&mesh.get("/metrics").await) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    assert!(looked.await.is_ok(), "{}", mesh.get("/metrics").await);
+}
+
 fn reader_of(mesh: &Mesh, list_file: &Path) -> (Reader, watch::Receiver<Known>) {
     let roots = list_file.with_extension("pem");
     std::fs::write(&roots, mesh.ca.root_pem()).unwrap();
     let url = format!("https://{}/", mesh.bundle_endpoint.unwrap());
     let text = list(common::TD, &url, roots.to_str().unwrap());
-    let partner = file::read(&text, list_file.parent().unwrap(), PARTNER).unwrap().remove(0);
+    let partner = file::read(&text, list_file.parent().unwrap(), PARTNER, &BTreeSet::new()).unwrap().remove(0);
     let (out, known) = watch::channel(Known::new());
     (Reader::open(partner, None, Pace::default(), Arc::new(out), Arc::new(Metrics::new().unwrap())), known)
 }
@@ -283,7 +347,7 @@ impl Scene {
     }
 
     fn reader(&self, text: &str) -> (Reader, watch::Receiver<Known>) {
-        let partner = file::read(text, self.dir.path(), common::TD).unwrap().remove(0);
+        let partner = file::read(text, self.dir.path(), common::TD, &BTreeSet::new()).unwrap().remove(0);
         let (out, known) = watch::channel(Known::new());
         let (out, metrics) = (Arc::new(out), Arc::clone(&self.metrics));
         (Reader::open(partner, Some(&self.dir.path().join("state")), Pace::default(), out, metrics), known)

@@ -1,4 +1,4 @@
-//! The file of `--federation`: a list of trust domains and their bundle endpoints, YAML or JSON, read strictly at start.
+//! The file of `--federation`: a list of trust domains and their bundle endpoints, YAML or JSON, read strictly ([`crate::listed`]).
 //!
 //! ```yaml
 //! - domain: partner.example
@@ -14,17 +14,19 @@
 //!
 //! File names in it are relative to its own directory.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use weft_api::kinds::decode::{At, decode};
-use weft_api::kinds::{Fault, Position, documents, parse};
+use weft_api::kinds::Fault;
+use weft_api::kinds::decode::At;
 use weft_certs::bundle::Bundle;
 use weft_certs::files::checksum;
 use weft_certs::tls::{EndpointId, endpoint_client_config};
 use weft_engine::identity::Identity;
 
 use crate::issue::https::Server;
+use crate::listed::entries;
 
 /// Trust domains that may be listed.
 const MAX: usize = 64;
@@ -36,6 +38,8 @@ const MAX_FILE: u64 = 512 * 1024;
 pub struct Partner {
     /// Such as `partner.example`.
     pub domain: String,
+    /// The entry as it is written: one that is the same again goes on as it was.
+    pub written: Written,
     /// Where its roots are.
     pub url: String,
     /// The same, ready to be asked.
@@ -77,9 +81,10 @@ impl Seed {
     }
 }
 
-#[derive(Deserialize)]
+/// An entry, as it is written.
+#[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+pub struct Written {
     domain: At<String>,
     url: At<String>,
     profile: At<String>,
@@ -88,19 +93,19 @@ struct Written {
     bundle: Option<At<String>>,
 }
 
-/// Reads the text; `dir` is where the files that it names are, `own` our trust domain.
-pub fn read(text: &str, dir: &Path, own: &str) -> Result<Vec<Partner>, Fault> {
-    let mut documents = documents(text).into_iter();
-    let start = Position { line: 1, column: 1 };
-    let document = documents.next().ok_or_else(|| Fault::new(start, "the list of federated trust domains is empty"))?;
-    if let Some(second) = documents.next() {
-        let at = Position { line: second.lines_before + 1, column: 1 };
-        return Err(Fault::new(at, "a second document; write one list of all trust domains"));
+impl PartialEq for Written {
+    // Where it stands does not matter.
+    fn eq(&self, other: &Self) -> bool {
+        let text = |field: &Option<At<String>>| field.as_ref().map(|field| field.value.clone());
+        let texts = |of: &Self| [text(&of.ca), text(&of.endpoint_id), text(&of.bundle)];
+        (&*self.domain, &*self.url, &*self.profile) == (&*other.domain, &*other.url, &*other.profile)
+            && texts(self) == texts(other)
     }
-    let written: Vec<Written> = decode(&parse(document)?)?;
-    if written.len() > MAX {
-        return Err(Fault::new(start, format!("{} trust domains where {MAX} are the most", written.len())));
-    }
+}
+
+/// Reads the text; `dir` is where the files that it names are, `own` our trust domain, and for those of `filed` files speak already.
+pub fn read(text: &str, dir: &Path, own: &str, filed: &BTreeSet<String>) -> Result<Vec<Partner>, Fault> {
+    let written: Vec<Written> = entries(text, "federated trust domains", MAX)?;
     let mut found: Vec<Partner> = Vec::with_capacity(written.len());
     for one in written {
         let domain = &one.domain;
@@ -112,6 +117,10 @@ pub fn read(text: &str, dir: &Path, own: &str) -> Result<Vec<Partner>, Fault> {
         if domain.as_str() == own {
             return Err(Fault::new(domain.at, "that is our own trust domain, whose roots the CA has"));
         }
+        if filed.contains(domain.as_str()) {
+            let message = format!("`{}` is in --federate too; its roots come from one place only", **domain);
+            return Err(Fault::new(domain.at, message));
+        }
         if found.iter().any(|other| other.domain == domain.value) {
             return Err(Fault::new(domain.at, format!("trust domain `{}` is there twice", **domain)));
         }
@@ -121,7 +130,7 @@ pub fn read(text: &str, dir: &Path, own: &str) -> Result<Vec<Partner>, Fault> {
 }
 
 fn partner(one: Written, dir: &Path) -> Result<Partner, Fault> {
-    let Written { domain, url, profile, ca, endpoint_id, bundle } = one;
+    let Written { domain, url, profile, ca, endpoint_id, bundle } = one.clone();
     // To loopback too: roots that come unproved are nobody's.
     if !url.starts_with("https://") {
         return Err(Fault::new(url.at, format!("`{}` is no https:// URL", *url)));
@@ -156,7 +165,7 @@ fn partner(one: Written, dir: &Path) -> Result<Partner, Fault> {
         }
         other => return Err(at(&profile, format!("`{other}` is no profile; write https_web or https_spiffe"))),
     };
-    Ok(Partner { domain: domain.value, url: url.value, server, spiffe })
+    Ok(Partner { domain: domain.value, written: one, url: url.value, server, spiffe })
 }
 
 #[cfg(test)]
@@ -179,7 +188,7 @@ mod tests {
     #[tokio::test]
     async fn a_list_is_read() {
         let dir = folder();
-        let read = read(&format!("{WEB}{SPIFFE}"), dir.path(), "cluster.local").unwrap();
+        let read = read(&format!("{WEB}{SPIFFE}"), dir.path(), "cluster.local", &BTreeSet::new()).unwrap();
         assert_eq!((read[0].domain.as_str(), read[0].spiffe.is_some()), ("partner.example", false));
         let spiffe = read[1].spiffe.as_ref().unwrap();
         assert_eq!(spiffe.id.to_string(), "spiffe://other.example/spire/server");
@@ -201,13 +210,18 @@ mod tests {
             (SPIFFE, "other.pem", "absent.pem", "5:11: the roots in "),
             (SPIFFE, "profile", "profil", "3:3: unknown field `profil`; did you mean `profile`?"),
         ] {
-            let error = read(&text.replace(from, to), dir.path(), "cluster.local").unwrap_err().to_string();
+            let error =
+                read(&text.replace(from, to), dir.path(), "cluster.local", &BTreeSet::new()).unwrap_err().to_string();
             assert!(error.starts_with(want), "{error}\n{want}");
         }
-        let error = read(&format!("{WEB}{WEB}"), dir.path(), "cluster.local").unwrap_err().to_string();
+        let error =
+            read(&format!("{WEB}{WEB}"), dir.path(), "cluster.local", &BTreeSet::new()).unwrap_err().to_string();
         assert!(error.starts_with("5:11: trust domain `partner.example` is there twice"), "{error}");
+        let filed = BTreeSet::from(["partner.example".to_owned()]);
+        let error = read(WEB, dir.path(), "cluster.local", &filed).unwrap_err().to_string();
+        assert!(error.starts_with("1:11: `partner.example` is in --federate too"), "{error}");
         for bad in ["", "domain: partner.example\n", "---\n- a\n---\n- b\n", "- {"] {
-            assert!(read(bad, dir.path(), "cluster.local").is_err(), "{bad}");
+            assert!(read(bad, dir.path(), "cluster.local", &BTreeSet::new()).is_err(), "{bad}");
         }
     }
 }

@@ -1,10 +1,10 @@
 //! The issuers of `--identity-providers` that are in force. The file is read again every 2 s.
 //!
 //! Invariants
-//! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why.
+//! - A file that cannot be read or used changes nothing ([`crate::listed`]).
 //! - An issuer whose keys are where they were keeps those that are held: an edit beside it costs it nothing, even while it is out of reach.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::oidc::Oidc;
 use super::providers;
+use crate::listed::Listed;
 use crate::metrics::Metrics;
 
 /// How often the file is read.
@@ -33,15 +34,6 @@ pub(super) struct Source {
 #[derive(Debug, Default)]
 pub struct Issuers(ArcSwap<Vec<Arc<Oidc>>>);
 
-/// What is known of the file.
-#[derive(Debug, Default)]
-struct Last {
-    /// What it said when it was taken into force.
-    text: Option<String>,
-    /// What is wrong with it since then, as the log has it.
-    wrong: Option<String>,
-}
-
 impl Issuers {
     /// The one of this name.
     pub fn get(&self, issuer: &str) -> Option<Arc<Oidc>> {
@@ -53,35 +45,33 @@ impl Issuers {
     /// # Errors
     /// The file, or a file of keys that it names, cannot be used; one sentence.
     pub(super) async fn open(self: &Arc<Self>, source: Source) -> Result<impl Future<Output = ()> + use<>, String> {
-        let mut last = Last::default();
-        self.look(&source, &mut last).await?;
+        let mut list = Listed::new("--identity-providers", &source.path);
+        self.look(&source, &mut list).await?;
         let issuers = Arc::clone(self);
         Ok(async move {
             let mut looks = interval(LOOK);
             looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
                 looks.tick().await;
-                match issuers.look(&source, &mut last).await {
+                match issuers.look(&source, &mut list).await {
                     Ok(false) => {}
                     Ok(true) => {
                         tracing::info!(issuers = issuers.0.load().len(), "the identity providers have changed");
                     }
-                    Err(why) if last.wrong.as_ref() == Some(&why) => {}
-                    Err(why) => {
-                        tracing::warn!("{why}; the identity providers of before go on");
-                        last.wrong = Some(why);
-                    }
+                    Err(why) => list.refuse(why),
                 }
             }
         })
     }
 
     /// Reads the file, and takes into force what is new; says whether there was something.
-    async fn look(&self, source: &Source, last: &mut Last) -> Result<bool, String> {
-        let (reading, known) = (source.clone(), last.text.clone());
-        let read = tokio::task::spawn_blocking(move || reading.read(known.as_deref())).await;
+    async fn look(&self, source: &Source, list: &mut Listed) -> Result<bool, String> {
+        let (reading, source) = (list.clone(), source.clone());
+        let read =
+            move || reading.read(|text, dir| providers::read(text, dir, source.taken.as_deref(), &source.metrics));
+        let read = tokio::task::spawn_blocking(read).await;
         let Some((text, found)) = read.map_err(|error| error.to_string())?? else {
-            last.wrong = None;
+            list.took(None);
             return Ok(false);
         };
         let before = self.0.load_full();
@@ -92,23 +82,7 @@ impl Issuers {
             }
         }
         self.0.store(Arc::new(found.into_iter().map(Arc::new).collect()));
-        *last = Last { text: Some(text), wrong: None };
+        list.took(Some(text));
         Ok(true)
-    }
-}
-
-impl Source {
-    /// What the file says, if that is another text than the one that is in force. Blocks.
-    fn read(&self, known: Option<&str>) -> Result<Option<(String, Vec<Oidc>)>, String> {
-        let path = self.path.display();
-        let text = std::fs::read_to_string(&self.path)
-            .map_err(|error| format!("the identity providers in {path} cannot be read: {error}"))?;
-        if known == Some(&text) {
-            return Ok(None);
-        }
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        let found = providers::read(&text, dir, self.taken.as_deref(), &self.metrics);
-        let found = found.map_err(|fault| format!("{path}:{fault}"))?;
-        Ok(Some((text, found)))
     }
 }

@@ -16,13 +16,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde::Deserialize;
-use weft_api::kinds::decode::{At, decode};
-use weft_api::kinds::{Fault, Position, documents, parse};
+use weft_api::kinds::Fault;
+use weft_api::kinds::decode::At;
 use weft_certs::jwt::Algorithm;
 
 use super::https::Server;
 use super::jwks::{Jwks, Place};
 use super::oidc::{Oidc, Template, algorithm};
+use crate::listed::entries;
 use crate::metrics::Metrics;
 
 /// Issuers that may be named.
@@ -43,19 +44,7 @@ struct Written {
 
 /// Reads the text; `dir` is where the files that it names are, `taken` an issuer that somebody else proves already.
 pub fn read(text: &str, dir: &Path, taken: Option<&str>, metrics: &Arc<Metrics>) -> Result<Vec<Oidc>, Fault> {
-    let mut documents = documents(text).into_iter();
-    let start = Position { line: 1, column: 1 };
-    let Some(document) = documents.next() else {
-        return Err(Fault::new(start, "the list of identity providers is empty"));
-    };
-    if let Some(second) = documents.next() {
-        let at = Position { line: second.lines_before + 1, column: 1 };
-        return Err(Fault::new(at, "a second document; write one list of all identity providers"));
-    }
-    let written: Vec<Written> = decode(&parse(document)?)?;
-    if written.len() > MAX {
-        return Err(Fault::new(start, format!("{} identity providers where {MAX} are the most", written.len())));
-    }
+    let written: Vec<Written> = entries(text, "identity providers", MAX)?;
     let mut found: Vec<Oidc> = Vec::with_capacity(written.len());
     for one in written {
         let twice =
