@@ -3,6 +3,8 @@
 //! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then. (One has
 //! two; a test of [`crate::issue::cause`] shows that no two of its series are taken for one.)
 
+mod ca;
+
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
@@ -11,8 +13,8 @@ use prometheus::{
 };
 use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
-use weft_certs::ca::rotation::Phase;
 
+pub use self::ca::CaMetrics;
 use crate::compile::Compiled;
 use crate::distribute::session::Heard;
 use crate::sources::files::Loaded;
@@ -48,11 +50,8 @@ pub struct Metrics {
     pub token_reviews: IntCounterVec,
     pub revoked: IntGauge,
     pub revocations_broken: IntGauge,
-    pub ca_broken: IntGauge,
     pub control_not_after: IntGauge,
-    rotation_phase: IntGaugeVec,
-    rotation_waiting: IntGauge,
-    pub copies_behind: IntGauge,
+    pub ca: CaMetrics,
     pub connections: IntGauge,
     pub handshake_failures: IntCounter,
     pub source_state: IntGaugeVec,
@@ -186,21 +185,11 @@ impl Metrics {
                 "revocations_broken",
                 "1 while the file of --revoked cannot be used; who was revoked before is revoked still.",
             )?,
-            ca_broken: make.gauge(
-                "ca_broken",
-                "1 while the CA's home (--ca-dir, --ca-secret) or the issuer of --issuer-from cannot be used; what was in force goes on.",
-            )?,
+            ca: CaMetrics::new(&make)?,
             control_not_after: make.gauge(
                 "certificate_expiry_timestamp_seconds",
                 "When control's own certificate ends, in seconds since 1970.",
             )?,
-            rotation_phase: make.gauges(
-                "rotation_phase",
-                "1 for the phase of a rotation of the root or the issuer; 0 for all if there is none.",
-                "phase",
-            )?,
-            rotation_waiting: make.gauge("rotation_waiting_proxies", "Proxies, and copies of the roots, that a rotation waits for.")?,
-            copies_behind: make.gauge("root_copies_behind", "Copies of the roots in the cluster that are not as the CA has them.")?,
             connections: make.gauge("connections", "Open connections to the discovery port.")?,
             handshake_failures: make
                 .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,
@@ -244,14 +233,6 @@ impl Metrics {
         self.pushed_resources.with_label_values(&[response_type]).inc_by(resources as u64);
         self.removed.inc_by(removed as u64);
         self.bytes.inc_by(bytes as u64);
-    }
-
-    /// Where a rotation is, and how many proxies it waits for.
-    pub fn rotation(&self, now: Option<Phase>, waiting: usize) {
-        for phase in Phase::ALL {
-            self.rotation_phase.with_label_values(&[phase.label()]).set(i64::from(now == Some(phase)));
-        }
-        self.rotation_waiting.set(whole(waiting));
     }
 
     /// A request came.

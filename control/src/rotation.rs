@@ -96,7 +96,7 @@ impl Follower {
     pub fn look(&mut self, now: SystemTime) {
         self.trust.look();
         let stepped = self.step(now);
-        self.hub.metrics.ca_broken.set(i64::from(stepped.is_err()));
+        self.hub.metrics.ca.broken.set(i64::from(stepped.is_err()));
         match stepped {
             Ok(()) => self.said = None,
             Err(error) => {
@@ -124,11 +124,11 @@ impl Follower {
             _ => ca,
         };
         let Some(Rotation { phase, .. }) = ca.authorities().rotation() else {
-            self.hub.metrics.rotation(None, 0);
+            self.hub.metrics.ca.rotation(None, 0);
             return Ok(());
         };
         let waiting = waiting(&ca, &self.hub);
-        self.hub.metrics.rotation(Some(*phase), waiting.len());
+        self.hub.metrics.ca.rotation(Some(*phase), waiting.len());
         if waiting.is_empty() || ca.authorities().is_just_begun() {
             match ca.advance(self.waits, now) {
                 Ok(next) => {

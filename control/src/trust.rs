@@ -78,6 +78,7 @@ impl Trust {
     }
 
     /// And those that are read from bundle endpoints.
+    #[must_use]
     pub fn and(self, read: watch::Receiver<Known>) -> Self {
         Self { read: Some(read), ..self }
     }

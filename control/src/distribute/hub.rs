@@ -196,7 +196,7 @@ impl Hub {
 
     /// Takes which copies of the roots are behind.
     pub fn copies_are(&self, behind: Behind) {
-        self.metrics.copies_behind.set(i64::try_from(behind.count).unwrap_or(i64::MAX));
+        self.metrics.ca.copies_behind.set(i64::try_from(behind.count).unwrap_or(i64::MAX));
         *self.copies.lock() = Some(behind);
     }
 

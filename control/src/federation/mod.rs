@@ -127,7 +127,7 @@ impl Follower {
             match self.look().await {
                 Ok(false) => {}
                 Ok(true) => {
-                    tracing::info!(domains = self.readers.len(), "the list of federated trust domains has changed")
+                    tracing::info!(domains = self.readers.len(), "the list of federated trust domains has changed");
                 }
                 Err(why) => self.list.refuse(why),
             }
