@@ -121,13 +121,7 @@ impl Blocking {
     }
 }
 
-/// An error of the API server, with what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("{error}; {advice}", advice = advice(error))]
-struct Advised {
-    error: ClusterError,
-}
-
+/// What to do about an error of the API server.
 fn advice(error: &ClusterError) -> &'static str {
     match error.status() {
         Some(401) => "it does not take our token: see --kubernetes-token",
@@ -142,7 +136,7 @@ fn failed(action: &'static str, place: String) -> impl FnOnce(ClusterError) -> C
         if error.is_conflict() {
             CaError::Conflict
         } else {
-            CaError::Home { action, place, source: Box::new(Advised { error }) }
+            CaError::Home { action, place, why: format!("{error}; {}", advice(&error)) }
         }
     }
 }
@@ -180,7 +174,7 @@ impl SecretHome {
             Some(Secret { type_: Some(other), .. }) if other != TYPE => Err(CaError::Home {
                 action: "use",
                 place: self.place(),
-                source: format!("its type is `{other}`, not `{TYPE}`; name another one").into(),
+                why: format!("its type is `{other}`, not `{TYPE}`; name another one"),
             }),
             found => Ok(found),
         }

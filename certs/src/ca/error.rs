@@ -22,14 +22,14 @@ pub enum CaError {
         source: io::Error,
     },
     /// A home that is no directory could not be asked.
-    #[error("cannot {action} {place}: {source}")]
+    #[error("cannot {action} {place}: {why}")]
     Home {
         /// What was tried.
         action: &'static str,
         /// On what.
         place: String,
         /// Why not, and what to do.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        why: String,
     },
     /// There is no CA.
     #[error("{0} holds no CA; name the home of a CA that control has made (--ca-dir or --ca-secret)")]

@@ -180,7 +180,7 @@ impl Manifest {
         serde_json::to_vec_pretty(self).map_err(|error| CaError::Home {
             action: "write",
             place: store.part(MANIFEST),
-            source: error.into(),
+            why: error.to_string(),
         })
     }
 }

@@ -131,6 +131,30 @@ fn a_token_is_for_one_identity() {
     assert_eq!(said["reusable"], true);
 }
 
+#[test]
+fn a_ca_is_in_one_place_and_can_be_looked_at_without_control() {
+    let dir = tempfile::tempdir().unwrap();
+    let ca = dir.path().join("ca");
+    weft_certs::ca::Ca::open(&ca, "cluster.local").unwrap();
+    let ca_dir = ca.display().to_string();
+    let out = weft(&["certs", "status", "--ca-dir", &ca_dir]);
+    let said = text(&out.stdout);
+    assert_eq!(out.status.code(), Some(0), "{said}{}", text(&out.stderr));
+    assert!(said.contains("issuer  issuer       issues") && !said.contains("WORKLOAD"), "{said}");
+    for command in [&["certs", "rotate-root"][..], &["certs", "rotate-issuer"], &["token", "--identity", "shop/web"]] {
+        let out = weft(command);
+        assert_eq!(out.status.code(), Some(2), "{command:?}");
+        assert!(text(&out.stderr).contains("--ca-dir DIR or --ca-secret NAMESPACE/NAME"), "{}", text(&out.stderr));
+        let both = [command, &["--ca-dir", &ca_dir, "--ca-secret", "weft-system/weft-ca"]].concat();
+        assert_eq!(weft(&both).status.code(), Some(2), "{both:?}");
+        let nowhere = [command, &["--ca-secret", "weft-system/weft-ca", "--kubeconfig", "/nowhere/config"]].concat();
+        let out = weft(&nowhere);
+        assert_eq!(out.status.code(), Some(3), "{nowhere:?}");
+        assert!(text(&out.stderr).contains("/nowhere/config"), "{}", text(&out.stderr));
+    }
+    assert_eq!(weft(&["certs", "status", "--ca-secret", "weft-ca"]).status.code(), Some(2), "it is named whole");
+}
+
 /// A chain of a CA of its own: the CA's directory, and the chain's file.
 fn chain(dir: &Path, life: std::time::Duration) -> (String, String) {
     let ca = weft_certs::ca::Ca::open(&dir.join("ca"), "cluster.local").unwrap();

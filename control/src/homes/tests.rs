@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use weft_certs::ca::rotation::{Kind, Phase, Waits};
 use weft_certs::ca::store::{Held, MANIFEST, MAX_BYTES};
-use weft_certs::ca::{Ca, CaError};
+use weft_certs::ca::{Ca, CaError, Given};
 
 use super::*;
 use crate::ca_secret::SecretName;
@@ -280,6 +280,33 @@ fn the_roots_key_may_be_kept_elsewhere() {
         let done = to_the_end(ca.begin(Kind::Issuer, now()).unwrap());
         assert_eq!(scene.names(), ["ca.json", "issuer-2.key", "issuer-2.pem", "root.key", "root.pem", "token.key"]);
         assert_eq!(done.root_pem(), ca.root_pem());
+    }
+}
+
+/// What somebody else's CA in a directory gives.
+fn given(theirs: &TempDir, ca: &Ca) -> Given {
+    let keys = theirs.path().join("ca/keys");
+    let (issuer, root) = (ca.authorities().issuing(), ca.authorities().published().last().unwrap());
+    for (from, to) in
+        [(format!("{issuer}.pem"), "tls.crt"), (format!("{issuer}.key"), "tls.key"), (format!("{root}.pem"), "ca.crt")]
+    {
+        std::fs::copy(keys.join(from), theirs.path().join(to)).unwrap();
+    }
+    Given::read(theirs.path()).unwrap()
+}
+
+#[test]
+fn an_issuer_that_is_given_lives_in_any_home() {
+    for scene in Scene::all() {
+        let theirs = tempfile::tempdir().unwrap();
+        let their_ca = Ca::open(&theirs.path().join("ca"), TD).unwrap();
+        let ca = Ca::open_given(scene.home(), TD, &given(&theirs, &their_ca), now()).unwrap();
+        assert_eq!((scene.published(), ca.root_pem()), (their_ca.root_pem().to_owned(), their_ca.root_pem()));
+        assert!(!scene.names().contains(&"root.key".to_owned()), "nobody has given us that");
+        let exchanged = to_the_end(their_ca.begin(Kind::Root, now()).unwrap());
+        let begun = ca.follow(&given(&theirs, &exchanged), now()).unwrap().unwrap();
+        assert_eq!(to_the_end(begun).root_pem(), exchanged.root_pem());
+        assert_eq!(scene.open().unwrap().root_pem(), exchanged.root_pem());
     }
 }
 
