@@ -4,6 +4,7 @@
 //! - A [`DenyList`] stays what it was made; what is in force is replaced whole, for every handshake that ends afterwards ([`Denied`]).
 //! - A serial number is one number however it is written: leading zeros, colons and capitals do not matter.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
@@ -71,6 +72,8 @@ impl fmt::Display for Serial {
 /// Who is not believed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DenyList {
+    /// What is one trust domain: of identities in it the first of these names is held.
+    names: Vec<Arc<str>>,
     identities: HashSet<Identity>,
     serials: HashSet<Box<[u8]>>,
 }
@@ -79,7 +82,24 @@ impl DenyList {
     /// These identities, and the certificates with these serial numbers, whoever has issued them.
     pub fn new(identities: impl IntoIterator<Item = Identity>, serials: impl IntoIterator<Item = Serial>) -> Self {
         let serials = serials.into_iter().map(|serial| serial.0).collect();
-        Self { identities: identities.into_iter().collect(), serials }
+        Self { names: Vec::new(), identities: identities.into_iter().collect(), serials }
+    }
+
+    /// The same where these are all names of one trust domain: who is on it is meant under each.
+    #[must_use]
+    pub fn called(self, names: Vec<Arc<str>>) -> Self {
+        let all = Self { names, ..Self::default() };
+        let identities = self.identities.iter().map(|identity| all.held(identity).into_owned()).collect();
+        Self { identities, serials: self.serials, ..all }
+    }
+
+    fn held<'i>(&self, identity: &'i Identity) -> Cow<'i, Identity> {
+        match self.names.first() {
+            Some(first) if *first != identity.trust_domain && self.names.contains(&identity.trust_domain) => {
+                Cow::Owned(identity.within(first))
+            }
+            _ => Cow::Borrowed(identity),
+        }
     }
 
     /// Whether this certificate of this identity is on it. `serial`: the number's bytes, with leading zeros or without.
@@ -95,7 +115,7 @@ impl DenyList {
 
     /// Whether every certificate of this identity is on it.
     pub fn has_identity(&self, identity: &Identity) -> bool {
-        self.identities.contains(identity)
+        self.identities.contains(&*self.held(identity))
     }
 
     /// Entries.
@@ -161,5 +181,12 @@ mod tests {
         assert!(!list.has(&id("cart"), &[0xf0]));
         assert!(list.has_written(&id("cart"), "F0:A1") && !list.has_written(&id("cart"), "f0"));
         assert_eq!(list.len(), 2);
+        let elsewhere = |account| id(account).within(&"new.example".into());
+        assert!(!list.has_identity(&elsewhere("web")));
+        let both = list.called(vec!["new.example".into(), "cluster.local".into()]);
+        assert!(both.has_identity(&elsewhere("web")) && both.has_identity(&id("web")) && both.len() == 2);
+        assert!(
+            !both.has_identity(&elsewhere("cart")) && !both.has_identity(&id("web").within(&"other.example".into()))
+        );
     }
 }

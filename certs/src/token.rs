@@ -1,7 +1,7 @@
 //! Join tokens: how a new workload proves to the CA who it is, before it has a certificate. In a pod Kubernetes' projected
 //! service-account token takes this place; where there is no Kubernetes, `weft token` makes these.
 //!
-//! A token is a JWT (RFC 7519) signed with ES256 by the CA's token key: `aud` is the trust domain, `sub` the SPIFFE ID, `jti` a random
+//! A token is a JWT (RFC 7519) signed with ES256 by the CA's token key: `aud` is the trust domain's first name, `sub` the SPIFFE ID, `jti` a random
 //! number. It is good for one key, unless it says that it is reusable; whoever takes tokens keeps the list of those that were used.
 //!
 //! Invariant: the algorithm, the key id, the audience and the expiry are all checked; none is taken from what the token says of itself.
@@ -97,10 +97,13 @@ pub fn sign_for(
     ttl: Duration,
     now: SystemTime,
 ) -> Result<String, TokenError> {
-    let (key, trust_domain) = Ca::token_key(&home.into())?;
-    if *identity.trust_domain != *trust_domain {
+    let (key, names) = Ca::token_key(&home.into())?;
+    // It is good under whichever name the mesh has when it is used.
+    let trust_domain = names.first().cloned().unwrap_or_default();
+    if !names.iter().any(|name| **name == *identity.trust_domain) {
         return Err(TokenError::OtherTrustDomain { identity: identity.to_string(), trust_domain });
     }
+    let identity = identity.within(&trust_domain.as_str().into());
     if ttl < Duration::from_secs(1) || ttl > MAX_TTL {
         return Err(TokenError::Ttl);
     }
@@ -150,10 +153,10 @@ impl Verifier {
     pub fn from_ca(ca: &Ca) -> Self {
         let key = ca.own_token_key();
         let public = DecodingKey::from_ec_der(key.pair.public_key_raw());
-        Self { keys: Arc::new(Keys::one(&key.id, Algorithm::Es256, public)), trust_domain: ca.trust_domain().into() }
+        Self { keys: Arc::new(Keys::one(&key.id, Algorithm::Es256, public)), trust_domain: ca.first_name().into() }
     }
 
-    /// Whom the token proves. The expiry is exact; the start may lie 60 s ahead.
+    /// Whom the token proves, under the first name of the trust domain. The expiry is exact; the start may lie 60 s ahead.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Identity, TokenError> {
         Ok(self.prove(Unproved::read(token)?, now)?.identity)
     }

@@ -124,7 +124,6 @@ impl Control {
     }
 
     async fn begin(config: Config) -> anyhow::Result<Self> {
-        let revoked = Revocations::open(config.revoked.clone(), &config.trust_domain).map_err(anyhow::Error::msg)?;
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let (trust, federation) = trust(&config, &metrics).await?;
@@ -133,8 +132,10 @@ impl Control {
         let (told, its_hub) = (config.clone(), Arc::clone(&hub));
         let opened = tokio::task::spawn_blocking(move || Follower::open(&told, homes.ca, trust, its_hub)).await?;
         let (follower, ca) = opened.context("the CA cannot be opened")?;
-        hub.revoke(revoked.list(SystemTime::now()));
         let now = Arc::clone(&ca.borrow());
+        let called = now.called();
+        let revoked = Revocations::open(config.revoked.clone(), &called).map_err(anyhow::Error::msg)?;
+        hub.revoke(revoked.list(SystemTime::now(), &called.every().map(str::to_owned).collect::<Vec<_>>()));
         let provers = issue::Provers::open(&config.issuing, &now, homes.used, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;

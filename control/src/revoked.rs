@@ -12,6 +12,7 @@
 //! - Control itself is not on the list: nobody could be told of the next one.
 //! - A proxy that is on it is told so before its stream ends.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,7 +25,9 @@ use tokio::time::{MissedTickBehavior, interval};
 use weft_api::convert::{MAX_REVOKED, MAX_REVOKED_BYTES};
 use weft_api::kinds::decode::At;
 use weft_api::kinds::{Fault, Position};
+use weft_api::names;
 use weft_api::wire::v1;
+use weft_certs::ca::Called;
 use weft_certs::revoked::{DenyList, Serial};
 use weft_certs::tls::control_identity;
 use weft_engine::identity::Identity;
@@ -62,7 +65,7 @@ struct Entry {
 #[derive(Debug)]
 pub struct Revocations {
     list: Option<Listed>,
-    control: Identity,
+    control: Vec<Identity>,
     entries: Vec<Entry>,
 }
 
@@ -80,8 +83,9 @@ impl Revocations {
     ///
     /// # Errors
     /// It is broken: whoever was on it would be believed again.
-    pub fn open(file: Option<PathBuf>, trust_domain: &str) -> Result<Self, String> {
-        let control = control_identity(trust_domain).map_err(|error| error.to_string())?;
+    pub fn open(file: Option<PathBuf>, called: &Called) -> Result<Self, String> {
+        let control =
+            called.every().map(control_identity).collect::<Result<_, _>>().map_err(|error| error.to_string())?;
         let list = file.map(|file| Listed::new("--revoked", &file));
         let mut read = Self { list, control, entries: Vec::new() };
         read.read()?;
@@ -112,8 +116,8 @@ impl Revocations {
         self.list.as_ref().is_some_and(Listed::is_broken)
     }
 
-    /// Who is revoked at that time.
-    pub fn list(&self, now: SystemTime) -> List {
+    /// Who is revoked at that time, where our own trust domain is or was called `domains`: under each of these names, whichever was written.
+    pub fn list(&self, now: SystemTime, domains: &[String]) -> List {
         let in_force = self.entries.iter().filter(|entry| entry.until.is_none_or(|until| now < until));
         let (mut identities, mut serials) = (Vec::new(), Vec::new());
         for entry in in_force {
@@ -123,16 +127,20 @@ impl Revocations {
             }
         }
         // The same list is the same bytes.
-        identities.sort_unstable();
-        identities.dedup();
         serials.sort_unstable();
         serials.dedup();
+        let short = |identity: &Identity| {
+            let whole = identity.to_string();
+            names::path_in(&whole, domains).map(str::to_owned).unwrap_or(whole)
+        };
+        let short: BTreeSet<String> = identities.iter().map(short).collect();
         let message = v1::Revoked {
-            identities: identities.iter().map(ToString::to_string).collect(),
+            identities: short.into_iter().collect(),
             serials: serials.iter().map(|serial| Bytes::copy_from_slice(serial.bytes())).collect(),
             requires: Vec::new(),
         };
-        List { denied: DenyList::new(identities, serials), message }
+        let domains = domains.iter().map(|domain| domain.as_str().into()).collect();
+        List { denied: DenyList::new(identities, serials).called(domains), message }
     }
 
     /// Tells the hub for as long as it is polled.
@@ -145,7 +153,8 @@ impl Revocations {
             hub.end_revoked();
             self.look();
             hub.metrics.revocations_broken.set(i64::from(self.is_broken()));
-            let list = self.list(SystemTime::now());
+            let domains = hub.compiled(|compiled| compiled.domains().to_vec());
+            let list = self.list(SystemTime::now(), &domains);
             let entries = list.denied.len();
             if hub.revoke(list) {
                 tracing::info!(entries, "the list of who is revoked has changed");
@@ -154,7 +163,7 @@ impl Revocations {
     }
 }
 
-fn entries(text: &str, control: &Identity) -> Result<Vec<Entry>, Fault> {
+fn entries(text: &str, control: &[Identity]) -> Result<Vec<Entry>, Fault> {
     let written: Vec<At<Written>> = listed::entries(text, "revoked identities and certificates", usize::MAX)?;
     let entries = written.into_iter().map(|one| entry(one, control)).collect::<Result<Vec<_>, _>>()?;
     let bytes: usize = entries.iter().map(|entry| entry.who.bytes()).sum();
@@ -179,12 +188,12 @@ impl Who {
     }
 }
 
-fn entry(written: At<Written>, control: &Identity) -> Result<Entry, Fault> {
+fn entry(written: At<Written>, control: &[Identity]) -> Result<Entry, Fault> {
     let At { value: written, at } = written;
     let who = match (&written.identity, &written.serial) {
         (Some(identity), None) => {
             let read: Identity = identity.parse().map_err(|error| fault(identity.at, &error))?;
-            if read == *control {
+            if control.contains(&read) {
                 let message = "control itself cannot be revoked: no proxy could be told anything any more; replace its CA's \
                                issuer instead";
                 return Err(Fault::new(identity.at, message));
@@ -214,12 +223,12 @@ mod tests {
     const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 
     fn read(text: &str) -> Result<Vec<Entry>, String> {
-        entries(text, &control_identity("cluster.local").unwrap()).map_err(|fault| fault.to_string())
+        entries(text, &[control_identity("cluster.local").unwrap()]).map_err(|fault| fault.to_string())
     }
 
     fn opened(file: &std::path::Path, text: &str) -> Revocations {
         std::fs::write(file, text).unwrap();
-        Revocations::open(Some(file.to_owned()), "cluster.local").unwrap()
+        Revocations::open(Some(file.to_owned()), &Called::only("cluster.local")).unwrap()
     }
 
     #[test]
@@ -272,22 +281,38 @@ mod tests {
         let good = format!("- identity: {WEB}\n");
         let mut revoked = opened(&file, &good);
         let now = SystemTime::now();
-        let first = revoked.list(now);
+        let first = revoked.list(now, &[]);
         assert!(first.denied.has_identity(&WEB.parse().unwrap()));
         for broken in ["", "- {", "- identity: nobody\n", "- serial: f0a1\n- seriall: f0a1\n"] {
             std::fs::write(&file, broken).unwrap();
             revoked.look();
             assert!(revoked.is_broken(), "{broken}");
-            assert_eq!(revoked.list(now), first, "{broken}");
-            let again = Revocations::open(Some(file.clone()), "cluster.local");
+            assert_eq!(revoked.list(now, &[]), first, "{broken}");
+            let again = Revocations::open(Some(file.clone()), &Called::only("cluster.local"));
             assert!(again.is_err(), "{broken}");
         }
         std::fs::remove_file(&file).unwrap();
         revoked.look();
-        assert_eq!(revoked.list(now), first);
+        assert_eq!(revoked.list(now, &[]), first);
         std::fs::write(&file, "[]").unwrap();
         revoked.look();
-        assert!(revoked.list(now).denied.is_empty() && !revoked.is_broken());
+        assert!(revoked.list(now, &[]).denied.is_empty() && !revoked.is_broken());
+    }
+
+    #[test]
+    fn who_is_of_the_mesh_is_revoked_under_each_of_its_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let under = |domain: &str| WEB.replace("cluster.local", domain);
+        let text =
+            format!("- identity: {WEB}\n- identity: {}\n- identity: {}\n", under("new.example"), under("partner"));
+        let revoked = opened(&dir.path().join("revoked.yaml"), &text);
+        let list =
+            revoked.list(SystemTime::now(), &["cluster.local".to_owned(), "new.example".to_owned(), "kept".to_owned()]);
+        assert_eq!(list.message.identities, ["/ns/shop/sa/web", &under("partner")]);
+        for domain in ["cluster.local", "new.example", "kept", "partner"] {
+            assert!(list.denied.has_identity(&under(domain).parse().unwrap()), "{domain}");
+        }
+        assert!(!list.denied.has_identity(&under("other").parse().unwrap()));
     }
 
     #[test]
@@ -296,10 +321,10 @@ mod tests {
         let text = format!("- identity: {WEB}\n- serial: f0a1\n  until: 2030-01-01T00:00:00Z\n- serial: f0:a1\n");
         let revoked = opened(&dir.path().join("revoked.yaml"), &text);
         let new_year = SystemTime::UNIX_EPOCH + Duration::from_hours(525_960);
-        assert_eq!(revoked.list(new_year).denied.len(), 2, "the other entry of the same number goes on");
+        assert_eq!(revoked.list(new_year, &[]).denied.len(), 2, "the other entry of the same number goes on");
         let text = text.trim_end_matches("- serial: f0:a1\n").to_owned();
         let revoked = opened(&dir.path().join("revoked.yaml"), &text);
-        assert_eq!(revoked.list(new_year - Duration::from_secs(1)).message.serials.len(), 1);
-        assert_eq!(revoked.list(new_year).message.serials.len(), 0);
+        assert_eq!(revoked.list(new_year - Duration::from_secs(1), &[]).message.serials.len(), 1);
+        assert_eq!(revoked.list(new_year, &[]).message.serials.len(), 0);
     }
 }

@@ -64,6 +64,17 @@ impl Follower {
                 Ca::open_given(home, &config.trust_domain, &given, now)?
             }
         };
+        let called = ca.called();
+        if let Some(name) = called.every().find(|name| trust.federates(name)) {
+            return Err(CaError::Federated(name.to_owned()));
+        }
+        if config.trust_domain != called.now && !called.aliases.contains(&config.trust_domain) {
+            tracing::warn!(
+                now = called.now,
+                "--trust-domain {} is a name that the mesh had; write the one of now",
+                config.trust_domain
+            );
+        }
         let (ca, seen) = watch::channel(Arc::new(ca));
         let waits = Waits { copies: config.copies(), leaves: config.leaf_ttl };
         let follower = Self { ca, trust, hub, waits, given, said: None, looks: 0 };
@@ -112,7 +123,10 @@ impl Follower {
     fn step(&mut self, now: SystemTime) -> Result<(), CaError> {
         let ca = Arc::clone(&self.ca.borrow());
         let ca = match ca.reload()? {
-            Some(changed) => self.take(changed),
+            Some(changed) => {
+                let changed = self.vetted(changed, now)?;
+                self.take(changed)
+            }
             None => ca,
         };
         self.tell();
@@ -142,6 +156,18 @@ impl Follower {
             self.remind(*phase, &waiting);
         }
         Ok(())
+    }
+
+    /// A name that is another mesh's becomes none of ours: nobody is told of it, and its identities stay that mesh's.
+    fn vetted(&self, changed: Ca, now: SystemTime) -> Result<Ca, CaError> {
+        let begun = changed.authorities().rotation().filter(|rotation| rotation.kind == Kind::TrustDomain);
+        let name = begun.filter(|begun| begun.phase == Phase::Publishing).map(|begun| begun.to.as_str());
+        let Some(name) = name.filter(|name| self.trust.federates(name)) else { return Ok(changed) };
+        tracing::error!(
+            name,
+            "the mesh is federated with this trust domain and cannot be called so itself: turned back"
+        );
+        changed.refuse_name(now)
     }
 
     fn take(&mut self, ca: Ca) -> Arc<Ca> {
@@ -218,10 +244,15 @@ pub fn waiting(ca: &Ca, hub: &Hub) -> Vec<Waiting> {
 fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
     match rotation.phase {
         Phase::Publishing | Phase::Withdrawing => {
-            (!hub.believes(stream)).then(|| "has not acknowledged the roots".to_owned())
+            let what = if rotation.kind == Kind::TrustDomain { "names of the trust domain" } else { "roots" };
+            (!hub.believes(stream)).then(|| format!("has not acknowledged the {what}"))
         }
         Phase::Turning => {
-            let shows = stream.client.proved.issuer.as_deref() == Some(&*rotation.from);
+            let proved = &stream.client.proved;
+            let shows = match rotation.kind {
+                Kind::Root | Kind::Issuer => proved.issuer.as_deref() == Some(&*rotation.from),
+                Kind::TrustDomain => *proved.identity.trust_domain != *rotation.to,
+            };
             shows.then(|| format!("still shows a certificate of {}", rotation.from))
         }
     }
@@ -230,8 +261,14 @@ fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
 /// What is known of the mesh's certificates: `/debug/certificates`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
-    /// The trust domain.
+    /// The trust domain, by the name that leaves are issued in.
     pub trust_domain: String,
+    /// Other names under which its workloads are believed.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Trust domains that the mesh is federated with.
+    #[serde(default)]
+    pub federated: Vec<String>,
     /// The issuer that signs leaves.
     pub issuing: String,
     /// Roots, then issuers.
@@ -258,13 +295,13 @@ pub struct AuthorityReport {
 /// A rotation under way.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RotationReport {
-    /// `root` or `issuer`.
+    /// `root`, `issuer` or `trust-domain`.
     pub kind: Kind,
     /// `publishing`, `turning` or `withdrawing`.
     pub phase: Phase,
-    /// The issuer that goes.
+    /// The issuer, or the name, that goes.
     pub from: String,
-    /// The issuer that stays.
+    /// The issuer, or the name, that stays.
     pub to: String,
     /// It was turned back.
     pub aborted: bool,
@@ -298,7 +335,7 @@ pub struct ProxyReport {
 impl Report {
     /// As it is now.
     pub fn new(ca: &Ca, hub: &Hub) -> Self {
-        let mut report = Self { proxies: proxies(hub), ..Self::of(ca) };
+        let mut report = Self { proxies: proxies(hub), federated: hub.federated(), ..Self::of(ca) };
         if let Some(rotation) = &mut report.rotation {
             rotation.waiting = waiting(ca, hub);
         }
@@ -325,6 +362,8 @@ impl Report {
         });
         Self {
             trust_domain: ca.trust_domain().to_owned(),
+            aliases: ca.called().aliases,
+            federated: Vec::new(),
             issuing: ca.authorities().issuing().to_owned(),
             authorities: authorities.collect(),
             rotation,

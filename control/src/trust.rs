@@ -3,7 +3,7 @@
 //!
 //! Invariants
 //! - A file that cannot be read or used changes nothing: what it said before goes on, and the log says why.
-//! - A trust domain is never empty, and no file speaks for our own.
+//! - A trust domain is never empty, and nobody speaks for our own but the CA, under whichever of the names that it has or had.
 //!
 //! Files are read where blocking is allowed: [`crate::rotation`] looks at them, with the CA.
 
@@ -14,7 +14,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use tokio::sync::watch;
 use weft_api::wire::v1;
-use weft_certs::ca::Ca;
+use weft_certs::ca::{Ca, Called};
 use weft_certs::tls::certificates;
 use weft_engine::identity::Identity;
 
@@ -88,12 +88,19 @@ impl Trust {
         self.known.keys().cloned().collect()
     }
 
+    /// Whether the mesh is federated with this trust domain.
+    pub fn federates(&self, domain: &str) -> bool {
+        self.known.contains_key(domain) || self.read.as_ref().is_some_and(|read| read.borrow().contains_key(domain))
+    }
+
     /// As proxies are told.
     pub fn message(&self, ca: &Ca) -> v1::Trust {
+        let called = ca.called();
         let own = certificates(ca.root_pem()).unwrap_or_default();
-        let own = (ca.trust_domain().to_owned(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
+        let own = (called.now.clone(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
         let mut all = self.known.clone();
         all.extend(self.read.iter().flat_map(|read| read.borrow().clone()));
+        all.retain(|domain, _| !called.every().any(|name| name == domain));
         all.extend([own]);
         let bundle = |(trust_domain, mut roots): (String, Vec<Bytes>)| {
             // The same roots are the same bytes.
@@ -101,7 +108,12 @@ impl Trust {
             roots.dedup();
             v1::TrustBundle { trust_domain, roots }
         };
-        v1::Trust { bundles: all.into_iter().map(bundle).collect(), requires: Vec::new() }
+        let Called { now, aliases, former } = called;
+        // Who does not know of names would take this for somebody else's.
+        let requires =
+            if aliases.is_empty() && former.is_empty() { None } else { Some("trust-domain-names".to_owned()) };
+        let bundles = all.into_iter().map(bundle).collect();
+        v1::Trust { bundles, own: now, aliases, former, requires: requires.into_iter().collect() }
     }
 
     /// Reads the files again.
@@ -173,6 +185,28 @@ mod tests {
         assert!(wrong.contains("our own"), "{wrong}");
         let twice = Trust::open("cluster.local", vec![federated("a.org"), federated("a.org")]).unwrap_err();
         assert!(twice.contains("twice"), "{twice}");
+    }
+
+    #[test]
+    fn a_change_of_name_is_told_and_no_file_speaks_for_any_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let ours = ca(dir.path(), "cluster.local");
+        let (file, now) = (dir.path().join("root.pem"), std::time::SystemTime::now());
+        std::fs::write(&file, ours.root_pem()).unwrap();
+        let trust = Trust::open("cluster.local", vec![Federated { domain: "new.example".into(), file }]).unwrap();
+        assert!(trust.federates("new.example") && !trust.federates("cluster.local"));
+        let before = trust.message(&ours);
+        assert_eq!((before.bundles.len(), &*before.own, before.requires.len()), (2, "cluster.local", 0));
+        let begun = ours.rename("new.example", false, now).unwrap();
+        let told = trust.message(&begun);
+        assert_eq!(
+            (told.bundles.len(), &*told.own, told.aliases),
+            (1, "cluster.local", vec!["new.example".to_owned()])
+        );
+        assert_eq!(told.requires, ["trust-domain-names"]);
+        // What was turned back is nobody else's either; unless it was somebody else's before.
+        let back = begun.abort(now).unwrap();
+        assert_eq!(trust.message(&back).former, ["new.example"]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
-use weft_certs::tls::CONTROL_SERVER_NAME;
+use weft_certs::tls::{CONTROL_SERVER_NAME, control_server_name};
 
 use crate::resolver::{MarkedResolver, connect_marked};
 
@@ -40,6 +40,7 @@ const WINDOW: u32 = 1 << 20;
 pub struct Target {
     host: Arc<str>,
     port: u16,
+    server_name: ServerName<'static>,
     mark: Option<u32>,
     resolver: MarkedResolver,
 }
@@ -61,7 +62,15 @@ impl Target {
         if bare.is_empty() || (bare == host && host.contains(':')) {
             return Err(bad());
         }
-        Ok(Self { host: bare.into(), port, mark, resolver })
+        let server_name = ServerName::try_from(CONTROL_SERVER_NAME).map_err(|_| bad())?;
+        Ok(Self { host: bare.into(), port, server_name, mark, resolver })
+    }
+
+    /// The same, which is known by the name that we were started with for the trust domain: it may have others.
+    #[must_use]
+    pub fn known_in(self, trust_domain: &str) -> Self {
+        let server_name = ServerName::try_from(control_server_name(trust_domain)).unwrap_or(self.server_name);
+        Self { server_name, ..self }
     }
 
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
@@ -89,8 +98,7 @@ impl Target {
 
     async fn connect(self, tls: Arc<ClientConfig>) -> io::Result<TokioIo<TlsStream<TcpStream>>> {
         let stream = self.tcp().await?;
-        let name = ServerName::try_from(CONTROL_SERVER_NAME).map_err(io::Error::other)?;
-        let stream = TlsConnector::from(tls).connect(name, stream).await?;
+        let stream = TlsConnector::from(tls).connect(self.server_name, stream).await?;
         if stream.get_ref().1.alpn_protocol() == Some(b"h2") {
             Ok(TokioIo::new(stream))
         } else {

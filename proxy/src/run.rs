@@ -209,6 +209,7 @@ fn start_admin(
         Target::new(&shared.config.control, mark, names).context("--control")?
     };
     let domain = &shared.config.identity.trust_domain;
+    let control = control.known_in(domain);
     let giver = match &shared.config.svid_from {
         Some(path) => Giver::WorkloadApi(path.clone()),
         None => {

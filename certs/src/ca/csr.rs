@@ -35,15 +35,16 @@ pub enum CsrError {
 }
 
 /// Checks a request without signing anything, and returns a fingerprint of the key that it proves to hold: what is spent on a certificate
-/// (a join token) is not spent on a request that will be refused.
-pub fn check_request(pem: &str, proved: &Identity) -> Result<String, CsrError> {
-    Ok(crate::files::checksum(rcgen::PublicKeyData::der_bytes(&check(pem, proved)?)))
+/// (a join token) is not spent on a request that will be refused. `names`: see [`check`].
+pub fn check_request(pem: &str, proved: &Identity, names: &[&str]) -> Result<String, CsrError> {
+    Ok(crate::files::checksum(rcgen::PublicKeyData::der_bytes(&check(pem, proved, names)?)))
 }
 
 /// Checks the request, and returns the key that it proves to hold.
 ///
-/// Names in it must be absent or exactly one, the proved identity; everything else it asks for is ignored.
-pub fn check(pem: &str, proved: &Identity) -> Result<SubjectPublicKeyInfo, CsrError> {
+/// Names in it must be absent or exactly one, the proved identity in any of the trust domain's `names`; everything else it asks for is
+/// ignored.
+pub fn check(pem: &str, proved: &Identity, names: &[&str]) -> Result<SubjectPublicKeyInfo, CsrError> {
     if pem.len() > MAX_LENGTH {
         return Err(CsrError::TooLong);
     }
@@ -62,12 +63,12 @@ pub fn check(pem: &str, proved: &Identity) -> Result<SubjectPublicKeyInfo, CsrEr
         return Err(CsrError::Key);
     }
     request.verify_signature().map_err(|_| CsrError::Signature)?;
-    names(&request, proved)?;
+    self::names(&request, proved, names)?;
     Ok(key)
 }
 
-fn names(request: &X509CertificationRequest<'_>, proved: &Identity) -> Result<(), CsrError> {
-    let proved = proved.to_string();
+fn names(request: &X509CertificationRequest<'_>, proved: &Identity, names: &[&str]) -> Result<(), CsrError> {
+    let proved: Vec<String> = names.iter().map(|name| proved.within(&(*name).into()).to_string()).collect();
     let mut found = 0;
     for extension in request.requested_extensions().into_iter().flatten() {
         let names = match extension {
@@ -78,7 +79,7 @@ fn names(request: &X509CertificationRequest<'_>, proved: &Identity) -> Result<()
         };
         for name in &names.general_names {
             match name {
-                GeneralName::URI(uri) if *uri == proved => found += 1,
+                GeneralName::URI(uri) if proved.iter().any(|proved| proved == uri) => found += 1,
                 other => return Err(CsrError::Name(other.to_string())),
             }
         }

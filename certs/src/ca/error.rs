@@ -77,7 +77,8 @@ pub enum CaError {
     },
     /// The home belongs to another mesh.
     #[error(
-        "the CA in {place} is of trust domain `{found}`, not `{wanted}`; give a home of its own to each trust domain"
+        "the CA in {place} is of trust domain `{found}`, not `{wanted}`; give a home of its own to each trust domain, or give this one \
+             another name, without an outage, by `weft certs rotate-trust-domain --to {wanted}`"
     )]
     OtherTrustDomain {
         /// Where the CA is.
@@ -90,6 +91,9 @@ pub enum CaError {
     /// The name cannot be a trust domain.
     #[error("`{0}` is no trust domain: lower-case letters, digits, `-`, `.` and `_` only")]
     TrustDomain(String),
+    /// The name is another mesh's.
+    #[error("`{0}` is, or was, a name of this mesh's own trust domain: take it out of --federate and --federation")]
+    Federated(String),
     /// The identity is of another mesh.
     #[error("the identity {0} is not of the CA's trust domain")]
     ForeignIdentity(String),

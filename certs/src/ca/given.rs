@@ -99,7 +99,7 @@ impl Given {
 fn probe(signer: &Signer, trust_domain: &str, now: SystemTime) -> Result<Vec<String>, CaError> {
     let identity = Identity::new(trust_domain, "weft-system", "probe")
         .map_err(|_| CaError::TrustDomain(trust_domain.to_owned()))?;
-    let public = csr::check(&KeyPair::generate()?.csr(&identity)?, &identity)?;
+    let public = csr::check(&KeyPair::generate()?.csr(&identity)?, &identity, &[trust_domain])?;
     signer.sign(&leaf(&identity, PROBE, signer.not_after, now)?, &public)
 }
 

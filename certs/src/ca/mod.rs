@@ -15,6 +15,8 @@ pub mod directory;
 mod error;
 mod given;
 mod make;
+pub mod names;
+mod naming;
 pub mod rotation;
 pub mod store;
 
@@ -29,13 +31,14 @@ use weft_engine::identity::Identity;
 pub use csr::{CsrError, check_request};
 pub use error::CaError;
 pub use given::Given;
+pub use naming::Called;
 pub use store::Home;
 
 use self::make::{first_files, given_files, leaf, new_files, new_key};
 use self::rotation::{Authorities, Kind, Waits};
 use self::store::{Files, Store, Stored, Version, certificate_file, key_file};
 use crate::svid::{KeyPair, Svid};
-use crate::tls::{CONTROL_SERVER_NAME, Roots, control_identity};
+use crate::tls::{CONTROL_SERVER_NAME, Roots, control_identity, control_server_name};
 use crate::token::TokenKey;
 use crate::x509;
 
@@ -86,7 +89,7 @@ pub struct Authority {
 
 impl fmt::Debug for Ca {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Ca({} in {})", self.trust_domain, self.home.place())
+        write!(f, "Ca({} in {})", self.trust_domain(), self.home.place())
     }
 }
 
@@ -175,7 +178,7 @@ impl Ca {
         if is_known(&issuer, false) || self.authorities.rotation().is_some() {
             return Ok(None);
         }
-        given.check(&self.trust_domain, now)?;
+        given.check(self.trust_domain(), now)?;
         let kind = if is_known(&root, true) { Kind::Issuer } else { Kind::Root };
         let mut authorities = self.authorities.clone().given();
         let begun = authorities.begin_to(kind, now)?;
@@ -191,7 +194,7 @@ impl Ca {
             leaves: Signer::of(store, &stored, authorities.issuing())?,
             own: Signer::of(store, &stored, authorities.controls())?,
             known: known(store, &stored)?,
-            roots: Roots::from_pem(&roots_pem)?,
+            roots: own_roots(&stored, &roots_pem)?,
             roots_pem,
             token_key: TokenKey::new(token_key(store, &stored)?),
             version: ArcSwap::from_pointee(stored.version),
@@ -225,7 +228,7 @@ impl Ca {
     pub fn begin(&self, kind: Kind, now: SystemTime) -> Result<Self, CaError> {
         let mut authorities = self.authorities.clone();
         let begun = authorities.begin(kind, now)?;
-        let new = new_files(&begun, &self.trust_domain, now, |root| {
+        let new = new_files(&begun, self.trust_domain(), now, |root| {
             let key = store::root_key(&*self.home, root)?;
             let certificate = self.known.iter().find(|authority| authority.root && authority.name == root);
             let certificate = certificate.ok_or(CaError::Conflict)?.certificate.clone();
@@ -262,11 +265,6 @@ impl Ca {
     /// Grows with each change of the CA, that of its roots among them; all replicas of control see the same.
     pub fn revision(&self) -> u64 {
         self.revision
-    }
-
-    /// The trust domain, such as `cluster.local`.
-    pub fn trust_domain(&self) -> &str {
-        &self.trust_domain
     }
 
     /// The root certificates that are published, PEM: what every workload must be given.
@@ -312,11 +310,9 @@ impl Ca {
         validity: Duration,
         now: SystemTime,
     ) -> Result<Vec<String>, CaError> {
-        if *identity.trust_domain != *self.trust_domain {
-            return Err(CaError::ForeignIdentity(identity.to_string()));
-        }
-        let key = csr::check(csr_pem, identity)?;
-        let mut params = leaf(identity, validity, self.leaves.not_after, now)?;
+        let named = self.called().named_now(identity).ok_or_else(|| CaError::ForeignIdentity(identity.to_string()))?;
+        let key = csr::check(csr_pem, identity, &self.every_name().collect::<Vec<_>>())?;
+        let mut params = leaf(&named, validity, self.leaves.not_after, now)?;
         if let Some(uid) = pod {
             let number = x509::pod_text(uid).try_into()?;
             params
@@ -326,15 +322,22 @@ impl Ca {
         self.leaves.sign(&params, &key)
     }
 
-    /// Control's own certificate: its SPIFFE ID, and the DNS name that clients put into SNI. Issued anew by its holder before it ends.
-    pub fn issue_control(&self, validity: Duration, now: SystemTime) -> Result<Svid, CaError> {
+    /// Control's own certificates, one in each name that the trust domain ever had, the oldest first: whoever was started with that name knows
+    /// control by it. Each has its SPIFFE ID, and the DNS names that clients put into SNI. Issued anew by their holder before they end.
+    pub fn issue_control(&self, validity: Duration, now: SystemTime) -> Result<Vec<Svid>, CaError> {
+        self.every_name().map(|name| self.issue_control_as(name, validity, now)).collect()
+    }
+
+    fn issue_control_as(&self, name: &str, validity: Duration, now: SystemTime) -> Result<Svid, CaError> {
         let key = KeyPair::generate()?;
-        let identity =
-            control_identity(&self.trust_domain).map_err(|_| CaError::TrustDomain(self.trust_domain.clone()))?;
-        let public = csr::check(&key.csr(&identity)?, &identity)?;
+        let identity = control_identity(name).map_err(|_| CaError::TrustDomain(name.to_owned()))?;
+        let public = csr::check(&key.csr(&identity)?, &identity, &[name])?;
         // By the oldest root that is published: a new proxy may have been given no other.
         let mut params = leaf(&identity, validity, self.own.not_after, now)?;
-        params.subject_alt_names.push(SanType::DnsName(CONTROL_SERVER_NAME.try_into()?));
+        let own = control_server_name(name);
+        for dns in [CONTROL_SERVER_NAME, &own].into_iter().take(if own == CONTROL_SERVER_NAME { 1 } else { 2 }) {
+            params.subject_alt_names.push(SanType::DnsName(dns.try_into()?));
+        }
         Ok(Svid::new(key, &self.own.sign(&params, &public)?)?)
     }
 
@@ -352,10 +355,11 @@ impl Ca {
         &self.token_key
     }
 
-    /// The token key and trust domain of the CA in `home`, without opening the rest.
-    pub(crate) fn token_key(home: &Home) -> Result<(TokenKey, String), CaError> {
+    /// The token key of the CA in `home` and every name of its trust domain, the first first, without opening the rest.
+    pub(crate) fn token_key(home: &Home) -> Result<(TokenKey, Vec<String>), CaError> {
         let stored = store::load(&**home)?.ok_or_else(|| CaError::Absent(home.place()))?;
-        Ok((TokenKey::new(token_key(&**home, &stored)?), stored.trust_domain))
+        let names = stored.authorities.every_name(&stored.trust_domain).map(str::to_owned).collect();
+        Ok((TokenKey::new(token_key(&**home, &stored)?), names))
     }
 }
 
@@ -394,6 +398,14 @@ impl Signer {
         let leaf = params.signed_by(key, &self.issuer)?.pem();
         Ok(vec![leaf, self.issuer_pem.clone(), self.root_pem.clone()])
     }
+}
+
+/// Of workloads in each name that is believed.
+fn own_roots(stored: &Stored, roots_pem: &str) -> Result<Roots, CaError> {
+    let (authorities, first) = (&stored.authorities, &stored.trust_domain);
+    let called = authorities.called(first);
+    let names = std::iter::once(called).chain(authorities.aliases(first)).map(Into::into).collect();
+    Ok(Roots::from_pem(roots_pem)?.called(called.into(), names))
 }
 
 /// Roots before issuers.

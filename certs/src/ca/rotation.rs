@@ -5,7 +5,12 @@
 //!          both roots are published;  issued from the new one;    only the new root is
 //!          issued from the old one    both roots are published    published
 //!  issuer                             turning -----------------------------------------> done
+//!  name    publishing --------------> turning ------------------> withdrawing ----------> done
+//!          both names are believed;   issued in the new one;      the old name is not
+//!          issued in the old one      both names are believed     believed, unless it is kept
 //! ```
+//!
+//! The name is the trust domain's ([`super::names`]); the roots stay as they are.
 //!
 //! When a phase is over is seen from outside ([`crate::ca::Ca::advance`] is told): every live proxy has acknowledged the roots
 //! (publishing, withdrawing), or shows a leaf of the new issuer (turning). Turning lasts for a leaf's longest life at least, because
@@ -15,13 +20,15 @@
 //!
 //! Invariants
 //! - What issues leads to a root that is published.
-//! - A root is withdrawn only when no leaf under it can be valid.
+//! - A root, or a name, is withdrawn only when no leaf under it can be valid.
 //! - The first of the published roots is the oldest: who was given the roots before the rotation began knows it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
+
+use super::names::Names;
 
 /// Other replicas of control see within this time who issues, and their clocks are not further away than that.
 const SLACK: Duration = Duration::from_secs(5);
@@ -37,6 +44,9 @@ pub enum Kind {
     Root,
     /// The issuer; the root stays.
     Issuer,
+    /// The name of the trust domain; root and issuer stay.
+    #[serde(rename = "trust-domain")]
+    TrustDomain,
 }
 
 impl Kind {
@@ -45,6 +55,7 @@ impl Kind {
         match self {
             Self::Root => "root",
             Self::Issuer => "issuer",
+            Self::TrustDomain => "trust domain",
         }
     }
 }
@@ -53,11 +64,11 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The new root is published beside the old one, which issues.
+    /// The new root, or name, is published beside the old one, which issues.
     Publishing,
     /// The new one issues; leaves of the old one are still valid.
     Turning,
-    /// The old root is not published any more.
+    /// The old root, or name, is not published any more.
     Withdrawing,
 }
 
@@ -83,9 +94,9 @@ pub struct Rotation {
     pub kind: Kind,
     /// Where it is.
     pub phase: Phase,
-    /// The issuer that goes.
+    /// The issuer that goes; of a trust domain's rotation the name.
     pub from: String,
-    /// The issuer that stays.
+    /// The issuer, or the name, that stays.
     pub to: String,
     /// It was turned back.
     pub aborted: bool,
@@ -129,9 +140,21 @@ pub enum RotationError {
     /// Turned back before.
     #[error("the rotation is being turned back already")]
     Aborted,
-    /// The old root is withdrawn.
-    #[error("the old root is withdrawn already and every proxy uses the new one; to go back, rotate again")]
-    TooLate,
+    /// The old root or name is withdrawn.
+    #[error("the old {kind} is withdrawn already and every proxy uses the new one; to go back, rotate again", kind = .0.label())]
+    TooLate(Kind),
+    /// Nobody said how it is to be called.
+    #[error("say what the trust domain is to be called: --to NAME")]
+    Unnamed,
+    /// It is called so.
+    #[error("the trust domain is called `{0}` already")]
+    Name(String),
+    /// Not one of its other names.
+    #[error("`{0}` is no other name of the trust domain: weft certs status says which there are")]
+    NoAlias(String),
+    /// Control has a certificate in each name that it ever had.
+    #[error("the trust domain has had {0} names, which are the most; go back to one of them")]
+    Names(usize),
 }
 
 /// New authorities that [`Authorities::begin`] has named, for which keys and certificates are to be made.
@@ -158,6 +181,9 @@ pub struct Authorities {
     /// Somebody else keeps the issuer: nobody else begins or turns back.
     #[serde(default)]
     given: bool,
+    /// What the trust domain is called.
+    #[serde(default, skip_serializing_if = "Names::is_first")]
+    names: Names,
     rotation: Option<Rotation>,
 }
 
@@ -170,6 +196,7 @@ impl Authorities {
             issuing: FIRST_ISSUER.to_owned(),
             generations: 1,
             given: false,
+            names: Names::default(),
             rotation: None,
         }
     }
@@ -179,14 +206,16 @@ impl Authorities {
         let known = |issuer: &str| self.issuers.contains_key(issuer);
         let led = self.issuers.get(&self.issuing).is_some_and(|root| self.published.contains(root));
         let rotating = self.rotation.as_ref().is_none_or(|rotation| {
-            known(&rotation.from)
-                && known(&rotation.to)
-                && (rotation.from == self.issuing || rotation.to == self.issuing)
+            let Rotation { from, to, .. } = rotation;
+            match rotation.kind {
+                Kind::Root | Kind::Issuer => known(from) && known(to) && [from, to].contains(&&self.issuing),
+                Kind::TrustDomain => self.names.may_be(from) && self.names.may_be(to),
+            }
         });
         let plain =
             |name: &str| name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
         let names = self.issuers.iter().flat_map(|(issuer, root)| [issuer, root]).chain(&self.published);
-        led && rotating && names.into_iter().all(|name| !name.is_empty() && plain(name))
+        led && rotating && self.names.is_sound() && names.into_iter().all(|name| !name.is_empty() && plain(name))
     }
 
     /// Issuers, and the root that each leads to.
@@ -224,24 +253,39 @@ impl Authorities {
         self.published.iter().chain(issuers).map(String::as_str)
     }
 
+    /// What the trust domain is called, whose CA was made under the name `first`.
+    pub fn called<'a>(&'a self, first: &'a str) -> &'a str {
+        self.names.issuing(first)
+    }
+
+    /// Other names under which its workloads are believed, sorted.
+    pub fn aliases<'a>(&'a self, first: &'a str) -> BTreeSet<&'a str> {
+        let changing = self.rotation.as_ref().filter(|rotation| rotation.kind == Kind::TrustDomain);
+        let both = changing.filter(|rotation| rotation.phase != Phase::Withdrawing);
+        let both = both.into_iter().flat_map(|rotation| [&*rotation.from, &*rotation.to]);
+        self.names.kept().chain(both).filter(|name| *name != self.called(first)).collect()
+    }
+
+    /// Every name that it has, had or was about to have, the oldest first: nobody else can have one of these.
+    pub fn every_name<'a>(&'a self, first: &'a str) -> impl Iterator<Item = &'a str> {
+        self.names.every(first)
+    }
+
     /// From here on the issuer is what somebody else gives.
     #[must_use]
     pub fn given(self) -> Self {
         Self { given: true, ..self }
     }
 
-    /// Begins a rotation to an authority of our own.
+    /// Begins a rotation to an authority of our own; for another name see [`Authorities::rename`].
     pub fn begin(&mut self, kind: Kind, now: SystemTime) -> Result<Begun, RotationError> {
         if self.given { Err(RotationError::Given) } else { self.begin_to(kind, now) }
     }
 
     /// Begins a rotation, wherever the new authority comes from.
     pub fn begin_to(&mut self, kind: Kind, now: SystemTime) -> Result<Begun, RotationError> {
-        if let Some(Rotation { kind, phase, .. }) = self.rotation {
-            return Err(RotationError::UnderWay { kind, phase });
-        }
-        self.generations += 1;
-        let number = self.generations;
+        self.is_free()?;
+        let number = self.generations + 1;
         let (from, to) = (self.issuing.clone(), format!("{FIRST_ISSUER}-{number}"));
         let (root, signer) = match kind {
             Kind::Root => {
@@ -250,23 +294,46 @@ impl Authorities {
                 (Some(root.clone()), root)
             }
             Kind::Issuer => (None, self.issuers.get(&from).cloned().unwrap_or_default()),
+            Kind::TrustDomain => return Err(RotationError::Unnamed),
         };
+        self.generations = number;
         self.issuers.insert(to.clone(), signer.clone());
-        let rotation = Rotation {
-            kind,
-            phase: Phase::Publishing,
-            from,
-            to: to.clone(),
-            aborted: false,
-            since: seconds(now),
-            until: None,
-        };
-        self.rotation = Some(rotation);
+        self.rotation = Some(Rotation::new(kind, Phase::Publishing, from, to.clone(), now));
         if kind == Kind::Issuer {
             // Peers know the root: there is nothing to publish.
             self.turn(now);
         }
         Ok(Begun { root, issuer: (to, signer) })
+    }
+
+    /// Begins to call the trust domain `to`; what it is called now is one of its other names afterwards if it is to be `kept`.
+    pub fn rename(&mut self, first: &str, to: &str, kept: bool, now: SystemTime) -> Result<(), RotationError> {
+        self.is_free()?;
+        let from = self.called(first).to_owned();
+        if from == to {
+            return Err(RotationError::Name(from));
+        }
+        self.names.begin(first, to, kept)?;
+        self.rotation = Some(Rotation::new(Kind::TrustDomain, Phase::Publishing, from, to.to_owned(), now));
+        Ok(())
+    }
+
+    /// Gives up a name that was kept. Nothing has been issued in it for long: there is only to be withdrawn.
+    pub fn drop_alias(&mut self, first: &str, alias: &str, now: SystemTime) -> Result<(), RotationError> {
+        self.is_free()?;
+        if !self.names.give_up(alias) {
+            return Err(RotationError::NoAlias(alias.to_owned()));
+        }
+        let called = self.called(first).to_owned();
+        self.rotation = Some(Rotation::new(Kind::TrustDomain, Phase::Withdrawing, alias.to_owned(), called, now));
+        Ok(())
+    }
+
+    fn is_free(&self) -> Result<(), RotationError> {
+        match self.rotation {
+            Some(Rotation { kind, phase, .. }) => Err(RotationError::UnderWay { kind, phase }),
+            None => Ok(()),
+        }
     }
 
     /// Whether the first thing to do is to say how long the phase lasts at least, for which nobody has to be ready.
@@ -287,6 +354,9 @@ impl Authorities {
             }
             (Phase::Publishing, Some(_)) => self.turn(now),
             (Phase::Turning, Some(_)) if rotation.kind == Kind::Root => self.withdraw(now),
+            (Phase::Turning, Some(_)) if rotation.kind == Kind::TrustDomain && !self.names.keeps(&rotation.from) => {
+                self.withdraw(now);
+            }
             (Phase::Turning | Phase::Withdrawing, _) => self.finish(),
         }
         Ok(())
@@ -295,28 +365,44 @@ impl Authorities {
     /// Turns back.
     pub fn abort(&mut self, now: SystemTime) -> Result<(), RotationError> {
         let rotation = self.rotation.as_mut().ok_or(RotationError::None)?;
-        if self.given {
+        if self.given && rotation.kind != Kind::TrustDomain {
             return Err(RotationError::Given);
         }
         if rotation.aborted {
             return Err(RotationError::Aborted);
         }
         if rotation.phase == Phase::Withdrawing {
-            return Err(RotationError::TooLate);
+            return Err(RotationError::TooLate(rotation.kind));
         }
         rotation.aborted = true;
         std::mem::swap(&mut rotation.from, &mut rotation.to);
         match rotation.phase {
-            // Nothing was issued under the new root.
+            // Nothing was issued under the new root, or in the new name.
             Phase::Publishing => self.withdraw(now),
             _ => self.turn(now),
         }
         Ok(())
     }
 
+    /// Turns a change of name back before anybody was told of it, and forgets the name.
+    pub fn refuse_name(&mut self, now: SystemTime) -> Result<(), RotationError> {
+        let rotation = self.rotation.as_ref().filter(|rotation| rotation.kind == Kind::TrustDomain);
+        let to = rotation.ok_or(RotationError::None)?.to.clone();
+        if self.rotation.as_ref().is_some_and(|rotation| rotation.phase != Phase::Publishing) {
+            return Err(RotationError::TooLate(Kind::TrustDomain));
+        }
+        self.abort(now)?;
+        self.finish();
+        self.names.forget(&to);
+        Ok(())
+    }
+
     fn turn(&mut self, now: SystemTime) {
         if let Some(rotation) = &mut self.rotation {
-            self.issuing.clone_from(&rotation.to);
+            match rotation.kind {
+                Kind::Root | Kind::Issuer => self.issuing.clone_from(&rotation.to),
+                Kind::TrustDomain => self.names.issue_in(&rotation.to),
+            }
             rotation.phase = Phase::Turning;
             rotation.since = seconds(now);
             rotation.until = None;
@@ -325,8 +411,10 @@ impl Authorities {
 
     fn withdraw(&mut self, now: SystemTime) {
         if let Some(rotation) = &mut self.rotation {
-            let stays = self.issuers.get(&rotation.to);
-            self.published.retain(|root| Some(root) == stays);
+            if rotation.kind == Kind::Root {
+                let stays = self.issuers.get(&rotation.to);
+                self.published.retain(|root| Some(root) == stays);
+            }
             rotation.phase = Phase::Withdrawing;
             rotation.since = seconds(now);
             rotation.until = None;
@@ -334,8 +422,16 @@ impl Authorities {
     }
 
     fn finish(&mut self) {
-        self.rotation = None;
+        if let Some(rotation) = self.rotation.take().filter(|rotation| rotation.kind == Kind::TrustDomain) {
+            self.names.settle(&rotation.to);
+        }
         self.issuers.retain(|issuer, _| *issuer == self.issuing);
+    }
+}
+
+impl Rotation {
+    fn new(kind: Kind, phase: Phase, from: String, to: String, now: SystemTime) -> Self {
+        Self { kind, phase, from, to, aborted: false, since: seconds(now), until: None }
     }
 }
 
@@ -344,148 +440,4 @@ fn seconds(time: SystemTime) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const HOUR: Duration = Duration::from_hours(1);
-    const WAITS: Waits = Waits { copies: Duration::from_secs(30), leaves: HOUR };
-
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    fn shape(authorities: &Authorities) -> (String, String, &str, Option<Phase>) {
-        let rotation = authorities.rotation();
-        (
-            authorities.published().join(" "),
-            authorities.issuing().to_owned(),
-            authorities.controls(),
-            rotation.map(|rotation| rotation.phase),
-        )
-    }
-
-    fn is(authorities: &Authorities, published: &str, issuing: &str, controls: &str, phase: Option<Phase>) {
-        assert_eq!(shape(authorities), (published.to_owned(), issuing.to_owned(), controls, phase));
-        assert!(authorities.is_sound());
-    }
-
-    #[test]
-    fn a_root_goes_step_by_step_and_control_is_known_by_the_old_one_until_it_is_withdrawn() {
-        let mut all = Authorities::first();
-        is(&all, "root", "issuer", "issuer", None);
-        let begun = all.begin(Kind::Root, at(0)).unwrap();
-        assert_eq!(begun, Begun { root: Some("root-2".into()), issuer: ("issuer-2".into(), "root-2".into()) });
-        assert!(all.is_just_begun());
-        all.advance(WAITS, at(0)).unwrap();
-        is(&all, "root root-2", "issuer", "issuer", Some(Phase::Publishing));
-        assert_eq!(all.advance(WAITS, at(10)), Err(RotationError::Early(Duration::from_secs(20))), "copies follow");
-        all.advance(WAITS, at(30)).unwrap();
-        is(&all, "root root-2", "issuer-2", "issuer", Some(Phase::Turning));
-        assert!(all.is_just_begun());
-        all.advance(WAITS, at(30)).unwrap();
-        assert!(!all.is_just_begun());
-        assert_eq!(all.advance(WAITS, at(3600)), Err(RotationError::Early(Duration::from_secs(36))));
-        all.advance(WAITS, at(3636)).unwrap();
-        is(&all, "root-2", "issuer-2", "issuer-2", Some(Phase::Withdrawing));
-        assert_eq!(all.abort(at(3700)), Err(RotationError::TooLate));
-        all.advance(WAITS, at(3700)).unwrap();
-        is(&all, "root-2", "issuer-2", "issuer-2", None);
-        assert_eq!(all.issuers().len(), 1);
-        assert_eq!(all.advance(WAITS, at(3700)), Err(RotationError::None));
-        assert_eq!(all.begin(Kind::Root, at(4000)).unwrap().issuer.0, "issuer-3", "no name comes twice");
-    }
-
-    #[test]
-    fn an_issuer_goes_without_anything_to_publish() {
-        let mut all = Authorities::first();
-        let begun = all.begin(Kind::Issuer, at(0)).unwrap();
-        assert_eq!(begun, Begun { root: None, issuer: ("issuer-2".into(), "root".into()) });
-        is(&all, "root", "issuer-2", "issuer-2", Some(Phase::Turning));
-        let twice = all.begin(Kind::Root, at(1)).unwrap_err();
-        assert_eq!(twice, RotationError::UnderWay { kind: Kind::Issuer, phase: Phase::Turning });
-        all.advance(WAITS, at(0)).unwrap();
-        all.advance(WAITS, at(3606)).unwrap();
-        is(&all, "root", "issuer-2", "issuer-2", None);
-    }
-
-    #[test]
-    fn turned_back_before_anything_was_issued_the_new_root_is_withdrawn_at_once() {
-        let mut all = Authorities::first();
-        all.begin(Kind::Root, at(0)).unwrap();
-        all.abort(at(1)).unwrap();
-        is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
-        all.advance(WAITS, at(2)).unwrap();
-        is(&all, "root", "issuer", "issuer", None);
-    }
-
-    #[test]
-    fn turned_back_later_the_leaves_of_the_new_one_have_to_go_first() {
-        let mut all = Authorities::first();
-        all.begin(Kind::Root, at(0)).unwrap();
-        for second in [1, 31, 31] {
-            all.advance(WAITS, at(second)).unwrap();
-        }
-        all.abort(at(100)).unwrap();
-        assert!(all.is_just_begun(), "the wait begins anew");
-        all.advance(WAITS, at(100)).unwrap();
-        is(&all, "root root-2", "issuer", "issuer", Some(Phase::Turning));
-        assert_eq!(all.abort(at(100)), Err(RotationError::Aborted));
-        assert!(matches!(all.advance(WAITS, at(3700)), Err(RotationError::Early(_))));
-        all.advance(WAITS, at(3706)).unwrap();
-        is(&all, "root", "issuer", "issuer", Some(Phase::Withdrawing));
-        all.advance(WAITS, at(3707)).unwrap();
-        is(&all, "root", "issuer", "issuer", None);
-    }
-
-    #[derive(Clone, Copy, Debug)]
-    enum Step {
-        Begin(Kind),
-        Advance,
-        Abort,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<(Step, u64)>> {
-        let step = prop_oneof![
-            Just(Step::Begin(Kind::Root)),
-            Just(Step::Begin(Kind::Issuer)),
-            Just(Step::Advance),
-            Just(Step::Advance),
-            Just(Step::Abort),
-        ];
-        prop::collection::vec((step, 0_u64..5000), 0..40)
-    }
-
-    proptest! {
-        /// Whatever is done in whatever order: a leaf that is valid leads to a root that is published, and what cannot be done changes nothing.
-        #[test]
-        fn no_valid_leaf_is_ever_without_its_root(steps in steps()) {
-            let mut all = Authorities::first();
-            let mut now = 0;
-            // Until when a leaf under a root may be valid.
-            let mut leaves: BTreeMap<String, u64> = BTreeMap::new();
-            for (step, passes) in steps {
-                let root = all.issuers()[all.issuing()].clone();
-                // One is issued at the last moment before.
-                now += passes;
-                leaves.insert(root, now + HOUR.as_secs());
-                let before = all.clone();
-                let done = match step {
-                    Step::Begin(kind) => all.begin(kind, at(now)).map(|_| ()),
-                    Step::Advance => all.advance(WAITS, at(now)),
-                    Step::Abort => all.abort(at(now)),
-                };
-                if done.is_err() {
-                    prop_assert_eq!(&before, &all);
-                }
-                prop_assert!(all.is_sound());
-                for (root, until) in &leaves {
-                    prop_assert!(*until <= now || all.published().contains(root), "{root} until {until} at {now}: {all:?}");
-                }
-                prop_assert!(all.published().contains(&all.issuers()[all.controls()]));
-                prop_assert!(all.issuers().len() <= 2 && all.published().len() <= 2);
-            }
-        }
-    }
-}
+mod tests;

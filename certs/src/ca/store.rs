@@ -149,6 +149,7 @@ pub(super) fn key_file(name: &str) -> String {
 /// What is needed of a CA, PEM, checksums proved.
 pub(super) struct Stored {
     pub version: Version,
+    /// The name that it was made under.
     pub trust_domain: String,
     pub revision: u64,
     pub authorities: Authorities,
@@ -204,8 +205,8 @@ pub(super) fn open_or_make(
         }
     };
     let stored = open(store, &held)?;
-    if stored.trust_domain != trust_domain {
-        let (found, wanted) = (stored.trust_domain, trust_domain.to_owned());
+    if !stored.authorities.every_name(&stored.trust_domain).any(|name| name == trust_domain) {
+        let (found, wanted) = (stored.authorities.called(&stored.trust_domain).to_owned(), trust_domain.to_owned());
         return Err(CaError::OtherTrustDomain { place: store.place(), found, wanted });
     }
     publish(store, &stored)?;

@@ -8,6 +8,7 @@ use super::rotation::RotationError;
 use super::*;
 
 mod given;
+mod naming;
 mod rotating;
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -56,6 +57,7 @@ fn another_trust_domain_is_refused_by_name() {
     let (dir, _) = ca();
     let error = Ca::open(&dir.path().join("ca"), "other.example").unwrap_err().to_string();
     assert!(error.contains("`cluster.local`, not `other.example`"), "{error}");
+    assert!(error.contains("rotate-trust-domain --to other.example"), "{error}");
     let error = Ca::open(&dir.path().join("new"), "Not A Domain").unwrap_err();
     assert!(matches!(error, CaError::TrustDomain(_)), "{error}");
     assert!(!dir.path().join("new").exists());
@@ -249,11 +251,11 @@ fn pem_text(der: &[u8]) -> String {
 #[test]
 fn controls_certificate_names_its_identity_and_its_dns_name() {
     let (_dir, ca) = ca();
-    let svid = ca.issue_control(HOUR, SystemTime::now()).unwrap();
+    let svid = ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0);
     assert_eq!(svid.identity().to_string(), "spiffe://cluster.local/ns/weft-system/sa/weft-control");
     let der = x509::certificates(&svid.chain_pem()[0]).unwrap().remove(0);
     let leaf = webpki::EndEntityCert::try_from(&der).unwrap();
-    assert_eq!(leaf.valid_dns_names().collect::<Vec<_>>(), [CONTROL_SERVER_NAME]);
+    assert_eq!(leaf.valid_dns_names().collect::<Vec<_>>(), [CONTROL_SERVER_NAME, "weft-control.cluster.local"]);
 }
 
 #[test]
@@ -267,7 +269,7 @@ fn debug_output_holds_no_secret() {
         let line = secret.lines().nth(1).unwrap();
         assert!(!text.contains(line));
     }
-    assert!(!text.contains("PRIVATE") && text.len() < 400, "{text}");
+    assert!(!text.contains("PRIVATE") && text.len() < 500, "{text}");
 }
 
 #[test]

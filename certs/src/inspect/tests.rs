@@ -177,8 +177,10 @@ fn a_leaf_that_no_peer_would_take_says_why() {
     only_problem(&look(vec![dns()], both(), "cluster.local"), 1, "0 URI names where exactly one SPIFFE ID is needed");
     only_problem(&look(vec![uri(id), uri(id)], both(), "cluster.local"), 1, "2 URI names");
     only_problem(&look(vec![uri(id)], vec![ServerAuth], "cluster.local"), 1, "it is not meant for clients");
+    // Peers look at the leaf's name alone, and a mesh may have got another one since its authority was made.
+    let renamed = look(vec![uri(id)], both(), "other.example");
     let foreign = "of trust domain cluster.local, and was signed by an authority of other.example";
-    only_problem(&look(vec![uri(id)], both(), "other.example"), 1, foreign);
+    assert!(renamed.ok && renamed.warnings.iter().any(|warning| warning.text.contains(foreign)), "{renamed:?}");
     let names = look(vec![uri(id), dns(), SanType::IpAddress("::1".parse().unwrap())], both(), "cluster.local");
     assert_eq!(names.certificates[0].names, [&format!("URI:{id}"), "DNS:web.shop", "IP:::1"]);
 }

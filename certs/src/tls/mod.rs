@@ -2,14 +2,15 @@
 //!
 //! Invariants
 //! - TLS 1.3 only, key exchange X25519MLKEM768 first.
-//! - A peer's chain leads to the roots of the trust domain that it names, is valid now, and names exactly one SPIFFE ID. The domain is ours or
-//!   one that we are federated with. Neither that identity nor that certificate has been revoked ([`crate::revoked`]).
+//! - A peer's chain leads to the roots of the trust domain that it names, is valid now, and names exactly one SPIFFE ID. The domain is ours,
+//!   under any name that it has now ([`Roots::called`]), or one that we are federated with. Neither that identity nor that certificate has been revoked ([`crate::revoked`]).
 //! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
 //! - Who the server is, beyond "of the mesh", is for the caller to compare by [`peer_identity`] before the first byte of an application;
 //!   [`client_config_for`] makes the handshake itself do so.
 //!
 //! Why no session is resumed: as strict as a full handshake it would save 26 % of the CPU (docs/identity.md, "Session resumption").
 
+mod by_name;
 mod endpoint;
 mod verify;
 
@@ -22,10 +23,10 @@ use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider, kx_group};
 use rustls::server::danger::ClientCertVerifier;
-use rustls::server::{NoClientAuth, NoServerSessionStorage};
+use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, TrustAnchor};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor};
 use weft_engine::identity::{Identity, NotAnIdentity};
 
 pub use crate::x509::LeafError;
@@ -34,11 +35,19 @@ use crate::revoked::Denied;
 use crate::svid::Svid;
 use crate::x509;
 pub use crate::x509::Leaf;
+use by_name::ByName;
 pub use endpoint::{EndpointId, endpoint_client_config};
 use verify::MeshVerifier;
 
 /// The name that clients of control put into SNI, and a DNS name of its certificate.
 pub const CONTROL_SERVER_NAME: &str = "weft-control";
+
+/// The name for clients that were started with this trust domain, which tells control by which name they know it; just
+/// [`CONTROL_SERVER_NAME`] where the two together are no DNS name.
+pub fn control_server_name(trust_domain: &str) -> String {
+    let name = format!("{CONTROL_SERVER_NAME}.{trust_domain}");
+    if ServerName::try_from(name.as_str()).is_ok() { name } else { CONTROL_SERVER_NAME.to_owned() }
+}
 
 /// Who control must prove to be.
 pub fn control_identity(trust_domain: &str) -> Result<Identity, NotAnIdentity> {
@@ -72,8 +81,16 @@ type Anchors = Arc<[TrustAnchor<'static>]>;
 #[derive(Clone)]
 pub struct Roots {
     own: Anchors,
+    names: Option<Arc<Names>>,
     foreign: Arc<BTreeMap<Arc<str>, Anchors>>,
     denied: Denied,
+}
+
+/// What our own trust domain is called.
+#[derive(Debug)]
+struct Names {
+    known_as: Arc<str>,
+    all: Vec<Arc<str>>,
 }
 
 impl fmt::Debug for Roots {
@@ -101,7 +118,7 @@ impl Roots {
     }
 
     fn new(certs: &[CertificateDer<'_>]) -> Result<Self, TlsError> {
-        Ok(Self { own: anchors(certs)?, foreign: Arc::default(), denied: Denied::default() })
+        Ok(Self { own: anchors(certs)?, names: None, foreign: Arc::default(), denied: Denied::default() })
     }
 
     /// Those of every trust domain, one certificate in DER each; `own` must be among the domains.
@@ -118,14 +135,38 @@ impl Roots {
                 foreign.insert(Arc::clone(domain), anchors(&certs)?);
             }
         }
-        Ok(Self { own: ours.ok_or(TlsError::Roots)?, foreign: Arc::new(foreign), denied: Denied::default() })
+        let (own, foreign) = (ours.ok_or(TlsError::Roots)?, Arc::new(foreign));
+        Ok(Self { own, names: None, foreign, denied: Denied::default() })
     }
 
-    /// Those of the own trust domain alone, and with them `others`' own; nobody is denied.
+    /// Our own trust domain has these names and no others: a peer in any of them must lead to our own roots. Here it is `known_as` one,
+    /// which need not be among them. Without this it has the one name that a configuration is made for.
+    #[must_use]
+    pub fn called(self, known_as: Arc<str>, all: Vec<Arc<str>>) -> Self {
+        Self { names: Some(Arc::new(Names { known_as, all })), ..self }
+    }
+
+    /// An identity that a peer has proved, under the name by which our own trust domain is known here if it is of that.
+    pub fn known(&self, identity: Identity) -> Identity {
+        match &self.names {
+            Some(names) if names.all.contains(&identity.trust_domain) => identity.within(&names.known_as),
+            _ => identity,
+        }
+    }
+
+    /// Whether this is a name of our own trust domain, which has the name `otherwise` if nothing else was said.
+    fn is_own(&self, domain: &str, otherwise: &str) -> bool {
+        match &self.names {
+            Some(names) => names.all.iter().any(|name| **name == *domain),
+            None => domain == otherwise,
+        }
+    }
+
+    /// Those of the own trust domain alone, and with them `others`' own, for the one name that a configuration is made for; nobody is denied.
     #[must_use]
     pub fn own_and(&self, others: &Self) -> Self {
         let own = self.own.iter().chain(&*others.own).cloned().collect();
-        Self { own, foreign: Arc::default(), denied: Denied::default() }
+        Self { own, names: None, foreign: Arc::default(), denied: Denied::default() }
     }
 
     /// The same, but for who is on the list that is in force when a handshake ends.
@@ -137,7 +178,16 @@ impl Roots {
     /// With them `others`' own; those of other trust domains stay.
     #[must_use]
     pub fn with(&self, others: &Self) -> Self {
-        Self { foreign: Arc::clone(&self.foreign), denied: self.denied.clone(), ..self.own_and(others) }
+        let own = self.own.iter().chain(&*others.own).cloned().collect();
+        Self { own, ..self.clone() }
+    }
+
+    /// The same, and of our own trust domain another name, if names were said.
+    #[must_use]
+    pub fn also_called(&self, name: &Arc<str>) -> Self {
+        let Some(names) = self.names.as_ref().filter(|names| !names.all.contains(name)) else { return self.clone() };
+        let all = names.all.iter().chain([name]).cloned().collect();
+        self.clone().called(Arc::clone(&names.known_as), all)
     }
 }
 
@@ -250,19 +300,31 @@ pub fn server_config(
     trust_domain: &str,
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let verifier = MeshVerifier::new(provider(), roots, trust_domain).client_auth(auth);
-    server(svid, alpn, Arc::new(verifier))
+    server(Arc::new(SingleCertAndKey::from(svid.certified())), alpn, Arc::new(verifier))
 }
 
-/// For a listener that everybody may call: no client is asked who it is.
-pub fn public_server_config(svid: &Svid, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, TlsError> {
-    server(svid, alpn, Arc::new(NoClientAuth))
+/// For control, which takes a client certificate if there is one: by the [name](control_server_name) that a client says it shows one of its
+/// certificates, the first to whoever says none of theirs.
+pub fn control_server_config(svids: &[Svid], roots: &Roots, trust_domain: &str) -> Result<Arc<ServerConfig>, TlsError> {
+    let verifier = MeshVerifier::new(provider(), roots, trust_domain).client_auth(ClientAuth::Optional);
+    server(Arc::new(ByName::of(svids, None)), &[b"h2"], Arc::new(verifier))
 }
 
-fn server(svid: &Svid, alpn: &[&[u8]], clients: Arc<dyn ClientCertVerifier>) -> Result<Arc<ServerConfig>, TlsError> {
+/// For a listener of control's that everybody may call: no client is asked who it is. It shows the certificate in the trust domain that the
+/// host name ends with which a client calls, and to others the one in `otherwise`.
+pub fn public_server_config(svids: &[Svid], alpn: &[&[u8]], otherwise: &str) -> Result<Arc<ServerConfig>, TlsError> {
+    server(Arc::new(ByName::of(svids, Some(otherwise))), alpn, Arc::new(NoClientAuth))
+}
+
+fn server(
+    certificate: Arc<dyn ResolvesServerCert>,
+    alpn: &[&[u8]],
+    clients: Arc<dyn ClientCertVerifier>,
+) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(svid.certified())));
+        .with_cert_resolver(certificate);
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

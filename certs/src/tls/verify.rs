@@ -85,18 +85,24 @@ impl MeshVerifier {
         Ok(())
     }
 
+    fn is_own(&self, domain: &str) -> bool {
+        self.roots.is_own(domain, &self.trust_domain)
+    }
+
     // What it must lead to: the roots of the domain that it names, no others'. One that nobody knows is refused by its name.
     fn anchors(&self, leaf: &CertificateDer<'_>) -> &[TrustAnchor<'static>] {
-        let named = x509::identity(leaf).ok().filter(|named| named.trust_domain != self.trust_domain);
+        let named = x509::identity(leaf).ok().filter(|named| !self.is_own(&named.trust_domain));
         named.and_then(|named| self.roots.foreign.get(&named.trust_domain)).unwrap_or(&self.roots.own)
     }
 
+    // Under the name by which our own domain is known here, as expectations and the list of who is denied have it.
     fn check_name(&self, leaf: &CertificateDer<'_>) -> Result<Identity, Refused> {
         let found = x509::identity(leaf)?;
-        if found.trust_domain != self.trust_domain && !self.roots.foreign.contains_key(&found.trust_domain) {
+        if !self.is_own(&found.trust_domain) && !self.roots.foreign.contains_key(&found.trust_domain) {
             let trust_domain = Arc::clone(&self.trust_domain);
             return Err(Refused::TrustDomain { found: found.to_string(), trust_domain });
         }
+        let found = self.roots.known(found);
         match &self.expected {
             Some(expected) if *expected != found => {
                 Err(Refused::Unexpected { found: found.to_string(), expected: expected.to_string() })

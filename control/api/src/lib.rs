@@ -22,5 +22,6 @@ pub const FEATURES: &[&str] = &[
     "request-timeouts",
     "tcp-route",
     "tls-route",
+    "trust-domain-names",
     "weighted-backends",
 ];

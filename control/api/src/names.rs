@@ -39,6 +39,18 @@ resource_types!(
     NackDetails
 );
 
+/// How an identity of the mesh itself travels: by its path alone, since the mesh may have several names.
+pub fn identity(namespace: &str, account: &str) -> String {
+    format!("/ns/{namespace}/sa/{account}")
+}
+
+/// The path of a SPIFFE ID, or of the beginning of one, of a trust domain with one of these names.
+pub fn path_in<'t>(text: &'t str, domains: &[String]) -> Option<&'t str> {
+    let rest = text.strip_prefix("spiffe://")?;
+    let domain = &rest[..rest.find('/')?];
+    domains.iter().any(|name| name == domain).then(|| &rest[domain.len()..])
+}
+
 /// Name of the only [`v1::MeshExtent`].
 pub const MESH_EXTENT: &str = "mesh-extent";
 

@@ -219,6 +219,9 @@ pub enum Certs {
     /// Exchange the issuer under the same root, in the same way
     #[command(after_help = ROTATE_HELP)]
     RotateIssuer(Rotate),
+    /// Call the mesh's trust domain otherwise, in the same way
+    #[command(after_help = RENAME_HELP)]
+    RotateTrustDomain(Rename),
 }
 
 const STATUS_HELP: &str = "\
@@ -237,9 +240,42 @@ pub struct CertsStatus {
     /// Control's metrics address
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub control: SocketAddr,
-    /// Print what /debug/certificates says: {trust_domain, issuing, authorities, rotation, proxies}
+    /// Print what /debug/certificates says: {trust_domain, aliases, federated, issuing, authorities, rotation, proxies}
     #[arg(long)]
     pub json: bool,
+}
+
+const RENAME_HELP: &str = "\
+The steps are control's to make, each when all proxies that live by the source are ready for it:
+  publishing   both names are the mesh's, certificates are issued in the old one, until every proxy has acknowledged both
+  turning      certificates are issued in the new one, until none in the old one can be valid: as long as they live (--leaf-ttl)
+  withdrawing  nobody is believed under the old name any more (with --keep-alias it stays another name)
+No connection is closed and no pod restarted. Pods may be started with either name, from the first step on and for good; so may control.
+Policies and lists of who is revoked mean the same with either. Meshes that are federated with this one must know the new name, with our
+roots, before the second step: give them the time by control's --publish-roots-for.
+
+Examples:
+  weft certs rotate-trust-domain --ca-dir ca --to mesh.example     begin, and watch
+  weft certs rotate-trust-domain --ca-dir ca --abort               turn back: possible until the old name is withdrawn
+  weft certs rotate-trust-domain --ca-dir ca --drop-alias old.example
+
+Exit codes as of rotate-root.";
+
+/// `weft certs rotate-trust-domain`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Rename {
+    /// What it is to be called
+    #[arg(long, value_name = "NAME", required_unless_present_any = ["abort", "drop_alias"], conflicts_with = "abort")]
+    pub to: Option<String>,
+    /// Keep the name of now as another one, for good
+    #[arg(long, requires = "to")]
+    pub keep_alias: bool,
+    /// Give up a name that was kept
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["to", "abort"])]
+    pub drop_alias: Option<String>,
+    /// What all rotations have.
+    #[command(flatten)]
+    pub rotate: Rotate,
 }
 
 const ROTATE_HELP: &str = "\
@@ -280,7 +316,7 @@ pub struct Rotate {
     /// Control's metrics address: who is waited for is asked there
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
     pub control: SocketAddr,
-    /// Print {kind, done, aborted, phase, issuing, seconds} at the end
+    /// Print {kind, done, aborted, phase, issuing, trust_domain, seconds} at the end
     #[arg(long)]
     pub json: bool,
 }

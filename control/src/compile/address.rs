@@ -167,7 +167,7 @@ impl Compiled {
         };
         let workload = self.model.workloads.get_key_value(name);
         let draining = self.draining.contains(name);
-        let endpoint = endpoints::message(&self.model, addr.ip(), addr.port(), workload, draining);
+        let endpoint = endpoints::message(addr.ip(), addr.port(), workload, draining);
         Arc::new(Resource::new(&v1::Address { target: Some(Target::Workload(endpoint)) }, Vec::new()))
     }
 
@@ -195,7 +195,7 @@ impl Compiled {
             None => None,
         };
         let draining = endpoint.terminating || workload.is_some_and(|(name, _)| self.draining.contains(name));
-        let message = endpoints::message(&self.model, endpoint.ip, port, workload, draining);
+        let message = endpoints::message(endpoint.ip, port, workload, draining);
         Some(Arc::new(Resource::new(&v1::Address { target: Some(Target::HeadlessMember(message)) }, Vec::new())))
     }
 

@@ -23,11 +23,6 @@ pub(super) struct Dirty<'m> {
 /// Compares object by object; what depends on a changed one is found by the indexes of both models.
 pub(super) fn find<'m>(old: &Index<'m>, new: &Index<'m>) -> Dirty<'m> {
     let mut dirty = Dirty::default();
-    if old.model.trust_domain != new.model.trust_domain {
-        everything(&mut dirty, old);
-        everything(&mut dirty, new);
-        return dirty;
-    }
     let services = changed(&old.model.services, &new.model.services);
     let slices = sliced(old, new, &mut dirty.ips);
     let mut workloads = changed(&old.model.workloads, &new.model.workloads);
@@ -133,18 +128,4 @@ fn policies<'m>(dirty: &mut Dirty<'m>, old: &Index<'m>, new: &Index<'m>) {
             }
         }
     }
-}
-
-fn everything<'m>(dirty: &mut Dirty<'m>, index: &Index<'m>) {
-    let model = index.model;
-    dirty.addresses = true;
-    dirty.services.extend(model.services.keys().cloned());
-    dirty.routes.extend(model.routes.keys());
-    dirty.authorization.extend(model.authorization.keys());
-    dirty.rate_limits.extend(model.rate_limits.keys());
-    dirty.workloads.extend(model.workloads.keys());
-    dirty.hosts.extend(model.services.keys().cloned());
-    let pods = model.workloads.values().flat_map(|workload| &workload.ips);
-    let services = model.services.values().flat_map(|service| &service.cluster_ips);
-    dirty.ips.extend(pods.chain(services).map(IpAddr::to_canonical));
 }

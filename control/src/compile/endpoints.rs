@@ -19,21 +19,11 @@ use crate::model::{Model, Name, ServicePort, Slice, SliceEndpoint, Workload};
 /// Mesh protocols that every sidecar of this build takes, on every port.
 const ALPN: [&str; 3] = ["weft1-h1", "weft1-h2", "weft1-tcp"];
 
-/// Trust domain of a model that names none.
-pub(super) const DEFAULT_TRUST_DOMAIN: &str = "cluster.local";
-
 /// An endpoint's message from its address and its pod.
-pub(super) fn message(
-    model: &Model,
-    ip: IpAddr,
-    port: u16,
-    workload: Option<(&Name, &Workload)>,
-    draining: bool,
-) -> v1::Endpoint {
+pub(super) fn message(ip: IpAddr, port: u16, workload: Option<(&Name, &Workload)>, draining: bool) -> v1::Endpoint {
     let (mut identity, mut alpn) = (String::new(), Vec::new());
     if let Some((name, found)) = workload.filter(|(_, found)| found.meshed) {
-        let domain = if model.trust_domain.is_empty() { DEFAULT_TRUST_DOMAIN } else { &model.trust_domain };
-        identity = format!("spiffe://{domain}/ns/{}/sa/{}", name.namespace, found.service_account);
+        identity = names::identity(&name.namespace, &found.service_account);
         alpn = ALPN.map(str::to_owned).to_vec();
     }
     v1::Endpoint {
@@ -72,7 +62,7 @@ pub(super) fn members(
         }
         let Ok(workload) = pod(index.model, endpoint) else { continue };
         let draining = endpoint.terminating || workload.is_some_and(|(name, _)| index.draining.contains(name));
-        let mut message = message(index.model, ip, target, workload, draining);
+        let mut message = message(ip, target, workload, draining);
         message.zone.clone_from(&endpoint.zone);
         let mut name = names::endpoint(head, &id(endpoint, ip));
         if members.contains_key(name.as_str()) {

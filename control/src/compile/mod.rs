@@ -84,6 +84,8 @@ pub struct Compiled {
     // Address resources that say "this service", by the service's resource name.
     service_addresses: HashMap<Arc<str>, Arc<Resource>>,
     lookup: address::Lookup,
+    // What the mesh's own trust domain is or was called, as far as it was told.
+    domains: Vec<String>,
     model: Arc<Model>,
     draining: Arc<BTreeSet<Name>>,
 }
@@ -122,6 +124,7 @@ pub struct Patch {
     collections: Vec<(Arc<str>, Option<Arc<Collection>>)>,
     service_addresses: Vec<(Arc<str>, Option<Arc<Resource>>)>,
     lookup: Option<address::Lookup>,
+    domains: Option<Vec<String>>,
     model: Arc<Model>,
     draining: Arc<BTreeSet<Name>>,
     /// What it changes.
@@ -136,6 +139,7 @@ impl Patch {
             collections: Vec::new(),
             service_addresses: Vec::new(),
             lookup: None,
+            domains: None,
             model: Arc::clone(model),
             draining: Arc::clone(draining),
             changes: Changes::default(),
@@ -162,6 +166,7 @@ impl Default for Compiled {
             collections: HashMap::new(),
             service_addresses: HashMap::new(),
             lookup: address::Lookup::default(),
+            domains: Vec::new(),
             model: Arc::default(),
             draining: Arc::default(),
         }
@@ -191,7 +196,8 @@ impl Compiled {
             self.put(names::object(&key.0, &key.1.namespace, &key.1.name), made, &mut patch);
         }
         for name in &dirty.authorization {
-            let made = new.model.authorization.get(*name).map(|policy| workloads::authorization(name, policy));
+            let made =
+                new.model.authorization.get(*name).map(|policy| workloads::authorization(name, policy, &self.domains));
             self.put(names::object("AuthorizationPolicy", &name.namespace, &name.name), made, &mut patch);
         }
         for name in &dirty.rate_limits {
@@ -208,11 +214,24 @@ impl Compiled {
         patch
     }
 
-    /// What has to change so that these are believed. They come from no model: the CA has them, and who federates.
+    /// What has to change so that these are believed, and the mesh's own under each of its names. They come from no model: the CA has them,
+    /// and who federates.
     pub fn update_trust(&self, trust: &v1::Trust) -> Patch {
         let mut patch = Patch::of(&self.model, &self.draining);
         self.put(names::TRUST.to_owned(), Some(Resource::new(trust, Vec::new())), &mut patch);
+        let own = (!trust.own.is_empty()).then_some(&trust.own).into_iter();
+        let domains: Vec<_> = own.chain(&trust.aliases).chain(&trust.former).cloned().collect();
+        for (name, policy) in &self.model.authorization {
+            let made = workloads::authorization(name, policy, &domains);
+            self.put(names::object("AuthorizationPolicy", &name.namespace, &name.name), Some(made), &mut patch);
+        }
+        patch.domains = Some(domains);
         patch
+    }
+
+    /// What the mesh's own trust domain is or was called, as far as it was told.
+    pub fn domains(&self) -> &[String] {
+        &self.domains
     }
 
     /// What has to change so that these are not believed any more.
@@ -299,6 +318,9 @@ impl Compiled {
         set(&mut self.service_addresses, patch.service_addresses);
         if let Some(lookup) = patch.lookup {
             self.lookup = lookup;
+        }
+        if let Some(domains) = patch.domains {
+            self.domains = domains;
         }
         self.model = patch.model;
         self.draining = patch.draining;

@@ -45,7 +45,7 @@ fn a_ready_endpoint_is_in_with_its_pods_identity() {
     assert_eq!(id, "web-1");
     assert_eq!(endpoint.ip, vec![10, 0, 0, 1]);
     assert_eq!(endpoint.port, 8080);
-    assert_eq!(endpoint.identity, "spiffe://cluster.local/ns/shop/sa/web");
+    assert_eq!(endpoint.identity, "/ns/shop/sa/web");
     assert_eq!(endpoint.alpn, ["weft1-h1", "weft1-h2", "weft1-tcp"]);
     assert_eq!(endpoint.workload, "shop/web-1");
 }
@@ -354,14 +354,56 @@ fn a_workload_that_leaves_drains_before_the_model_says_so() {
 }
 
 #[test]
-fn another_trust_domain_is_another_mesh() {
+fn another_name_of_the_trust_domain_changes_no_more_than_the_policies_that_say_it() {
     let mut model = shop();
+    let policy = |identities: &[&str]| {
+        let identities = identities.iter().map(ToString::to_string).collect();
+        let from = vec![v1::AuthorizationFrom { identities, namespaces: Vec::new() }];
+        let rules = vec![v1::AuthorizationRule { from, ..v1::AuthorizationRule::default() }];
+        let policy = v1::AuthorizationPolicy { rules, ..v1::AuthorizationPolicy::default() };
+        AuthorizationPolicy { targets: vec![Target::Namespace], policy }
+    };
+    let written = [
+        "spiffe://new.example/ns/shop/sa/web",
+        "spiffe://new.example/*",
+        "spiffe://new*",
+        "spiffe://other/ns/a/sa/b",
+        "shop/web",
+    ];
+    model.authorization.insert(name("whole"), policy(&written));
+    model.authorization.insert(name("short"), policy(&["shop/web", "*"]));
     let mut compiled = compile(&model);
-    model.trust_domain = "example.org".to_owned();
-    let patch = compiled.update(&Arc::new(model.clone()), &Arc::default());
-    compiled.apply(patch);
-    assert_eq!(compiled, compile(&model));
-    assert!(endpoints(&model)[0].1.identity.starts_with("spiffe://example.org/"));
+    let sent = |compiled: &Compiled| {
+        let resource = compiled.get("AuthorizationPolicy/shop/whole").unwrap();
+        let policy = v1::AuthorizationPolicy::decode(resource.bytes.clone()).unwrap();
+        policy.rules[0].from[0].identities.clone()
+    };
+    assert_eq!(sent(&compiled), written);
+    let trust = |own: &str, aliases: &[&str]| v1::Trust {
+        own: own.to_owned(),
+        aliases: aliases.iter().map(ToString::to_string).collect(),
+        ..v1::Trust::default()
+    };
+    for (told, changes) in [
+        (trust("old.example", &[]), &["trust"][..]),
+        (trust("old.example", &["new.example"]), &["AuthorizationPolicy/shop/whole", "trust"]),
+        (trust("new.example", &["old.example"]), &["trust"]),
+    ] {
+        let patch = compiled.update_trust(&told);
+        let mut names: Vec<_> = patch.changes.names.iter().map(|name| &**name).collect();
+        names.sort_unstable();
+        assert_eq!(names, changes);
+        assert!(patch.changes.members.is_empty() && patch.changes.ips.is_empty());
+        compiled.apply(patch);
+    }
+    let means = ["/ns/shop/sa/web", "/*", "spiffe://new*", "/*", "spiffe://other/ns/a/sa/b", "shop/web"];
+    assert_eq!(sent(&compiled), means);
+    // Whatever changes later is compiled in the same way.
+    let again = compiled.update(&Arc::new(Model { authorization: BTreeMap::new(), ..model.clone() }), &Arc::default());
+    compiled.apply(again);
+    let again = compiled.update(&Arc::new(model), &Arc::default());
+    compiled.apply(again);
+    assert_eq!(sent(&compiled), means);
 }
 
 proptest! {

@@ -10,6 +10,8 @@ use super::Resource;
 use super::index::Index;
 use crate::model::{AuthorizationPolicy, Name, RateLimitPolicy, Target, Workload};
 
+const SCHEME: &str = "spiffe://";
+
 /// Target ports of one workload: protocol, the services behind which they stand.
 #[derive(Default)]
 struct Ports {
@@ -107,13 +109,30 @@ fn binding(kind: &str, policy: &Name, targets: &[Target], ports: &Ports) -> Opti
     (!covered.is_empty()).then(|| v1::PolicyBinding { policy: name, ports: covered.into_iter().collect() })
 }
 
-/// An authorization policy's resource; its name is the object's, whatever the rules say.
-pub(super) fn authorization(name: &Name, policy: &AuthorizationPolicy) -> Resource {
+/// An authorization policy's resource; its name is the object's, whatever the rules say. `domains`: what the mesh's own trust domain is or was
+/// called.
+pub(super) fn authorization(name: &Name, policy: &AuthorizationPolicy, domains: &[String]) -> Resource {
     let mut message = policy.policy.clone();
+    for from in message.rules.iter_mut().flat_map(|rule| &mut rule.from) {
+        from.identities = from.identities.iter().flat_map(|text| of_any_name(text, domains)).collect();
+    }
     message.namespace.clone_from(&name.namespace);
     message.name.clone_from(&name.name);
     require(&mut message.requires, "authorization");
     Resource::new(&message, Vec::new())
+}
+
+/// Who is of the mesh is meant under each of its names, whichever a policy says: his identity is sent without one. A prefix that ends within
+/// a name may mean others too.
+fn of_any_name(text: &str, domains: &[String]) -> Vec<String> {
+    if let Some(path) = names::path_in(text, domains) {
+        return vec![path.to_owned()];
+    }
+    let begins = |stem: &str| {
+        stem.len() > SCHEME.len() && domains.iter().any(|name| format!("{SCHEME}{name}/").starts_with(stem))
+    };
+    let within = text.strip_suffix('*').is_some_and(begins);
+    std::iter::once(text.to_owned()).chain(within.then(|| "/*".to_owned())).collect()
 }
 
 /// A rate limit policy's resource.

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
+use prost::Message as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -179,6 +180,14 @@ impl Hub {
         self.compiled.write().apply(patch);
         self.dispatch(&changes);
         !changes.is_empty()
+    }
+
+    /// The trust domains that are believed beside our own.
+    pub fn federated(&self) -> Vec<String> {
+        let told = self.compiled.read().get(names::TRUST);
+        let told = told.and_then(|told| v1::Trust::decode(told.bytes.clone()).ok()).unwrap_or_default();
+        let foreign = told.bundles.into_iter().map(|bundle| bundle.trust_domain).filter(|domain| *domain != told.own);
+        foreign.collect()
     }
 
     /// Takes another list of who is revoked, and tells everybody: those who are on it too, whose streams go on until

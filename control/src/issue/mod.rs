@@ -115,7 +115,9 @@ impl Provers {
             None => None,
         };
         match (by_certificate, by_token) {
-            (Some(Ok(proof)), Some(Ok(other))) if proof.identity != other.identity || two_pods(&proof, &other) => {
+            (Some(Ok(proof)), Some(Ok(other)))
+                if !proof.identity.has_path_of(&other.identity) || two_pods(&proof, &other) =>
+            {
                 let message = "the token and the client certificate name two identities, or two pods";
                 Err(Refusal::new(Cause::Mismatch, message).by(other.method))
             }

@@ -33,8 +33,6 @@ impl std::fmt::Display for Name {
 /// Everything that is known at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Model {
-    /// Trust domain of the workloads' identities; empty means `cluster.local`.
-    pub trust_domain: String,
     /// Namespaces that say something; one that is not here has the defaults.
     pub namespaces: BTreeMap<String, Namespace>,
     /// Services.

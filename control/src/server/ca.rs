@@ -61,7 +61,8 @@ impl CertificateService {
             Err(_) => return Err(Refusal::new(Cause::Validity, "validity_duration must not be negative")),
         };
         if let Some(once) = &proof.once {
-            let key = check_request(&request.csr, identity)?;
+            let called = self.ca.borrow().called();
+            let key = check_request(&request.csr, identity, &called.every().collect::<Vec<_>>())?;
             self.provers.use_up(once.clone(), key, now).await?;
         }
         let ca = Arc::clone(&self.ca.borrow());
@@ -120,7 +121,11 @@ impl IstioCertificateService for CertificateService {
         let header = request.metadata().get("authorization").and_then(|value| value.to_str().ok());
         let token = header.and_then(|value| value.strip_prefix("Bearer ").or_else(|| value.strip_prefix("bearer ")));
         let proof = self.provers.prove(peer.proved.as_ref(), token, now).await;
-        let proof = proof.map_err(|refusal| self.refuse(peer.addr, &refusal))?;
+        let mut proof = proof.map_err(|refusal| self.refuse(peer.addr, &refusal))?;
+        // It is issued, and told of, under the name that the mesh has now.
+        if let Some(now) = self.ca.borrow().called().named_now(&proof.identity) {
+            proof.identity = now;
+        }
         let issued = self.issue(&proof, request.get_ref(), now).await;
         let (cert_chain, life) = issued.map_err(|refusal| self.refuse(peer.addr, &refusal.after(&proof)))?;
         self.issued(peer.addr, &proof, &cert_chain, life);

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{ClientAuth, Leaf, peer_leaf, public_server_config, server_config};
+use weft_certs::tls::{Leaf, control_server_config, peer_leaf, public_server_config};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
@@ -33,7 +34,7 @@ const CLOCK: Duration = Duration::from_mins(1);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 
-/// One certificate of control's, at each door.
+/// Control's certificates, one in each name that the mesh ever had, at each door.
 #[derive(Debug)]
 pub struct Doors {
     /// The discovery port.
@@ -149,10 +150,11 @@ async fn shake(
 
 fn issue(ca: &mut Authority) -> anyhow::Result<(Doors, Svid)> {
     let ca = Arc::clone(&ca.borrow_and_update());
-    let svid = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
-    let discovery = server_config(&svid, ca.roots(), &[b"h2"], ClientAuth::Optional, ca.trust_domain())?;
-    let bundle = public_server_config(&svid, &[b"http/1.1"])?;
-    Ok((Doors { discovery, bundle }, svid))
+    let svids = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
+    let discovery = control_server_config(&svids, ca.roots(), ca.trust_domain())?;
+    let bundle = public_server_config(&svids, &[b"http/1.1"], ca.trust_domain())?;
+    let first = svids.into_iter().next().context("control has no certificate")?;
+    Ok((Doors { discovery, bundle }, first))
 }
 
 /// Never ends. Open connections keep the certificate that they began with.

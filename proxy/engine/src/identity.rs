@@ -39,6 +39,17 @@ impl Identity {
         }
     }
 
+    /// The same namespace and service account in another trust domain, or under another name of the same.
+    #[must_use]
+    pub fn within(&self, trust_domain: &Arc<str>) -> Self {
+        Self { trust_domain: Arc::clone(trust_domain), ..self.clone() }
+    }
+
+    /// Whether namespace and service account are the same, whatever the trust domains are called.
+    pub fn has_path_of(&self, other: &Self) -> bool {
+        self.namespace == other.namespace && self.service_account == other.service_account
+    }
+
     /// `NAMESPACE/SERVICE-ACCOUNT`, as people write it in policies and on the command line.
     pub fn short(&self) -> String {
         format!("{}/{}", self.namespace, self.service_account)

@@ -258,6 +258,7 @@ async fn handshake(
     let checked = shaken.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
     let checked = checked.map_err(|error| not_shaken(Failure::of(&error), error)).and_then(|tls| {
         let (leaf, speak) = proved(tls.get_ref().1)?;
+        let leaf = shared.trust.known(leaf);
         let identity = leaf.identity.clone();
         let proof = shared.trust.revoked.admit(leaf, own.not_after, SystemTime::now());
         let proof = proof.ok_or_else(|| not_shaken(Failure::Revoked, io::Error::other("the peer is revoked")))?;

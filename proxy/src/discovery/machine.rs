@@ -369,7 +369,7 @@ impl Machine {
     // Roots that no handshake could use are refused with the rest of what is wrong.
     fn believable(&self, decoded: Decoded) -> Result<Decoded, ResourceError> {
         match &decoded {
-            Decoded::Trust(trust) if !trust.bundles.is_empty() => match usable(trust, &self.trust_domain) {
+            Decoded::Trust(trust) if !trust.bundles.is_empty() => match usable(trust) {
                 Ok(_) => Ok(decoded),
                 Err(_) => Err(ResourceError::new(ErrorCode::Malformed, "something among the roots is no certificate")),
             },

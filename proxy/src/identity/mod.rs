@@ -48,7 +48,7 @@ pub const ALPN_TCP: &[u8] = b"weft1-tcp";
 
 /// A certificate in use, as rustls configurations. New connections take the newest; older ones keep theirs.
 pub struct Current {
-    /// Whom it proves.
+    /// Whom it proves, under the name that our trust domain has in it.
     pub identity: Identity,
     /// Serial number of the leaf, lower-case hex.
     pub serial: Arc<str>,
@@ -101,12 +101,12 @@ impl Current {
 
     /// The same for what is believed of peers and of control.
     pub fn believing(svid: Arc<Svid>, believed: &Believed) -> Result<Self, TlsError> {
-        Self::new(svid, &believed.peers)?.with_control(&believed.control)
+        Self::new(svid, &believed.peers)?.with_control(believed)
     }
 
-    /// Where control's own certificate leads to other roots than those of peers do.
-    pub fn with_control(mut self, roots: &Roots) -> Result<Self, TlsError> {
-        self.control = tls::control_client_config(Some(&self.svid), roots, &self.identity.trust_domain)?;
+    /// Where control's own certificate leads to other roots than those of peers do, or is in another name of the trust domain than ours is.
+    pub fn with_control(mut self, believed: &Believed) -> Result<Self, TlsError> {
+        self.control = tls::control_client_config(Some(&self.svid), &believed.control, &believed.domain)?;
         Ok(self)
     }
 }

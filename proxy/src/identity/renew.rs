@@ -28,7 +28,7 @@ use weft_engine::identity::Identity;
 
 use super::authority::{AskError, Authority, Credential, Token};
 use super::check::check;
-use super::trust::Trust;
+use super::trust::{Trust, Vouched};
 use super::{Counters, Current, Failure, IdentityStore};
 
 /// One attempt, from connection to answer.
@@ -90,7 +90,7 @@ pub async fn run(
     }
 }
 
-/// A certificate as it is used, if it is ours, has not expired and passes its check.
+/// A certificate as it is used, if it is of our namespace and service account, has not expired and passes its check.
 pub(super) fn checked(
     svid: Svid,
     identity: &Identity,
@@ -98,7 +98,8 @@ pub(super) fn checked(
     make: impl FnOnce(Arc<Svid>) -> Result<Current, TlsError>,
 ) -> Result<Arc<Current>, AskError> {
     let fail = |failure, message| Err(AskError { failure, message });
-    if svid.identity() != identity {
+    // Our trust domain may have another name than the one that we were started with: whether it has this one, the check says.
+    if !svid.identity().has_path_of(identity) {
         return fail(Failure::BadAnswer, format!("the certificate is for {}, not {identity}", svid.identity()));
     }
     if svid.not_after() <= now {
@@ -256,8 +257,9 @@ async fn ask_by(
         made.map_err(|e| AskError { failure: Failure::BadAnswer, message: e.to_string() })
     };
     match (ours(svid()?, settings, now()), Roots::of_chain(&chain)) {
-        // Control has proved itself: under the root that it sends, the certificate may be good after all.
-        (Err(e), Some(vouched)) if e.failure == Failure::SelfCheck => {
+        // Control has proved itself: under the root that it sends, and the name, the certificate may be good after all.
+        (Err(e), Some(root)) if e.failure == Failure::SelfCheck => {
+            let vouched = Vouched { root, name: Arc::clone(&svid()?.identity().trust_domain) };
             let believed = settings.trust.vouching(&vouched);
             let current = checked(svid()?, &settings.identity, now(), |svid| Current::believing(svid, &believed))?;
             settings.trust.vouch(vouched);

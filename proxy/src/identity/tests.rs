@@ -102,7 +102,7 @@ impl<C: Fn() -> SystemTime + Sync> Authority for FakeCa<C> {
             Credential::Token(_) => "token",
         };
         self.asked.lock().push(by);
-        self.keys.lock().push(check_request(&csr, &web()).unwrap());
+        self.keys.lock().push(check_request(&csr, &web(), &["cluster.local"]).unwrap());
         let answer = {
             let mut script = self.script.lock();
             if script.len() > 1 { script.pop() } else { script.last().copied() }

@@ -4,7 +4,9 @@
 //! - What control says is in force for every connection that begins after it was applied; it closes none but those of who is revoked.
 //! - Control itself is believed by what the process was given too: one whose saved roots are of the past finds those of today there, and one
 //!   that was given those of the past has been told today's.
-//! - What control, once it has proved itself, sends with our certificate is believed until it says more.
+//! - What control, once it has proved itself, sends with our certificate is believed until it says more: the root, and the name that our
+//!   trust domain has in it.
+//! - Whatever our own trust domain is called, and whichever of its names the process was started with: here it is known by that one alone.
 //! - Never nobody: what cannot be used is refused before it gets here, and what was in force stays.
 
 use std::collections::BTreeMap;
@@ -16,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use weft_api::convert;
 use weft_certs::revoked::Denied;
-use weft_certs::tls::{Roots, TlsError};
+use weft_certs::tls::{Leaf, Roots, TlsError};
 
 use super::revoked::Revoked;
 use crate::Shared;
@@ -26,8 +28,10 @@ use crate::Shared;
 pub struct Believed {
     /// For peers.
     pub peers: Roots,
-    /// For control.
+    /// For control, which is known by the name that the process was started with.
     pub control: Roots,
+    /// That name.
+    pub domain: Arc<str>,
 }
 
 /// The roots of each trust domain as SPIFFE has bundles: by the domain's SPIFFE ID, in DER, one behind the other.
@@ -44,21 +48,34 @@ pub struct Trust {
     bundles: watch::Sender<Bundles>,
 }
 
+/// What came with a certificate from control.
+#[derive(Clone, Debug)]
+pub struct Vouched {
+    /// The root of its chain.
+    pub root: Roots,
+    /// What our trust domain is called in it.
+    pub name: Arc<str>,
+}
+
 /// What it is made of.
 #[derive(Debug)]
 struct Parts {
+    domain: Arc<str>,
     given: Roots,
     told: Option<Roots>,
-    vouched: Option<Roots>,
+    vouched: Option<Vouched>,
     denied: Denied,
 }
 
 impl Parts {
     fn together(&self) -> Believed {
         let peers = self.told.as_ref().unwrap_or(&self.given);
-        let peers = self.vouched.as_ref().map_or_else(|| peers.clone(), |vouched| peers.with(vouched));
+        let peers = match &self.vouched {
+            Some(Vouched { root, name }) => peers.with(root).also_called(name),
+            None => peers.clone(),
+        };
         let control = peers.own_and(&self.given);
-        Believed { peers: peers.denying(&self.denied), control }
+        Believed { peers: peers.denying(&self.denied), control, domain: Arc::clone(&self.domain) }
     }
 }
 
@@ -66,7 +83,8 @@ impl Trust {
     /// What the process was given: roots, and the same as the bundle of our own domain.
     pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
         let revoked = Revoked::default();
-        let parts = Parts { given, told: None, vouched: None, denied: revoked.denied().clone() };
+        let (denied, given) = (revoked.denied().clone(), only(&domain, given));
+        let parts = Parts { domain: Arc::clone(&domain), given, told: None, vouched: None, denied };
         let bundles = watch::Sender::new(Bundles::from([(spiffe_id(&domain), bundle)]));
         let now = ArcSwap::from_pointee(parts.together());
         Self { domain, parts: Mutex::new(parts), now, revoked, bundles }
@@ -90,30 +108,38 @@ impl Trust {
         if told.bundles.is_empty() {
             return Ok(());
         }
-        let peers = usable(told, &self.domain)?;
+        let names = [&told.own].into_iter().chain(&told.aliases).cloned().collect();
+        let peers = usable(told)?.called(Arc::clone(&self.domain), names);
         self.change(|parts| (parts.told, parts.vouched) = (Some(peers), None));
         let bundle = |(domain, roots): (&Arc<str>, &Vec<Bytes>)| (spiffe_id(domain), Bytes::from(roots.concat()));
-        self.publish(told.bundles.iter().map(bundle).collect());
+        let own = told.bundles.get(&told.own);
+        let aliases = told.aliases.iter().filter_map(|alias| Some(bundle((alias, own?))));
+        self.publish(told.bundles.iter().map(bundle).chain(aliases).collect());
         Ok(())
     }
 
-    /// What would be believed with the root that control's CA has sent with our certificate.
-    pub fn vouching(&self, root: &Roots) -> Believed {
-        let Parts { given, told, denied, .. } = &*self.parts.lock();
-        let (given, told, denied) = (given.clone(), told.clone(), denied.clone());
-        Parts { given, told, vouched: Some(root.clone()), denied }.together()
+    /// Who a peer is to us: of our own trust domain under the name by which we know it.
+    pub fn known(&self, leaf: Leaf) -> Leaf {
+        Leaf { identity: self.now.load().peers.known(leaf.identity), ..leaf }
     }
 
-    /// Believes that root until control says more: who was given the roots before they were exchanged, and comes while they are, could use
-    /// no certificate otherwise.
-    pub fn vouch(&self, root: Roots) {
-        self.change(|parts| parts.vouched = Some(root));
+    /// What would be believed with what control's CA has sent with our certificate.
+    pub fn vouching(&self, vouched: &Vouched) -> Believed {
+        let Parts { domain, given, told, denied, .. } = &*self.parts.lock();
+        let (domain, given, told, denied) = (Arc::clone(domain), given.clone(), told.clone(), denied.clone());
+        Parts { domain, given, told, vouched: Some(vouched.clone()), denied }.together()
+    }
+
+    /// Believes that until control says more: who was given the roots before they were exchanged, or started with another name of the mesh,
+    /// and comes meanwhile, could use no certificate otherwise.
+    pub fn vouch(&self, vouched: Vouched) {
+        self.change(|parts| parts.vouched = Some(vouched));
     }
 
     /// The file that the process was given says something else.
     pub fn give(&self, given: Roots, bundle: Bytes) {
         let told = self.change(|parts| {
-            parts.given = given;
+            parts.given = only(&self.domain, given);
             parts.told.is_some()
         });
         if !told {
@@ -148,6 +174,11 @@ pub fn enforce(shared: &Shared) -> Result<(), TlsError> {
     ours.into_iter().chain([&shared.application]).try_for_each(|store| store.believe(&believed))
 }
 
+/// Roots of a domain that has one name.
+fn only(domain: &Arc<str>, roots: Roots) -> Roots {
+    roots.called(Arc::clone(domain), vec![Arc::clone(domain)])
+}
+
 /// What SPIFFE calls a trust domain.
 pub fn spiffe_id(domain: &str) -> String {
     format!("spiffe://{domain}")
@@ -157,6 +188,6 @@ pub fn spiffe_id(domain: &str) -> String {
 ///
 /// # Errors
 /// [`TlsError`]: something among them is no root certificate.
-pub fn usable(told: &convert::Trust, own: &str) -> Result<Roots, TlsError> {
-    Roots::of_domains(own, &told.bundles)
+pub fn usable(told: &convert::Trust) -> Result<Roots, TlsError> {
+    Roots::of_domains(&told.own, &told.bundles)
 }

@@ -227,7 +227,7 @@ async fn try_connect(
         return Err(ConnectError::Protocol { addr, speak });
     }
     let own = shared.identity.current().map_err(ConnectError::Own)?;
-    if shared.trust.revoked.has(&own.identity, &own.serial) {
+    if shared.trust.revoked.has(&shared.config.identity, &own.serial) {
         // The other end would say so too, but only once our request is with it.
         return Err(ConnectError::Own(Reason::IdentityRevoked));
     }
@@ -265,7 +265,7 @@ async fn handshake(
         Speak::H2 => &own.client_h2,
         Speak::Tcp => &own.client_tcp,
     };
-    let shaken = shake(stream, Arc::clone(config), name, wanted, speak).await;
+    let shaken = shake(shared, stream, Arc::clone(config), name, wanted, speak).await;
     let admitted = shaken.and_then(|(tls, addr, leaf)| {
         let proof = shared.trust.revoked.admit(leaf, own.not_after, SystemTime::now());
         let proof = proof.ok_or_else(|| (Failure::Revoked, ConnectError::Revoked { addr, who: wanted.clone() }))?;
@@ -285,6 +285,7 @@ async fn handshake(
 }
 
 async fn shake(
+    shared: &Shared,
     stream: TcpStream,
     config: Arc<rustls::ClientConfig>,
     name: ServerName<'static>,
@@ -305,7 +306,8 @@ async fn shake(
         Speak::H2 => b"weft1-h2",
         Speak::Tcp => b"weft1-tcp",
     };
-    let found = peer_leaf(session.peer_certificates()).map_err(|error| error.to_string());
+    let found =
+        peer_leaf(session.peer_certificates()).map(|leaf| shared.trust.known(leaf)).map_err(|error| error.to_string());
     let expected_leaf =
         found.and_then(|leaf| if leaf.identity == *wanted { Ok(leaf) } else { Err(leaf.identity.to_string()) });
     let leaf = expected_leaf.map_err(|found| {

@@ -5,7 +5,7 @@ use super::*;
 const PARTNER: &str = "partner.example";
 
 /// Roots of `own`, and those of the others for their domains.
-fn roots(own: &Mesh, others: &[&Mesh]) -> Roots {
+pub fn roots(own: &Mesh, others: &[&Mesh]) -> Roots {
     let bundle = |mesh: &Mesh| {
         let roots = certificates(mesh.ca.root_pem()).unwrap().iter().map(|root| root.to_vec()).collect::<Vec<_>>();
         (Arc::<str>::from(mesh.ca.trust_domain()), roots)
@@ -15,7 +15,7 @@ fn roots(own: &Mesh, others: &[&Mesh]) -> Roots {
 }
 
 /// A certificate of this CA in which stands any name.
-fn claiming(mesh: &Mesh, name: &str) -> Svid {
+pub fn claiming(mesh: &Mesh, name: &str) -> Svid {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.subject_alt_names = vec![SanType::URI(name.try_into().unwrap())];

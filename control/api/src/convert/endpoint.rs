@@ -72,12 +72,12 @@ impl EndpointHead {
     }
 }
 
-pub(super) fn address(wire: v1::Address) -> Result<Address, ResourceError> {
+pub(super) fn address(wire: v1::Address, own: &str) -> Result<Address, ResourceError> {
     use v1::address::Target;
     Ok(match wire.target.ok_or_else(|| field::missing("the address's target"))? {
         Target::Service(name) => Address::Service(field::service_name(&name)?),
-        Target::Workload(member) => Address::Workload(endpoint(&member)?),
-        Target::HeadlessMember(member) => Address::HeadlessMember(endpoint(&member)?),
+        Target::Workload(member) => Address::Workload(endpoint(&member, own)?),
+        Target::HeadlessMember(member) => Address::HeadlessMember(endpoint(&member, own)?),
         Target::Outside(outside) => Address::Outside { reason: outside.reason.into() },
     })
 }
@@ -89,8 +89,8 @@ pub(super) fn head(wire: &v1::EndpointHead) -> Result<EndpointHead, ResourceErro
     Ok(EndpointHead { count: wire.count, digest })
 }
 
-pub(super) fn endpoint(wire: &v1::Endpoint) -> Result<Endpoint, ResourceError> {
-    let identity = if wire.identity.is_empty() { None } else { Some(field::identity(&wire.identity)?) };
+pub(super) fn endpoint(wire: &v1::Endpoint, own: &str) -> Result<Endpoint, ResourceError> {
+    let identity = if wire.identity.is_empty() { None } else { Some(field::identity(&wire.identity, own)?) };
     Ok(Endpoint {
         addr: SocketAddr::new(field::ip(&wire.ip)?, field::port(wire.port)?),
         alpn: alpn(&wire.alpn, identity.is_some())?,

@@ -88,8 +88,10 @@ pub(super) fn host(text: &str) -> Result<Arc<str>, ResourceError> {
     Err(ResourceError::new(ErrorCode::InvalidAddress, format!("`{}` is no host name", cut(text))))
 }
 
-pub(super) fn identity(text: &str) -> Result<Identity, ResourceError> {
-    text.parse().map_err(|error: weft_engine::identity::NotAnIdentity| {
+/// A whole SPIFFE ID, or the path of one: then it is of the mesh itself, which has the name `own` here.
+pub(super) fn identity(text: &str, own: &str) -> Result<Identity, ResourceError> {
+    let read = if text.starts_with('/') { format!("spiffe://{own}{text}").parse() } else { text.parse() };
+    read.map_err(|error: weft_engine::identity::NotAnIdentity| {
         ResourceError::new(ErrorCode::InvalidIdentity, error.to_string())
     })
 }

@@ -81,14 +81,15 @@ impl Decoded {
     }
 }
 
-/// Decodes and checks one resource. `trust_domain` is the mesh's: short identities in policies belong to it.
+/// Decodes and checks one resource. `trust_domain` is what the mesh is called here, whatever its other names: identities without one are given
+/// that.
 pub fn decode(type_url: &str, bytes: &[u8], trust_domain: &str) -> Result<Decoded, ResourceError> {
     Ok(match type_url {
-        v1::Address::TYPE_URL => Decoded::Address(endpoint::address(parse(bytes)?)?),
+        v1::Address::TYPE_URL => Decoded::Address(endpoint::address(parse(bytes)?, trust_domain)?),
         v1::Service::TYPE_URL => Decoded::Service(workload::service(&parse(bytes)?)?),
         v1::Route::TYPE_URL => Decoded::Route(routes::route(&parse(bytes)?)?),
         v1::EndpointHead::TYPE_URL => Decoded::EndpointHead(endpoint::head(&parse(bytes)?)?),
-        v1::Endpoint::TYPE_URL => Decoded::Endpoint(endpoint::endpoint(&parse(bytes)?)?),
+        v1::Endpoint::TYPE_URL => Decoded::Endpoint(endpoint::endpoint(&parse(bytes)?, trust_domain)?),
         v1::Workload::TYPE_URL => Decoded::Workload(workload::workload(&parse(bytes)?, trust_domain)?),
         v1::AuthorizationPolicy::TYPE_URL => {
             Decoded::AuthorizationPolicy(policy::authorization(&parse(bytes)?, trust_domain)?)
@@ -96,7 +97,7 @@ pub fn decode(type_url: &str, bytes: &[u8], trust_domain: &str) -> Result<Decode
         v1::RateLimitPolicy::TYPE_URL => Decoded::RateLimitPolicy(policy::rate_limit(&parse(bytes)?)?),
         v1::MeshExtent::TYPE_URL => Decoded::MeshExtent(workload::extent(&parse(bytes)?)?),
         v1::Trust::TYPE_URL => Decoded::Trust(trust::trust(parse(bytes)?, trust_domain)?),
-        v1::Revoked::TYPE_URL => Decoded::Revoked(revoked::revoked(parse(bytes)?)?),
+        v1::Revoked::TYPE_URL => Decoded::Revoked(revoked::revoked(parse(bytes)?, trust_domain)?),
         other => {
             let message = format!("resources of type `{other}` are not known to this build: upgrade the proxy");
             return Err(ResourceError::new(ErrorCode::UnknownType, message));

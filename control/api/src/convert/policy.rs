@@ -132,7 +132,8 @@ fn stem(text: &str) -> (&str, bool) {
     text.strip_suffix('*').map_or((text, false), |stem| (stem, true))
 }
 
-/// `*`, `NAMESPACE/SERVICE-ACCOUNT`, `NAMESPACE/*`, or `spiffe://...`; `*` at the end is a prefix of the whole SPIFFE ID.
+/// `*`, `NAMESPACE/SERVICE-ACCOUNT`, `NAMESPACE/*`, or `spiffe://...`; `*` at the end is a prefix of the whole SPIFFE ID. One that begins with
+/// its path (`/ns/...`) is of the mesh itself.
 fn identity_pattern(text: &str, trust_domain: &str) -> Result<Pattern, ResourceError> {
     let refuse = || {
         let message = format!(
@@ -143,9 +144,12 @@ fn identity_pattern(text: &str, trust_domain: &str) -> Result<Pattern, ResourceE
     };
     let (stem, open) = stem(text);
     let is_id = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.' | b'_' | b'/');
-    if let Some(id) = stem.strip_prefix("spiffe://") {
-        let ok = if open { id.bytes().all(is_id) } else { field::identity(stem).is_ok() };
-        return if ok { Ok(Pattern::parse(text)) } else { Err(refuse()) };
+    let own = stem.starts_with('/').then(|| format!("spiffe://{trust_domain}{stem}"));
+    let whole = own.as_deref().unwrap_or(stem);
+    if let Some(id) = whole.strip_prefix("spiffe://") {
+        let ok = if open { id.bytes().all(is_id) } else { field::identity(whole, trust_domain).is_ok() };
+        let star = if open { "*" } else { "" };
+        return if ok { Ok(Pattern::parse(&format!("{whole}{star}"))) } else { Err(refuse()) };
     }
     if stem.is_empty() && open {
         return Ok(Pattern::parse("spiffe://*"));

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use weft_engine::identity::Identity;
 
 use super::error::{ErrorCode, ResourceError};
-use super::require_features;
+use super::{field, require_features};
 use crate::wire::v1;
 
 /// Entries of the list.
@@ -24,7 +24,7 @@ pub struct Revoked {
 }
 
 // Never a part of it: an entry that cannot be read may be the one that matters.
-pub(super) fn revoked(wire: v1::Revoked) -> Result<Revoked, ResourceError> {
+pub(super) fn revoked(wire: v1::Revoked, own: &str) -> Result<Revoked, ResourceError> {
     require_features("revoked", &wire.requires)?;
     let entries = wire.identities.len() + wire.serials.len();
     if entries > MAX_REVOKED {
@@ -35,10 +35,8 @@ pub(super) fn revoked(wire: v1::Revoked) -> Result<Revoked, ResourceError> {
         let message = format!("a serial number must have 1 to {MAX_SERIAL} bytes");
         return Err(ResourceError::new(ErrorCode::OutOfRange, message));
     }
-    let identities = wire.identities.iter().map(|identity| identity.parse());
-    let identities = identities.collect::<Result<_, weft_engine::identity::NotAnIdentity>>();
-    let identities = identities.map_err(|error| ResourceError::new(ErrorCode::InvalidIdentity, error.to_string()))?;
-    Ok(Revoked { identities, serials: wire.serials })
+    let identities = wire.identities.iter().map(|identity| field::identity(identity, own));
+    Ok(Revoked { identities: identities.collect::<Result<_, _>>()?, serials: wire.serials })
 }
 
 #[cfg(test)]
@@ -49,7 +47,7 @@ mod tests {
 
     fn read(identities: &[&str], serials: Vec<Bytes>) -> Result<Revoked, ErrorCode> {
         let identities = identities.iter().map(ToString::to_string).collect();
-        revoked(v1::Revoked { identities, serials, requires: Vec::new() }).map_err(|error| error.code)
+        revoked(v1::Revoked { identities, serials, requires: Vec::new() }, "cluster.local").map_err(|error| error.code)
     }
 
     #[test]
@@ -58,6 +56,12 @@ mod tests {
         let good = read(&[WEB], vec![serial.clone()]).unwrap();
         assert_eq!(good, Revoked { identities: vec![WEB.parse().unwrap()], serials: vec![serial] });
         assert_eq!(read(&[], vec![]).unwrap(), Revoked::default());
+        assert_eq!(
+            read(&["/ns/shop/sa/web"], vec![]).unwrap().identities,
+            good.identities,
+            "of the mesh, whatever its name"
+        );
+        assert_eq!(read(&["/ns/shop"], vec![]).unwrap_err(), ErrorCode::InvalidIdentity);
         assert_eq!(read(&[WEB, "shop/web"], vec![]).unwrap_err(), ErrorCode::InvalidIdentity);
         for bad in [Bytes::new(), Bytes::from_static(&[1; MAX_SERIAL + 1])] {
             assert_eq!(read(&[WEB], vec![bad]).unwrap_err(), ErrorCode::OutOfRange);
@@ -65,6 +69,6 @@ mod tests {
         let many = vec![Bytes::from_static(&[1]); MAX_REVOKED];
         assert_eq!(read(&[WEB], many).unwrap_err(), ErrorCode::OutOfRange);
         let wire = v1::Revoked { requires: vec!["unheard-of".into()], ..v1::Revoked::default() };
-        assert_eq!(revoked(wire).unwrap_err().code, ErrorCode::UnsupportedFeature);
+        assert_eq!(revoked(wire, "cluster.local").unwrap_err().code, ErrorCode::UnsupportedFeature);
     }
 }

@@ -6,6 +6,7 @@ mod status;
 
 use weft_certs::ca::rotation::Kind;
 
+use self::rotate::What;
 use crate::args::Certs;
 use crate::exit::{Exit, Failure};
 
@@ -14,7 +15,8 @@ pub fn run(command: &Certs) -> Result<Exit, Failure> {
     match command {
         Certs::Inspect(args) => inspect::run(args),
         Certs::Status(args) => status::run(args),
-        Certs::RotateRoot(args) => rotate::run(Kind::Root, args),
-        Certs::RotateIssuer(args) => rotate::run(Kind::Issuer, args),
+        Certs::RotateRoot(args) => rotate::run(What::Exchange(Kind::Root), args),
+        Certs::RotateIssuer(args) => rotate::run(What::Exchange(Kind::Issuer), args),
+        Certs::RotateTrustDomain(args) => rotate::run(What::Rename(args), &args.rotate),
     }
 }

@@ -1,16 +1,16 @@
-//! `weft certs rotate-root` and `rotate-issuer`: the first step is written where the CA lives, the others are control's; this
-//! watches. What is true is there; control is only asked who is waited for.
+//! `weft certs rotate-root`, `rotate-issuer` and `rotate-trust-domain`: the first step is written where the CA lives, the others are
+//! control's; this watches. What is true is there; control is only asked who is waited for.
 
 use std::net::SocketAddr;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime};
 
-use weft_certs::ca::rotation::{Kind, Phase, Rotation};
-use weft_certs::ca::{Ca, CaError, Home};
+use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError};
+use weft_certs::ca::{Ca, CaError, Called, Home};
 use weft_control::rotation::Waiting;
 
 use super::status;
-use crate::args::Rotate;
+use crate::args::{Rename, Rotate};
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Paint};
 
@@ -21,6 +21,56 @@ const ASK: Duration = Duration::from_secs(2);
 /// So many of those who lag are named.
 const NAMED: usize = 20;
 
+/// What is exchanged.
+#[derive(Clone, Copy, Debug)]
+pub enum What<'a> {
+    /// The root or the issuer.
+    Exchange(Kind),
+    /// The trust domain's name.
+    Rename(&'a Rename),
+}
+
+impl What<'_> {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Exchange(kind) => kind,
+            Self::Rename(_) => Kind::TrustDomain,
+        }
+    }
+
+    fn begin(self, ca: &Ca, now: SystemTime) -> Result<Ca, CaError> {
+        match self {
+            Self::Exchange(kind) => ca.begin(kind, now),
+            Self::Rename(Rename { to: Some(to), keep_alias, .. }) => ca.rename(to, *keep_alias, now),
+            Self::Rename(Rename { drop_alias: Some(alias), .. }) => ca.drop_alias(alias, now),
+            Self::Rename(_) => Err(RotationError::Unnamed.into()),
+        }
+    }
+
+    /// Whether what is under way is what is wished.
+    fn is(self, rotation: &Rotation) -> bool {
+        let same = match self {
+            Self::Exchange(_) => true,
+            Self::Rename(wish) => {
+                wish.to.as_ref().is_none_or(|to| *to == rotation.to)
+                    && wish.drop_alias.as_ref().is_none_or(|alias| *alias == rotation.from)
+            }
+        };
+        rotation.kind == self.kind() && same
+    }
+
+    /// Control, if it can be asked, knows whether the name is another mesh's.
+    fn may_be(self, control: SocketAddr) -> Result<(), Failure> {
+        let Self::Rename(Rename { to: Some(to), .. }) = self else { return Ok(()) };
+        match status::ask(control) {
+            Ok(report) if report.federated.contains(to) => {
+                Err(Failure::input(format!("the mesh is federated with `{to}`: it cannot be called so itself")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// How it ended, for programs.
 #[derive(serde::Serialize)]
 struct Ended<'a> {
@@ -29,53 +79,63 @@ struct Ended<'a> {
     aborted: bool,
     phase: Option<Phase>,
     issuing: &'a str,
+    trust_domain: &'a str,
     seconds: f64,
 }
 
 /// Begins, turns back or joins a rotation, and watches it.
-pub fn run(kind: Kind, args: &Rotate) -> Result<Exit, Failure> {
+pub fn run(what: What<'_>, args: &Rotate) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let ca = step(kind, args.abort, args.ca.needed()?).map_err(|error| Failure::input(error.to_string()))?;
+    what.may_be(args.control)?;
+    let ca = step(what, args.abort, args.ca.needed()?).map_err(|error| Failure::input(error.to_string()))?;
     let Some(rotation) = ca.authorities().rotation().cloned() else {
         return Err(Failure::input("the rotation ended at this moment; see weft certs status"));
     };
     let (ca, in_time) = if args.no_wait { (ca, true) } else { watch(ca, args, started)? };
     let authorities = ca.authorities();
     let done = authorities.rotation().is_none();
-    let kept = authorities.issuing() == rotation.to;
+    let kept =
+        rotation.to == if rotation.kind == Kind::TrustDomain { ca.trust_domain() } else { authorities.issuing() };
     if args.json {
         output::json(&Ended {
-            kind,
+            kind: rotation.kind,
             done,
             aborted: rotation.aborted || (done && !kept),
             phase: authorities.rotation().map(|rotation| rotation.phase),
             issuing: authorities.issuing(),
+            trust_domain: ca.trust_domain(),
             seconds: started.elapsed().as_secs_f64(),
         });
     } else {
-        output::out(sentence(&ca, kept));
+        output::out(sentence(&ca, rotation.kind, kept));
     }
     Ok(if in_time && (kept || !done) { Exit::Ok } else { Exit::Failed })
 }
 
-fn step(kind: Kind, abort: bool, home: Home) -> Result<Ca, CaError> {
+fn step(what: What<'_>, abort: bool, home: Home) -> Result<Ca, CaError> {
     let ca = Ca::load(home)?;
     let now = SystemTime::now();
     match ca.authorities().rotation() {
-        Some(rotation) if rotation.kind == kind && !abort => Ok(ca),
-        // Turning back is asked for the other kind: what is under way is said.
-        Some(rotation) if rotation.kind != kind => ca.begin(kind, now),
+        Some(rotation) if what.is(rotation) && !abort => Ok(ca),
+        // Something else is asked for: what is under way is said.
+        Some(rotation) if !what.is(rotation) => what.begin(&ca, now),
         _ if abort => ca.abort(now),
-        _ => ca.begin(kind, now),
+        _ => what.begin(&ca, now),
     }
 }
 
-fn sentence(ca: &Ca, kept: bool) -> String {
+fn sentence(ca: &Ca, kind: Kind, kept: bool) -> String {
     let paint = Paint::stdout();
+    let Called { now, aliases, .. } = ca.called();
     let issuing = ca.authorities().issuing();
     match ca.authorities().rotation() {
         Some(rotation) => {
             format!("{} {}; control goes on with it: weft certs status", rotation.phase.label(), meaning(rotation))
+        }
+        None if kind == Kind::TrustDomain => {
+            let too = if aliases.is_empty() { String::new() } else { format!(", and {} too", aliases.join(", ")) };
+            let ended = if kept { paint.good("done:") } else { paint.warn("turned back:") };
+            format!("{ended} the trust domain is called {now}{too}")
         }
         None if kept => {
             format!("{} {issuing} issues, under {}", paint.good("done:"), ca.authorities().published().join(", "))
@@ -86,6 +146,15 @@ fn sentence(ca: &Ca, kept: bool) -> String {
 
 fn meaning(rotation: &Rotation) -> String {
     let Rotation { from, to, .. } = rotation;
+    if rotation.kind == Kind::TrustDomain {
+        return match rotation.phase {
+            Phase::Publishing => {
+                format!("(both names are the mesh's, {from} is issued, every proxy has to acknowledge both)")
+            }
+            Phase::Turning => format!("({to} is issued, no certificate in {from} may be left)"),
+            Phase::Withdrawing => format!("(nobody is believed under {from}, every proxy has to acknowledge that)"),
+        };
+    }
     match rotation.phase {
         Phase::Publishing => format!("(both roots are believed, {from} issues, every proxy has to acknowledge both)"),
         Phase::Turning => format!("({to} issues, no certificate of {from} may be left)"),

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use weft_certs::ca::Ca;
-use weft_certs::ca::rotation::Phase;
+use weft_certs::ca::rotation::{Kind, Phase};
 use weft_certs::inspect::words;
 use weft_control::rotation::{AuthorityReport, ProxyReport, Report, RotationReport};
 
@@ -44,7 +44,8 @@ pub fn ask(control: SocketAddr) -> Result<Report, String> {
 
 fn print(report: &Report, now: SystemTime) {
     let paint = Paint::stdout();
-    output::out(format_args!("{} {}", paint.faint("trust domain"), paint.strong(&report.trust_domain)));
+    let too = if report.aliases.is_empty() { String::new() } else { format!(", also {}", report.aliases.join(", ")) };
+    output::out(format_args!("{} {}{too}", paint.faint("trust domain"), paint.strong(&report.trust_domain)));
     for authority in &report.authorities {
         output::out(line(authority, report, now));
     }
@@ -93,6 +94,7 @@ pub fn rotating(rotation: &RotationReport, now: SystemTime) -> Vec<String> {
         let left = words::span(left);
         lines.push(match rotation.phase {
             Phase::Turning => format!("  certificates of {} may be valid for another {left}", rotation.from),
+            _ if rotation.kind == Kind::TrustDomain => format!("  other meshes have another {left} to learn the name"),
             _ => format!("  copies of the roots have another {left} to follow"),
         });
     }

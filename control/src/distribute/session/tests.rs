@@ -230,7 +230,7 @@ fn after_a_reconnect_the_head_goes_alone_and_the_difference_when_asked_for() {
 #[test]
 fn a_set_that_changes_while_it_is_sent_ends_with_its_new_head() {
     let mut model = shop();
-    let mut server = Server::new(&model, Limits { message: 400, ..Limits::default() });
+    let mut server = Server::new(&model, Limits { message: 340, ..Limits::default() });
     server.hear(subscribe(ADDRESS, &["web.shop:80"]));
     let mut said = vec![server.next().unwrap()];
     while !names(said.last().unwrap()).contains(&"endpoints/shop/web:80/web-1") {

@@ -13,8 +13,7 @@ use super::{Loaded, State};
 use crate::model::{Model, Name, Parent, Route, Service, ServicePort, Target};
 
 pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
-    let model = Model { trust_domain: trust_domain.to_owned(), ..Model::default() };
-    let mut assembly = Assembly { present, model, warnings: Vec::new(), trust_domain };
+    let mut assembly = Assembly { present, model: Model::default(), warnings: Vec::new(), trust_domain };
     let mut objects = BTreeMap::new();
     // Routes need the services, so they come last.
     for (key, origin) in present.objects.iter().chain(&present.instead) {
@@ -183,7 +182,7 @@ impl Assembly<'_> {
         }
     }
 
-    /// SPIFFE IDs of other trust domains can prove nothing here: there is no federation.
+    /// SPIFFE IDs of other trust domains prove nothing by themselves.
     fn trust_domains(&mut self, key: &Key, origin: &Origin) {
         let Thing::Authorization(policy) = origin.thing.as_ref() else { return };
         let own = format!("spiffe://{}/", self.trust_domain);
@@ -191,8 +190,11 @@ impl Assembly<'_> {
             for identity in rule.from.iter().flat_map(|from| &from.identities) {
                 if identity.starts_with("spiffe://") && !identity.starts_with(&own) {
                     let at = Position { line: line_of(&rule.source).unwrap_or(origin.at.line), column: 1 };
-                    let message =
-                        format!("`{identity}` is not of the trust domain `{}` and matches nobody", self.trust_domain);
+                    let message = format!(
+                        "`{identity}` is not of the trust domain `{}`: it matches nobody, unless the mesh is federated with that one, \
+                                 or is called so too",
+                        self.trust_domain
+                    );
                     self.warn(origin, key, at, message);
                 }
             }

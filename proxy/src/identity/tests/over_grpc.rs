@@ -59,7 +59,7 @@ async fn control(life: Duration, genuine: bool) -> Control {
     let dir = tempfile::tempdir().unwrap();
     let ca = Arc::new(Ca::open(dir.path(), "cluster.local").unwrap());
     let svid = if genuine {
-        ca.issue_control(HOUR, SystemTime::now()).unwrap()
+        ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0)
     } else {
         let key = KeyPair::generate().unwrap();
         let chain = ca.issue(&key.csr(&web()).unwrap(), &web(), HOUR, SystemTime::now()).unwrap();

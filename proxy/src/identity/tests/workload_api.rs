@@ -271,6 +271,8 @@ fn what_control_says_is_what_bundles_are_made_of() {
     let der = |one: &Bytes| vec![one.clone()];
     let told = |domains: &[&str]| weft_api::convert::Trust {
         bundles: domains.iter().map(|domain| (Arc::from(*domain), der(&root))).collect(),
+        own: "cluster.local".into(),
+        aliases: Vec::new(),
     };
     trust.tell(&told(&["cluster.local"])).unwrap();
     assert!(!bundles.has_changed().unwrap(), "nothing new");

@@ -123,9 +123,12 @@ fn read(given: &X509svid, settings: &Settings, now: SystemTime) -> Result<Arc<Cu
     let roots = Roots::from_der(&given.bundle)
         .map_err(|_| bad("the bundle of the Workload API is empty or has more than certificates in DER".into()))?;
     let svid = Svid::from_der(&given.x509_svid_key, &given.x509_svid).map_err(|error| bad(error.to_string()))?;
+    if *svid.identity() != settings.identity {
+        return Err(bad(format!("the certificate is for {}, not {}", svid.identity(), settings.identity)));
+    }
     checked(svid, &settings.identity, now, |svid| {
         let roots = roots.denying(settings.trust.revoked.denied());
-        Current::new(svid, &roots)?.with_control(&settings.trust.now().control)
+        Current::new(svid, &roots)?.with_control(&settings.trust.now())
     })
 }
 

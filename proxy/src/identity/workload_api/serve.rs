@@ -132,11 +132,14 @@ impl WorkloadApi {
     fn certificates_now(&self) -> Option<X509svidResponse> {
         let current = self.shared.application.current().ok()?;
         let mut bundles = self.bundles.borrow().clone();
+        let own = [&current.identity.trust_domain, &self.shared.config.identity.trust_domain];
+        // The roots under the name that our trust domain has in the certificate; before control has said that name, under ours.
+        let own = own.into_iter().find_map(|name| bundles.remove(&spiffe_id(name)));
         let svid = X509svid {
             spiffe_id: current.identity.to_string(),
             x509_svid: current.svid.chain_der().into(),
             x509_svid_key: Bytes::copy_from_slice(current.svid.key_der().secret_pkcs8_der()),
-            bundle: bundles.remove(&spiffe_id(&current.identity.trust_domain)).unwrap_or_default(),
+            bundle: own.unwrap_or_default(),
             hint: String::new(),
         };
         let federated_bundles = bundles.into_iter().collect();
