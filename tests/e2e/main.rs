@@ -7,6 +7,7 @@ mod discovery;
 mod docs;
 mod drain;
 mod explain;
+mod federation;
 mod flood;
 mod grpc;
 mod ipv6;
@@ -52,6 +53,7 @@ fn main() -> ExitCode {
     trials.extend(flood::tests());
     trials.extend(slow::tests());
     trials.extend(away::tests());
+    trials.extend(federation::tests());
     trials.extend(revoked::tests());
     trials.extend(rotation::tests());
     trials.extend(docs::tests());

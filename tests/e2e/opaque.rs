@@ -20,9 +20,10 @@ use weft_tests::mesh::SOON;
 use weft_tests::sniff::{Sniffer, contains};
 use weft_tests::{Mesh, Service, Trial, test, test_with};
 
-use self::greeters::{App, MYSQL, Protocol, SMTP, mysql_greeting};
-pub use self::tls::issue;
-use self::tls::{Bank, ByHand, sidecar};
+pub use self::greeters::{App, MYSQL, mysql_greeting};
+use self::greeters::{Protocol, SMTP};
+use self::tls::Bank;
+pub use self::tls::{ByHand, issue, sidecar};
 use crate::STRICT;
 use crate::attacks::audited;
 

@@ -1,6 +1,7 @@
 //! Programs of others, unmodified, through two sidecars.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
+mod bundle;
 mod ca;
 mod h2spec;
 mod workload_api;
@@ -28,6 +29,7 @@ fn tests() -> Vec<Trial> {
             ca::public_definition,
         ),
         test_with("interop_python_spiffe", &["python3", "spiffe", "openssl"], workload_api::python_spiffe),
+        test_with("interop_go_spiffe_bundle", &["spiffe-bundle", "curl", "openssl"], bundle::go_spiffe),
         test_with("interop_svid_from_another", &["curl"], workload_api::svid_from_another),
         test_with("interop_nginx", &["nginx", "curl"], nginx),
     ]
