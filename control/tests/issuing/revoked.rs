@@ -85,7 +85,7 @@ async fn an_identity_is_told_that_it_is_revoked_then_its_stream_ends_and_no_proo
     assert!(text.contains("cause=\"revoked\",method=\"join\"} 1"), "{text}");
 
     // The others go on, and hear when he is believed again.
-    assert_eq!(list(&mut cart).await.identities, [WEB]);
+    assert_eq!(list(&mut cart).await.identities, ["/ns/shop/sa/web"]);
     revoke(&mesh, "[]");
     assert_eq!(list(&mut cart).await, v1::Revoked::default());
     open(&mesh, &svid, "web-1").await;
