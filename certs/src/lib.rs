@@ -14,6 +14,7 @@
 //! - [`svid`]: a workload's key and certificate chain.
 //! - [`tls`]: rustls configurations and verifiers. [`failure`]: why a handshake failed, as metrics count it.
 //! - [`revoked`]: who is not believed any more although his certificate is good.
+//! - [`outside`]: what a CA that is not ours has signed for us.
 //! - [`bundle`]: the roots of a trust domain as SPIFFE publishes them.
 //! - [`inspect`]: what the certificates of a file are, for people.
 //! - [`files`]: private files, written whole or not at all; proxy and control keep theirs by it too.
@@ -26,6 +27,7 @@ pub mod files;
 mod hostile;
 pub mod inspect;
 pub mod jwt;
+pub mod outside;
 pub mod revoked;
 pub mod svid;
 pub mod tls;

@@ -351,6 +351,12 @@ impl Ca {
         self.leaves.sign(params, key).unwrap().iter().flat_map(|pem| x509::certificates(pem).unwrap()).collect()
     }
 
+    /// The leaf alone, PEM.
+    #[cfg(test)]
+    pub(crate) fn sign_pem_for_test(&self, params: &CertificateParams, key: &rcgen::KeyPair) -> String {
+        self.leaves.sign(params, key).unwrap().swap_remove(0)
+    }
+
     pub(crate) fn own_token_key(&self) -> &TokenKey {
         &self.token_key
     }

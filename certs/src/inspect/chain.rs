@@ -94,7 +94,8 @@ fn issuers(
     Ok(issuers)
 }
 
-fn sentence(error: &webpki::Error) -> String {
+/// What webpki found wrong with a chain, for people.
+pub(crate) fn sentence(error: &webpki::Error) -> String {
     use webpki::Error as E;
     match error {
         E::CertExpired { .. } => "a certificate of it has expired".to_owned(),

@@ -16,6 +16,7 @@ pub mod words;
 
 use std::time::{Duration, SystemTime};
 
+pub(crate) use chain::sentence;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::{Serialize, Serializer};
