@@ -8,7 +8,7 @@ use crate::ca_secret::SecretName;
 use crate::copies;
 use crate::distribute::session::Limits;
 use crate::federation::Pace;
-use crate::issue::Settings;
+use crate::issue::{Settings, signers};
 use crate::trust::Federated;
 
 /// Watches manifests, compiles them into resources and tells each proxy what it uses; issues the mesh's certificates.
@@ -24,11 +24,14 @@ pub struct Args {
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
     pub metrics: SocketAddr,
     /// Directory of the CA, made at first start: give its root.pem to the proxies, keep the rest secret.
-    #[arg(long, value_name = "DIR", required_unless_present = "ca_secret")]
+    #[arg(
+        long, value_name = "DIR", required_unless_present_any = ["ca_secret", "issue_by", "signer"],
+        conflicts_with_all = ["ca_secret", "issue_by"]
+    )]
     pub ca_dir: Option<PathBuf>,
     /// Keep the CA in this Kubernetes Secret instead, made at first start; several controls may share it. The ConfigMap of the same name has
     /// its root.pem, for the proxies. The API server is that of --kubernetes-api, else the pod's own, else that of the kubeconfig.
-    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "ca_dir")]
+    #[arg(long, value_name = "NAMESPACE/NAME", conflicts_with = "issue_by")]
     pub ca_secret: Option<SecretName>,
     /// Issue by an intermediate that somebody else keeps: tls.crt, tls.key and ca.crt (its root) in this directory, as a Secret of cert-manager
     /// has them. Read again when it changes; another issuer is followed as a rotation, with its state where the CA is.
@@ -75,6 +78,9 @@ pub struct Args {
     /// Copies of the roots in the cluster.
     #[command(flatten)]
     pub copies: copies::Settings,
+    /// Who signs, if it is not control.
+    #[command(flatten)]
+    pub signing: signers::Settings,
 }
 
 /// What control runs with.
@@ -86,7 +92,7 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The metrics port.
     pub metrics: SocketAddr,
-    /// The CA's directory.
+    /// The CA's directory; may be empty where a CA elsewhere signs.
     pub ca_dir: PathBuf,
     /// The CA's Secret, instead of the directory.
     pub ca_secret: Option<SecretName>,
@@ -118,6 +124,8 @@ pub struct Config {
     pub issuing: Settings,
     /// Copies of the roots in the cluster.
     pub copies: copies::Settings,
+    /// Who signs, if it is not control.
+    pub signing: signers::Settings,
     /// Bounds of one stream.
     pub limits: Limits,
     /// Open connections to the discovery port.
@@ -149,6 +157,7 @@ impl Config {
             debug_remote: false,
             issuing: Settings::default(),
             copies: copies::Settings::default(),
+            signing: signers::Settings::default(),
             limits: Limits::default(),
             max_connections: 10_000,
             // A thousand replicas that were without a CA come back within one back-off of 10 s, and must not wait for another.
@@ -158,6 +167,11 @@ impl Config {
 }
 
 impl Config {
+    /// Whether the built-in CA, or the key of join tokens alone, has a place.
+    pub(crate) fn has_home(&self) -> bool {
+        self.ca_secret.is_some() || !self.ca_dir.as_os_str().is_empty()
+    }
+
     /// For how long a new root is published at least before anything is issued under it: other meshes have to read it too.
     pub(crate) fn copies(&self) -> Duration {
         let read = self.bundle_endpoint.map_or(Duration::ZERO, |_| self.bundle_refresh.saturating_mul(2));
@@ -184,6 +198,7 @@ impl From<Args> for Config {
             debug_remote: args.debug_remote,
             issuing: args.issuing,
             copies: args.copies,
+            signing: args.signing,
             ..Self::new(args.files, args.ca_dir.unwrap_or_default())
         }
     }

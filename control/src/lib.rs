@@ -43,10 +43,10 @@ pub use config::{Args, Config};
 use cluster::Access;
 use distribute::Hub;
 use federation::Federation;
-use homes::Homes;
+use issue::signers::Keeper;
 use metrics::Metrics;
 use revoked::Revocations;
-use rotation::{Authority, Follower};
+use rotation::Authority;
 use sources::files::{self, Loaded, Watch};
 use trust::Trust;
 
@@ -128,15 +128,13 @@ impl Control {
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let (trust, federation) = trust(&config, &metrics).await?;
         // Tells the hub of the roots, before any proxy asks.
-        let homes = Homes::open(&config).await.context("the CA cannot be opened")?;
-        let (told, its_hub) = (config.clone(), Arc::clone(&hub));
-        let opened = tokio::task::spawn_blocking(move || Follower::open(&told, homes.ca, trust, its_hub)).await?;
-        let (follower, ca) = opened.context("the CA cannot be opened")?;
+        let opened = Keeper::open(&config, trust, Arc::clone(&hub)).await;
+        let (keeper, ca, joins) = opened.context("the CA cannot be opened")?;
         let now = Arc::clone(&ca.borrow());
         let called = now.called();
         let revoked = Revocations::open(config.revoked.clone(), &called).map_err(anyhow::Error::msg)?;
         hub.revoke(revoked.list(SystemTime::now(), &called.every().map(str::to_owned).collect::<Vec<_>>()));
-        let provers = issue::Provers::open(&config.issuing, &now, homes.used, Arc::clone(&hub));
+        let provers = issue::Provers::open(&config.issuing, now.trust_domain(), joins, Arc::clone(&hub));
         let provers = provers.await.context("the proofs of identity cannot be set up")?;
         let listener = bind(config.listen).await?;
         let bundle = match config.bundle_endpoint {
@@ -157,7 +155,7 @@ impl Control {
         let admin = server::admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
-        let following = tokio::spawn(follower.run());
+        let following = tokio::spawn(keeper.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
         let listeners = server::Listeners { discovery: listener, bundle };
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());

@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::copies::Roots;
 use crate::distribute::Hub;
 use crate::distribute::hub::Stream;
+use crate::issue::signers::CertificateAuthority;
 use crate::model::Name;
 use crate::trust::Trust;
 
@@ -33,13 +34,14 @@ const NAMED: usize = 20;
 /// How often they are named while a phase lasts, in looks.
 const REMIND: u32 = 30;
 
-/// The CA as it is now, and each change of it.
-pub type Authority = watch::Receiver<Arc<Ca>>;
+/// Who signs, as it is now, and each change of it.
+pub type Authority = watch::Receiver<Arc<dyn CertificateAuthority>>;
 
 /// Follows the CA's home and takes a rotation on.
 #[derive(Debug)]
 pub struct Follower {
-    ca: watch::Sender<Arc<Ca>>,
+    ca: Arc<Ca>,
+    told: watch::Sender<Arc<dyn CertificateAuthority>>,
     trust: Trust,
     hub: Arc<Hub>,
     waits: Waits,
@@ -75,32 +77,22 @@ impl Follower {
                 config.trust_domain
             );
         }
-        let (ca, seen) = watch::channel(Arc::new(ca));
+        let ca = Arc::new(ca);
+        let (told, seen) = watch::channel(Arc::clone(&ca) as Arc<dyn CertificateAuthority>);
         let waits = Waits { copies: config.copies(), leaves: config.leaf_ttl };
-        let follower = Self { ca, trust, hub, waits, given, said: None, looks: 0 };
+        let follower = Self { ca, told, trust, hub, waits, given, said: None, looks: 0 };
         follower.tell();
         Ok((follower, seen))
     }
 
+    /// The CA as it is now.
+    pub fn ca(&self) -> &Arc<Ca> {
+        &self.ca
+    }
+
     /// Never ends.
     pub async fn run(self) {
-        let mut looks = interval(LOOK);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut follower = self;
-        loop {
-            looks.tick().await;
-            let looked = tokio::task::spawn_blocking(move || {
-                follower.look(SystemTime::now());
-                follower
-            });
-            match looked.await {
-                Ok(back) => follower = back,
-                Err(error) => {
-                    tracing::error!(%error, "the CA is not followed any more; restart control");
-                    return;
-                }
-            }
-        }
+        keep_looking(self, Self::look).await;
     }
 
     /// One look: files are read, everybody is told, a phase that is over is ended. Blocks.
@@ -121,7 +113,7 @@ impl Follower {
     }
 
     fn step(&mut self, now: SystemTime) -> Result<(), CaError> {
-        let ca = Arc::clone(&self.ca.borrow());
+        let ca = Arc::clone(&self.ca);
         let ca = match ca.reload()? {
             Some(changed) => {
                 let changed = self.vetted(changed, now)?;
@@ -141,7 +133,7 @@ impl Follower {
             self.hub.metrics.ca.rotation(None, 0);
             return Ok(());
         };
-        let waiting = waiting(&ca, &self.hub);
+        let waiting = waiting(&*ca, &self.hub);
         self.hub.metrics.ca.rotation(Some(*phase), waiting.len());
         if waiting.is_empty() || ca.authorities().is_just_begun() {
             match ca.advance(self.waits, now) {
@@ -185,13 +177,14 @@ impl Follower {
             }
         }
         self.looks = 0;
-        self.ca.send_replace(Arc::clone(&ca));
+        self.ca = Arc::clone(&ca);
+        self.told.send_replace(Arc::clone(&ca) as Arc<dyn CertificateAuthority>);
         self.tell();
         ca
     }
 
     fn tell(&self) {
-        if self.hub.trust(&self.trust.message(&self.ca.borrow())) {
+        if self.hub.trust(&self.trust.message(&*self.ca)) {
             tracing::info!("the roots that are believed have changed");
         }
     }
@@ -206,6 +199,26 @@ impl Follower {
     }
 }
 
+/// Looks every second; never ends.
+pub(crate) async fn keep_looking<F: Send + 'static>(mut follower: F, look: fn(&mut F, SystemTime)) {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        looks.tick().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            look(&mut follower, SystemTime::now());
+            follower
+        });
+        match looked.await {
+            Ok(back) => follower = back,
+            Err(error) => {
+                tracing::error!(%error, "the CA is not followed any more; restart control");
+                return;
+            }
+        }
+    }
+}
+
 /// A proxy, or a copy of the roots, that a rotation waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Waiting {
@@ -215,9 +228,35 @@ pub struct Waiting {
     pub why: String,
 }
 
+impl Waiting {
+    /// Somebody whose certificate hangs on an authority that goes.
+    pub(crate) fn showing(workload: &str, authority: &str) -> Self {
+        Self { workload: workload.to_owned(), why: showing(authority) }
+    }
+}
+
 /// Whom the phase waits for. Nobody, if there is no rotation.
-pub fn waiting(ca: &Ca, hub: &Hub) -> Vec<Waiting> {
-    let Some(rotation) = ca.authorities().rotation() else { return Vec::new() };
+pub fn waiting(ca: &dyn CertificateAuthority, hub: &Hub) -> Vec<Waiting> {
+    let Some(rotation) = ca.rotation() else { return Vec::new() };
+    let mut waiting = lagging(hub, |stream| lack(rotation, stream, hub));
+    if matches!(rotation.phase, Phase::Publishing | Phase::Withdrawing) && *hub.loaded().borrow() {
+        waiting.extend(hub.copies_behind(Roots::of(ca).told()));
+    }
+    waiting
+}
+
+/// Whose certificate hangs on this authority, or may: live proxies that are away are among them.
+pub(crate) fn under(authority: &str, hub: &Hub) -> Vec<Waiting> {
+    let shows = |stream: &Stream| stream.client.proved.issuer.as_deref() == Some(authority);
+    lagging(hub, |stream| shows(stream).then(|| showing(authority)))
+}
+
+fn showing(authority: &str) -> String {
+    format!("still shows a certificate of {authority}")
+}
+
+/// Live proxies that lack something, and those that are away.
+fn lagging(hub: &Hub, lack: impl Fn(&Stream) -> Option<String>) -> Vec<Waiting> {
     if !*hub.loaded().borrow() {
         let why = "has not read its sources yet, so it does not know who lives".to_owned();
         return vec![Waiting { workload: "control".to_owned(), why }];
@@ -225,19 +264,14 @@ pub fn waiting(ca: &Ca, hub: &Hub) -> Vec<Waiting> {
     let mut lacks: BTreeMap<Name, String> = BTreeMap::new();
     let mut here: BTreeSet<Name> = BTreeSet::new();
     for stream in hub.streams() {
-        if let Some(why) = lack(rotation, &stream, hub) {
+        if let Some(why) = lack(&stream) {
             lacks.insert(stream.client.workload.clone(), why);
         }
         here.insert(stream.client.workload.clone());
     }
     let away = hub.live().into_iter().filter(|live| !here.contains(live));
     lacks.extend(away.map(|name| (name, "is not connected".to_owned())));
-    let proxies = lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why });
-    let copies = match rotation.phase {
-        Phase::Publishing | Phase::Withdrawing => hub.copies_behind(Roots::of(ca).told()),
-        Phase::Turning => Vec::new(),
-    };
-    proxies.chain(copies).collect()
+    lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why }).collect()
 }
 
 /// What the proxy of a stream lacks for the phase to end.
@@ -253,7 +287,7 @@ fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
                 Kind::Root | Kind::Issuer => proved.issuer.as_deref() == Some(&*rotation.from),
                 Kind::TrustDomain => *proved.identity.trust_domain != *rotation.to,
             };
-            shows.then(|| format!("still shows a certificate of {}", rotation.from))
+            shows.then(|| showing(&rotation.from))
         }
     }
 }
@@ -269,8 +303,11 @@ pub struct Report {
     /// Trust domains that the mesh is federated with.
     #[serde(default)]
     pub federated: Vec<String>,
-    /// The issuer that signs leaves.
+    /// The issuer that signs leaves, or the name of the CA elsewhere that does.
     pub issuing: String,
+    /// A CA elsewhere issues: roots are exchanged there, and control follows.
+    #[serde(default)]
+    pub elsewhere: bool,
     /// Roots, then issuers.
     pub authorities: Vec<AuthorityReport>,
     /// What is under way.
@@ -290,6 +327,12 @@ pub struct AuthorityReport {
     pub not_after: u64,
     /// Whether proxies are told to believe it, or the root that it leads to.
     pub published: bool,
+    /// It was taken out of the file of roots, and is published still.
+    #[serde(default)]
+    pub leaving: bool,
+    /// Who needs it until then.
+    #[serde(default)]
+    pub held_up_by: Vec<Waiting>,
 }
 
 /// A rotation under way.
@@ -334,23 +377,20 @@ pub struct ProxyReport {
 
 impl Report {
     /// As it is now.
-    pub fn new(ca: &Ca, hub: &Hub) -> Self {
+    pub fn new(ca: &dyn CertificateAuthority, hub: &Hub) -> Self {
         let mut report = Self { proxies: proxies(hub), federated: hub.federated(), ..Self::of(ca) };
         if let Some(rotation) = &mut report.rotation {
             rotation.waiting = waiting(ca, hub);
+        }
+        for leaving in report.authorities.iter_mut().filter(|authority| authority.leaving) {
+            leaving.held_up_by.extend(under(&leaving.id, hub));
         }
         report
     }
 
     /// Of the CA alone: nothing is known of the proxies.
-    pub fn of(ca: &Ca) -> Self {
-        let authorities = ca.known().iter().map(|known| AuthorityReport {
-            id: known.name.clone(),
-            role: if known.root { "root" } else { "issuer" }.to_owned(),
-            not_after: seconds(known.not_after),
-            published: known.published,
-        });
-        let rotation = ca.authorities().rotation().map(|rotation| RotationReport {
+    pub fn of(ca: &dyn CertificateAuthority) -> Self {
+        let rotation = ca.rotation().map(|rotation| RotationReport {
             kind: rotation.kind,
             phase: rotation.phase,
             from: rotation.from.clone(),
@@ -364,8 +404,9 @@ impl Report {
             trust_domain: ca.trust_domain().to_owned(),
             aliases: ca.called().aliases,
             federated: Vec::new(),
-            issuing: ca.authorities().issuing().to_owned(),
-            authorities: authorities.collect(),
+            issuing: ca.issuing().to_owned(),
+            elsewhere: ca.elsewhere().is_some(),
+            authorities: ca.authorities(),
             rotation,
             proxies: Vec::new(),
         }
@@ -401,6 +442,7 @@ fn proxies(hub: &Hub) -> Vec<ProxyReport> {
     proxies
 }
 
-fn seconds(time: SystemTime) -> u64 {
+/// Since 1970.
+pub(crate) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }

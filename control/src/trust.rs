@@ -14,11 +14,12 @@ use std::str::FromStr;
 use bytes::Bytes;
 use tokio::sync::watch;
 use weft_api::wire::v1;
-use weft_certs::ca::{Ca, Called};
+use weft_certs::ca::Called;
 use weft_certs::tls::certificates;
 use weft_engine::identity::Identity;
 
 use crate::federation::Known;
+use crate::issue::signers::CertificateAuthority;
 
 /// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl Trust {
     }
 
     /// As proxies are told.
-    pub fn message(&self, ca: &Ca) -> v1::Trust {
+    pub fn message(&self, ca: &dyn CertificateAuthority) -> v1::Trust {
         let called = ca.called();
         let own = certificates(ca.root_pem()).unwrap_or_default();
         let own = (called.now.clone(), own.iter().map(|root| Bytes::copy_from_slice(root)).collect());
@@ -143,6 +144,8 @@ fn read(one: &Federated) -> Result<Vec<Bytes>, String> {
 
 #[cfg(test)]
 mod tests {
+    use weft_certs::ca::Ca;
+
     use super::*;
 
     fn ca(dir: &std::path::Path, domain: &str) -> Ca {

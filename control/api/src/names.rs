@@ -60,6 +60,12 @@ pub const TRUST: &str = "trust";
 /// Name of the only [`v1::Revoked`].
 pub const REVOKED: &str = "revoked";
 
+/// Metadata of an answer of `CreateCertificate`, also of a refusal: how the next certificate is to be asked for, if not by this one.
+pub const RENEW_BY: &str = "weft-renew-by";
+
+/// Its value: a token has to be shown.
+pub const TOKEN: &str = "token";
+
 /// Whether this is the name of an [`v1::Address`], if it is one of ours at all.
 pub fn is_address(name: &str) -> bool {
     !name.contains('/') && ![MESH_EXTENT, TRUST, REVOKED].contains(&name)

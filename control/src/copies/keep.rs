@@ -42,7 +42,7 @@ pub(super) async fn keep(client: Client, settings: Settings, mut ca: Authority, 
     let mut keeper = Keeper::new(settings.roots_webhook, watched, Writer::new(client, name));
     loop {
         // Before what is awaited next, so that whoever reads it never finds more than is there.
-        let now = Roots::of(&ca.borrow_and_update());
+        let now = Roots::of(&**ca.borrow_and_update());
         keeper.write(&now);
         behind(keeper.behind(&now));
         tokio::select! {

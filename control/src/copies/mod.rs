@@ -79,7 +79,7 @@ impl Behind {
 
 /// Keeps them current for as long as this is held, and tells the hub which are behind.
 pub fn start(client: kube::Client, settings: &Settings, ca: Authority, hub: Arc<Hub>) -> AbortOnDropHandle<()> {
-    hub.copies_are(Behind::unknown(Roots::of(&ca.borrow()).told()));
+    hub.copies_are(Behind::unknown(Roots::of(&**ca.borrow()).told()));
     let keeping = keep::keep(client, settings.clone(), ca, move |behind| hub.copies_are(behind));
     AbortOnDropHandle::new(tokio::spawn(keeping))
 }

@@ -13,6 +13,7 @@ use weft_certs::ca::Ca;
 use weft_certs::ca::rotation::Kind;
 
 use super::*;
+use crate::issue::signers::CertificateAuthority;
 use crate::metrics::Metrics;
 
 const MAPS: &str = "/api/v1/configmaps";
@@ -113,16 +114,16 @@ fn is_listed(list: &str, at: &str) -> bool {
 
 struct Lab {
     server: Arc<Server>,
-    ca: watch::Sender<Arc<Ca>>,
+    ca: watch::Sender<Arc<dyn CertificateAuthority>>,
     hub: Arc<Hub>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 fn lab() -> Lab {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
     let hub = Arc::new(Hub::new(crate::distribute::session::Limits::default(), Arc::new(Metrics::new().unwrap())));
-    Lab { server: Arc::default(), ca: watch::Sender::new(Arc::new(ca)), hub, _dir: dir }
+    Lab { server: Arc::default(), ca: watch::Sender::new(Arc::new(ca)), hub, dir }
 }
 
 impl Lab {
@@ -131,7 +132,7 @@ impl Lab {
     }
 
     fn behind(&self) -> Vec<String> {
-        let behind = self.hub.copies_behind(Roots::of(&self.ca.borrow()).told());
+        let behind = self.hub.copies_behind(Roots::of(&**self.ca.borrow()).told());
         behind.into_iter().map(|one| format!("{} {}", one.workload, one.why)).collect()
     }
 
@@ -164,7 +165,7 @@ async fn each_namespace_gets_the_roots_and_again_when_they_change() {
     assert_eq!(lab.server.roots_in("shop").as_ref(), Some(&first));
     assert_eq!(lab.server.roots_in("leaving"), None, "nothing can be made there");
 
-    let rotating = lab.ca.borrow().begin(Kind::Root, SystemTime::now()).unwrap();
+    let rotating = Ca::load(&lab.dir.path().join("ca")).unwrap().begin(Kind::Root, SystemTime::now()).unwrap();
     let both = rotating.root_pem().to_owned();
     lab.ca.send_replace(Arc::new(rotating));
     assert!(!lab.behind().is_empty(), "at once, before anything was written");

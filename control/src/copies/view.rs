@@ -5,10 +5,10 @@ use std::fmt;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use weft_certs::ca::Ca;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::Behind;
+use crate::issue::signers::CertificateAuthority;
 use crate::rotation::Waiting;
 
 /// So long a copy of a later revision than ours is taken for another replica's, which has seen the CA before us. After that it is a mistake.
@@ -29,7 +29,7 @@ pub struct Roots {
 
 impl Roots {
     /// Those of the CA as it is now.
-    pub fn of(ca: &Ca) -> Self {
+    pub fn of(ca: &dyn CertificateAuthority) -> Self {
         Self { pem: ca.root_pem().to_owned(), revision: ca.revision() }
     }
 

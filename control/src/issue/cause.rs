@@ -4,7 +4,9 @@
 
 use std::fmt;
 
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Status};
+use weft_api::names::{RENEW_BY, TOKEN};
 use weft_certs::ca::{CaError, CsrError};
 use weft_certs::jwt::JwtError;
 use weft_certs::token::TokenError;
@@ -70,6 +72,8 @@ words! {
         TokenNotYet = "token_not_yet",
         /// Its claims are not what this prover needs.
         TokenClaims = "token_claims",
+        /// The CA has to be shown a token, and a certificate is all that there is.
+        TokenNeeded = "token_needed",
         /// It was used before, with another key.
         TokenReplayed = "token_replayed",
         /// The API server says that it is not valid (any more).
@@ -102,8 +106,10 @@ words! {
         RequestNames = "request_names",
         /// What is needed to decide cannot be reached now: the issuer's keys, the API server, the store of used tokens, the source.
         Unavailable = "unavailable",
-        /// The CA cannot issue now.
+        /// The CA cannot issue now, or says no.
         Ca = "ca",
+        /// A CA elsewhere has answered with something that nobody asked for.
+        CaAnswer = "ca_answer",
     }
 }
 
@@ -121,7 +127,7 @@ impl Cause {
             | Self::RequestSignature
             | Self::RequestNames => Code::InvalidArgument,
             Self::Unavailable => Code::Unavailable,
-            Self::Ca => Code::FailedPrecondition,
+            Self::Ca | Self::CaAnswer => Code::FailedPrecondition,
             _ => Code::Unauthenticated,
         }
     }
@@ -205,7 +211,11 @@ impl Refusal {
 
     /// What the caller is told.
     pub fn status(&self) -> Status {
-        Status::new(self.cause.code(), self.message.as_str())
+        let mut status = Status::new(self.cause.code(), self.message.as_str());
+        if self.cause == Cause::TokenNeeded {
+            status.metadata_mut().insert(RENEW_BY, AsciiMetadataValue::from_static(TOKEN));
+        }
+        status
     }
 }
 

@@ -20,7 +20,7 @@ pub fn prove(
     model: impl FnOnce() -> Option<Arc<Model>>,
 ) -> Option<Result<Proof, Refusal>> {
     let Proved { identity, pod, .. } = proved.filter(|proved| now < proved.not_after)?;
-    let proof = |pod| Proof { identity: identity.clone(), method: Method::Certificate, pod, once: None };
+    let proof = |pod| Proof { identity: identity.clone(), method: Method::Certificate, pod, once: None, token: None };
     let Some(uid) = pod else { return Some(Ok(proof(None))) };
     let found = live(identity, uid, model);
     Some(found.map(|pod| proof(Some(pod))).map_err(|refusal| refusal.after(&proof(None))))

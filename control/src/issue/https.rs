@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tokio_util::task::AbortOnDropHandle;
 
 /// For a whole question.
@@ -95,6 +96,27 @@ impl Server {
     /// The server of a URL, verified as the configuration says.
     pub fn verified_by(url: &str, config: Arc<ClientConfig>) -> Result<Self, HttpsError> {
         Self::of(url, || Ok(config))
+    }
+
+    /// A server that speaks another protocol over TLS, verified by the roots in a file, by the name of the URL's host or by another one.
+    pub fn speaking(url: &str, roots: &Path, name: Option<&str>, alpn: &[u8]) -> Result<Self, HttpsError> {
+        let mut config = ClientConfig::clone(&*client_config(Some(roots))?);
+        config.alpn_protocols = vec![alpn.to_vec()];
+        let mut server = Self::of(url, || Ok(Arc::new(config)))?;
+        match (&mut server.tls, name) {
+            (None, _) => return Err(HttpsError::Url(url.to_owned())),
+            (Some((_, verified)), Some(name)) => {
+                *verified = ServerName::try_from(name.to_owned()).map_err(|_| HttpsError::Url(name.to_owned()))?;
+            }
+            _ => {}
+        }
+        Ok(server)
+    }
+
+    /// A connection whose server is verified.
+    pub async fn open(&self) -> io::Result<TlsStream<TcpStream>> {
+        let Some((tls, name)) = &self.tls else { return Err(io::ErrorKind::Unsupported.into()) };
+        tls.connect(name.clone(), self.connect().await?).await
     }
 
     /// From now on it is verified as the configuration says.

@@ -30,6 +30,6 @@ impl Join {
     pub fn prove(&self, token: Unproved<'_>, now: SystemTime) -> Result<Proof, Refusal> {
         let join = self.0.prove(token, now)?;
         let once = (join.uses == Uses::Once).then_some(Once { id: join.id, expires: join.expires });
-        Ok(Proof { identity: join.identity, method: Method::Join, pod: None, once })
+        Ok(Proof { identity: join.identity, method: Method::Join, pod: None, once, token: None })
     }
 }

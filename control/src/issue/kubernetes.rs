@@ -91,7 +91,7 @@ impl Kubernetes {
         let identity = Identity::new(&self.trust_domain, &bound.namespace, &bound.account).map_err(|error| {
             refused(Refusal::new(Cause::TokenClaims, format!("the token's service account gives no identity: {error}")))
         })?;
-        Ok(Proof { identity, method: Method::Kubernetes, pod: Some(bound.pod), once: None })
+        Ok(Proof { identity, method: Method::Kubernetes, pod: Some(bound.pod), once: None, token: None })
     }
 }
 

@@ -1,4 +1,4 @@
-//! Who asks for a certificate, and by what that is proved. One file a prover: [`certificate`] (renewal by one that is still valid),
+//! Who asks for a certificate, by what that is proved, and who signs it ([`signers`]). One file a prover: [`certificate`] (renewal by one that is still valid),
 //! [`join`] (our own tokens, single use), [`kubernetes`] (service-account tokens), [`oidc`] (tokens of any issuer).
 //!
 //! Invariants
@@ -21,6 +21,7 @@ pub mod providers;
 pub mod review;
 pub mod secret;
 pub mod settings;
+pub mod signers;
 pub mod used;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use weft_engine::identity::Identity;
 
 pub use cause::{Cause, Method, Pod, Refusal};
 use issuers::Issuers;
+use secret::Bearer;
 pub use settings::Settings;
 
 use crate::auth::Proved;
@@ -52,40 +54,46 @@ pub struct Proof {
     pub pod: Option<Pod>,
     /// The token has to be used up before a certificate is issued.
     pub once: Option<Once>,
+    /// A token that has proved it and that somebody else could check as well: none of ours.
+    pub token: Option<Bearer>,
 }
 
 /// All provers.
 #[derive(Debug)]
 pub struct Provers {
-    join: join::Join,
+    joins: Option<(join::Join, Arc<UsedTokens>)>,
     kubernetes: Option<kubernetes::Kubernetes>,
     oidc: Arc<Issuers>,
     _oidc: Option<AbortOnDropHandle<()>>,
-    used: Arc<UsedTokens>,
     trust_domain: String,
     hub: Arc<Hub>,
     metrics: Arc<Metrics>,
 }
 
 impl Provers {
-    /// As configured. Used tokens are shared by the replicas.
+    /// As configured. The key of join tokens is the CA's, if there is one; used tokens are shared by the replicas.
     ///
     /// # Errors
     /// A file that is named cannot be used. An issuer that does not answer is no error: it may come up later.
-    pub async fn open(settings: &Settings, ca: &Ca, used: UsedTokens, hub: Arc<Hub>) -> anyhow::Result<Self> {
+    pub async fn open(
+        settings: &Settings,
+        trust_domain: &str,
+        joins: Option<(Arc<Ca>, UsedTokens)>,
+        hub: Arc<Hub>,
+    ) -> anyhow::Result<Self> {
         let metrics = Arc::clone(&hub.metrics);
         let oidc = Arc::new(Issuers::default());
         let following = match settings.oidc(&metrics) {
             Some(source) => Some(oidc.open(source).await.map_err(anyhow::Error::msg)?),
             None => None,
         };
+        let joins = joins.map(|(ca, used)| (join::Join::new(&ca), Arc::new(used)));
         Ok(Self {
-            join: join::Join::new(ca),
-            kubernetes: settings.kubernetes(ca.trust_domain(), &metrics).await?,
+            joins,
+            kubernetes: settings.kubernetes(trust_domain, &metrics).await?,
             oidc,
             _oidc: following.map(|following| AbortOnDropHandle::new(tokio::spawn(following))),
-            used: Arc::new(used),
-            trust_domain: ca.trust_domain().to_owned(),
+            trust_domain: trust_domain.to_owned(),
             hub,
             metrics,
         })
@@ -121,6 +129,7 @@ impl Provers {
                 let message = "the token and the client certificate name two identities, or two pods";
                 Err(Refusal::new(Cause::Mismatch, message).by(other.method))
             }
+            (Some(Ok(proof)), Some(Ok(Proof { token, .. }))) => Ok(Proof { token, ..proof }),
             (Some(Ok(proof)), _) => Ok(proof),
             (_, Some(by_token)) => by_token,
             (Some(Err(refusal)), None) => Err(refusal),
@@ -133,17 +142,29 @@ impl Provers {
 
     async fn by_token(&self, text: &str, now: SystemTime) -> Result<Proof, Refusal> {
         let token = Unproved::read(text)?;
-        let Some(issuer) = token.issuer() else { return self.join.prove(token, now) };
+        let shown = Some(Bearer::new(text));
+        let Some(issuer) = token.issuer() else { return self.by_join(token, now) };
         if let Some(kubernetes) = self.kubernetes.as_ref().filter(|kubernetes| kubernetes.issuer() == issuer) {
             let proof = kubernetes.prove(text, token, now, || self.model()).await;
+            let proof = proof.map(|proof| Proof { token: shown, ..proof });
             return proof.map_err(|refusal| refusal.by(Method::Kubernetes));
         }
         if let Some(provider) = self.oidc.get(issuer) {
             let proof = provider.prove(token, &self.trust_domain, now).await;
+            let proof = proof.map(|proof| Proof { token: shown, ..proof });
             return proof.map_err(|refusal| refusal.by(Method::Oidc));
         }
         let message = "the token's issuer is none that control was told of (--kubernetes-issuer, --identity-providers)";
         Err(Refusal::new(Cause::TokenIssuer, message))
+    }
+
+    fn by_join(&self, token: Unproved<'_>, now: SystemTime) -> Result<Proof, Refusal> {
+        let Some((join, _)) = &self.joins else {
+            let message = "join tokens (weft token) are not taken here: certificates are issued elsewhere, and there is no --ca-dir \
+                           whose key could have signed one";
+            return Err(Refusal::new(Cause::TokenIssuer, message).by(Method::Join));
+        };
+        join.prove(token, now)
     }
 
     /// What the sources say; nothing before they were read.
@@ -154,9 +175,11 @@ impl Provers {
 
     /// Uses up a token for a key.
     pub async fn use_up(&self, once: Once, key: String, now: SystemTime) -> Result<(), Refusal> {
-        let used = Arc::clone(&self.used);
+        // Only the prover of join tokens asks for this.
+        let Some((_, used)) = &self.joins else { return Ok(()) };
+        let (used, all) = (Arc::clone(used), used);
         let taken = tokio::task::spawn_blocking(move || used.take(&once, &key, now)).await;
-        self.metrics.used_tokens.set(i64::try_from(self.used.count()).unwrap_or(i64::MAX));
+        self.metrics.used_tokens.set(i64::try_from(all.count()).unwrap_or(i64::MAX));
         match taken {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => {

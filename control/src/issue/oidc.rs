@@ -40,7 +40,7 @@ impl Oidc {
         let keys = self.keys.with(token.key_id().unwrap_or_default(), Instant::now()).await?;
         let claims = token.prove(&keys, &self.algorithms)?;
         let identity = self.template.identity(&claims, trust_domain)?;
-        Ok(Proof { identity, method: Method::Oidc, pod: None, once: None })
+        Ok(Proof { identity, method: Method::Oidc, pod: None, once: None, token: None })
     }
 }
 

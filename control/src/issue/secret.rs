@@ -1,8 +1,32 @@
-//! A file with a token of our own, read at each use: the kubelet puts a new one there while we run.
+//! Tokens: of our own, in a file that is read at each use, because the kubelet puts a new one there while we run; and of workloads.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use weft_certs::jwt::MAX_LENGTH;
+
+/// A token that is on its way. It never shows in `Debug`.
+#[derive(Clone)]
+pub struct Bearer(Arc<str>);
+
+impl fmt::Debug for Bearer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bearer(secret)")
+    }
+}
+
+impl Bearer {
+    /// Of its text.
+    pub fn new(text: &str) -> Self {
+        Self(text.trim().into())
+    }
+
+    /// For whom it is to be shown to.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
 
 /// A file with a bearer token.
 #[derive(Clone, Debug)]

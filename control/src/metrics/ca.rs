@@ -1,6 +1,6 @@
-//! Of the CA over time.
+//! Of the CA over time, and of one elsewhere.
 
-use prometheus::{IntGauge, IntGaugeVec};
+use prometheus::{IntCounterVec, IntGauge, IntGaugeVec};
 use weft_certs::ca::rotation::Phase;
 
 use super::{Make, whole};
@@ -10,6 +10,9 @@ use super::{Make, whole};
 #[allow(missing_docs)] // Each has its help text below.
 pub struct CaMetrics {
     pub broken: IntGauge,
+    pub signing: IntGauge,
+    pub answers: IntCounterVec,
+    pub leaving_roots: IntGauge,
     rotation_phase: IntGaugeVec,
     rotation_waiting: IntGauge,
     pub copies_behind: IntGauge,
@@ -20,7 +23,17 @@ impl CaMetrics {
         Ok(Self {
             broken: make.gauge(
                 "ca_broken",
-                "1 while the CA's home (--ca-dir, --ca-secret) or the issuer of --issuer-from cannot be used; what was in force goes on.",
+                "1 while the CA's home (--ca-dir, --ca-secret), the issuer of --issuer-from or the file of --roots cannot be used; what was in force goes on.",
+            )?,
+            signing: make.gauge("signing_requests", "Certificates that a CA elsewhere is being asked for.")?,
+            answers: make.counters(
+                "signing_answers_total",
+                "Questions to a CA elsewhere, by what became of them.",
+                "outcome",
+            )?,
+            leaving_roots: make.gauge(
+                "leaving_roots",
+                "Roots that were taken out of --roots and are believed still: somebody shows a certificate under them, or is away.",
             )?,
             rotation_phase: make.gauges(
                 "rotation_phase",

@@ -78,6 +78,9 @@ impl Admin {
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             },
             "/healthz/live" => plain(StatusCode::OK, "live\n"),
+            "/healthz/ready" if self.hub.metrics.control_not_after.get() == 0 => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "control has no certificate of its own yet; its log says why\n")
+            }
             "/healthz/ready" if *self.hub.loaded().borrow() => plain(StatusCode::OK, "ready\n"),
             "/healthz/ready" => plain(StatusCode::SERVICE_UNAVAILABLE, "the sources have not been read yet\n"),
             path if path.starts_with("/debug/") && !self.debug_remote && !addr.ip().to_canonical().is_loopback() => {
@@ -86,7 +89,7 @@ impl Admin {
             "/debug/proxies" => self.proxies(request.uri().query()),
             "/debug/certificates" => {
                 let ca = Arc::clone(&self.ca.borrow());
-                json(&rotation::Report::new(&ca, &self.hub))
+                json(&rotation::Report::new(&*ca, &self.hub))
             }
             _ => plain(
                 StatusCode::NOT_FOUND,

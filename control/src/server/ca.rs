@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
+use tonic::metadata::AsciiMetadataValue;
 use tonic::{Request, Response, Status};
+use weft_api::names::{RENEW_BY, TOKEN};
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateService;
 use weft_api::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use weft_certs::ca::{check_request, serial_of};
@@ -17,6 +19,7 @@ use weft_engine::ratelimit::{Decision, Key, Limiter, Rate};
 
 use crate::auth;
 use crate::config::Config;
+use crate::issue::signers::Wanted;
 use crate::issue::{Cause, Pod, Proof, Provers, Refusal};
 use crate::metrics::Metrics;
 use crate::rotation::Authority;
@@ -33,7 +36,7 @@ pub struct CertificateService {
 }
 
 impl CertificateService {
-    /// Signs with `ca`.
+    /// `ca` signs.
     pub fn new(ca: Authority, provers: Provers, config: &Config, metrics: Arc<Metrics>) -> Self {
         let (requests, burst) = config.certificates;
         let rate = Rate { requests, per: Duration::from_secs(1), burst };
@@ -66,11 +69,9 @@ impl CertificateService {
             self.provers.use_up(once.clone(), key, now).await?;
         }
         let ca = Arc::clone(&self.ca.borrow());
-        let issued = match &proof.pod {
-            Some(pod) => ca.issue_to_pod(&request.csr, identity, &pod.uid, asked, now),
-            None => ca.issue(&request.csr, identity, asked, now),
-        };
-        Ok((issued?, asked))
+        let pod = proof.pod.as_ref().map(|pod| pod.uid.as_str());
+        let wanted = Wanted { csr: &request.csr, identity, pod, token: proof.token.as_ref(), life: asked };
+        Ok((ca.sign(wanted, now).await?, asked))
     }
 
     fn ration(&self, identity: &Identity) -> Result<(), Refusal> {
@@ -129,6 +130,10 @@ impl IstioCertificateService for CertificateService {
         let issued = self.issue(&proof, request.get_ref(), now).await;
         let (cert_chain, life) = issued.map_err(|refusal| self.refuse(peer.addr, &refusal.after(&proof)))?;
         self.issued(peer.addr, &proof, &cert_chain, life);
-        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+        let mut response = Response::new(IstioCertificateResponse { cert_chain });
+        if self.ca.borrow().wants_token() {
+            response.metadata_mut().insert(RENEW_BY, AsciiMetadataValue::from_static(TOKEN));
+        }
+        Ok(response)
     }
 }

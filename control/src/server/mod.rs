@@ -51,7 +51,7 @@ pub async fn serve(
     provers: Provers,
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
-    let acceptor = tls::Acceptor::new(ca.clone(), Arc::clone(&hub.metrics), config.max_connections)?;
+    let acceptor = tls::Acceptor::new(ca.clone(), Arc::clone(&hub.metrics), config.max_connections).await?;
     if let Some(listener) = listeners.bundle {
         let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -31,6 +31,9 @@ use crate::rotation::Authority;
 const CONTROL_TTL: Duration = Duration::from_hours(24);
 /// How often the wall clock is looked at: it may be set while we sleep.
 const CLOCK: Duration = Duration::from_mins(1);
+/// Between attempts to get the first one from a CA elsewhere.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
 const HANDSHAKES: usize = 256;
 
@@ -43,6 +46,15 @@ pub struct Doors {
     pub bundle: Arc<ServerConfig>,
 }
 
+/// What control shows: a certificate in each name of the trust domain; the first one's number and times.
+#[derive(Clone, Debug)]
+struct Own {
+    svids: Arc<[Svid]>,
+    serial: String,
+    not_after: SystemTime,
+    renew_at: SystemTime,
+}
+
 /// Always with a certificate that is valid.
 pub type CurrentDoors = Arc<ArcSwap<Doors>>;
 
@@ -51,19 +63,22 @@ pub type CurrentDoors = Arc<ArcSwap<Doors>>;
 pub struct Acceptor {
     doors: CurrentDoors,
     ca: Authority,
-    renew_at: SystemTime,
+    own: Own,
     metrics: Arc<Metrics>,
     connections: Arc<Semaphore>,
 }
 
 impl Acceptor {
-    /// Issues the first certificate.
-    pub fn new(mut ca: Authority, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
-        let (doors, svid) = issue(&mut ca)?;
-        metrics.control_not_after.set(seconds(svid.not_after()));
-        let renew_at = svid.renew_at(0.0);
+    /// Waits for the first certificate.
+    ///
+    /// # Errors
+    /// Our own CA cannot issue it. A CA elsewhere is asked again until it does.
+    pub async fn new(mut ca: Authority, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
+        let own = first(&mut ca).await?;
+        let doors = doors(&ca, &own)?;
+        metrics.control_not_after.set(seconds(own.not_after));
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, renew_at, metrics, connections })
+        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, own, metrics, connections })
     }
 
     /// The certificate, which is renewed while this listens.
@@ -75,7 +90,8 @@ impl Acceptor {
     pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
         let (out, connections) = mpsc::channel(16);
         tokio::spawn(async move {
-            let renewal = renew(self.ca.clone(), Arc::clone(&self.doors), self.renew_at, Arc::clone(&self.metrics));
+            let (ca, own) = (self.ca.clone(), self.own.clone());
+            let renewal = renew(ca, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
             tokio::select! {
                 () = stopping.cancelled() => {}
                 () = self.accept(&listener, &out) => {}
@@ -140,7 +156,7 @@ async fn shake(
         None | Some([]) => None,
         Some(certificates) => {
             let leaf = peer_leaf(chain).map_err(io::Error::other)?;
-            let issuer = certificates.get(1).and_then(|issuer| ca.borrow().issuer_named(issuer).map(Arc::from));
+            let issuer = ca.borrow().above(certificates).map(Arc::from);
             let Leaf { identity, pod, serial, not_after, .. } = leaf;
             Some(Proved { identity, not_after, serial: serial.into(), issuer, pod: pod.map(Arc::from) })
         }
@@ -148,17 +164,40 @@ async fn shake(
     Ok((tls, Peer { addr, proved }))
 }
 
-fn issue(ca: &mut Authority) -> anyhow::Result<(Doors, Svid)> {
+async fn issue(ca: &mut Authority) -> anyhow::Result<Own> {
     let ca = Arc::clone(&ca.borrow_and_update());
-    let svids = ca.issue_control(CONTROL_TTL, SystemTime::now())?;
-    let discovery = control_server_config(&svids, ca.roots(), ca.trust_domain())?;
-    let bundle = public_server_config(&svids, &[b"http/1.1"], ca.trust_domain())?;
-    let first = svids.into_iter().next().context("control has no certificate")?;
-    Ok((Doors { discovery, bundle }, first))
+    let svids = ca.sign_control(CONTROL_TTL, SystemTime::now()).await;
+    let svids = svids.map_err(|refusal| anyhow!("control has no certificate of its own: {refusal}"))?;
+    let first = svids.first().context("control has no certificate of its own: none was issued")?;
+    let (serial, not_after, renew_at) = (first.serial().to_owned(), first.not_after(), first.renew_at(0.0));
+    Ok(Own { svids: svids.into(), serial, not_after, renew_at })
+}
+
+async fn first(ca: &mut Authority) -> anyhow::Result<Own> {
+    let mut wait = FIRST_WAIT;
+    loop {
+        match issue(ca).await {
+            Err(error) if ca.borrow().elsewhere().is_some() => {
+                let seconds = wait.as_secs();
+                tracing::error!("{error:#}; no proxy is served until it has one, it is asked for again in {seconds} s");
+            }
+            issued => return issued,
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(LONGEST_WAIT);
+    }
+}
+
+fn doors(ca: &Authority, own: &Own) -> anyhow::Result<Doors> {
+    let ca = Arc::clone(&ca.borrow());
+    let discovery = control_server_config(&own.svids, ca.roots(), ca.trust_domain())?;
+    let bundle = public_server_config(&own.svids, &[b"http/1.1"], ca.trust_domain())?;
+    Ok(Doors { discovery, bundle })
 }
 
 /// Never ends. Open connections keep the certificate that they began with.
-async fn renew(mut ca: Authority, doors: CurrentDoors, mut renew_at: SystemTime, metrics: Arc<Metrics>) {
+async fn renew(mut ca: Authority, current: CurrentDoors, mut own: Own, metrics: Arc<Metrics>) {
+    let mut renew_at = own.renew_at;
     loop {
         while let Ok(left) = renew_at.duration_since(SystemTime::now()) {
             let slice = left.clamp(Duration::from_millis(10), CLOCK);
@@ -172,17 +211,22 @@ async fn renew(mut ca: Authority, doors: CurrentDoors, mut renew_at: SystemTime,
                 break;
             }
         }
-        match issue(&mut ca) {
-            Ok((renewed, svid)) => {
-                tracing::info!(serial = svid.serial(), "control renewed its certificate");
-                metrics.control_not_after.set(seconds(svid.not_after()));
-                renew_at = svid.renew_at(0.0);
-                doors.store(Arc::new(renewed));
+        match issue(&mut ca).await {
+            Ok(issued) => {
+                tracing::info!(serial = issued.serial, "control renewed its certificate");
+                metrics.control_not_after.set(seconds(issued.not_after));
+                renew_at = issued.renew_at;
+                own = issued;
             }
             Err(error) => {
-                tracing::error!(%error, "control cannot renew its certificate; trying again in a minute");
+                tracing::error!("{error:#}; the one that it has goes on, and another is asked for in a minute");
                 renew_at = SystemTime::now() + CLOCK;
             }
+        }
+        // In any case: the roots may be others.
+        match doors(&ca, &own) {
+            Ok(doors) => current.store(Arc::new(doors)),
+            Err(error) => tracing::error!("control's doors stay as they are: {error:#}"),
         }
     }
 }

@@ -59,14 +59,32 @@ impl What<'_> {
         rotation.kind == self.kind() && same
     }
 
-    /// Control, if it can be asked, knows whether the name is another mesh's.
+    /// Control, if it can be asked, knows whether the CA is elsewhere, and whether the name is another mesh's.
     fn may_be(self, control: SocketAddr) -> Result<(), Failure> {
-        let Self::Rename(Rename { to: Some(to), .. }) = self else { return Ok(()) };
-        match status::ask(control) {
-            Ok(report) if report.federated.contains(to) => {
+        let Ok(report) = status::ask(control) else { return Ok(()) };
+        if report.elsewhere {
+            return Err(Failure::input(elsewhere(self.kind(), &report.issuing)));
+        }
+        match self {
+            Self::Rename(Rename { to: Some(to), .. }) if report.federated.contains(to) => {
                 Err(Failure::input(format!("the mesh is federated with `{to}`: it cannot be called so itself")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+fn elsewhere(kind: Kind, by: &str) -> String {
+    match kind {
+        Kind::TrustDomain => {
+            format!("certificates are issued by {by}: the trust domain cannot be renamed while they are")
+        }
+        Kind::Root => format!(
+            "certificates are issued by {by}: exchange the root there; control follows its file of --roots, where the new one has to be \
+             before anything is issued under it"
+        ),
+        Kind::Issuer => {
+            format!("certificates are issued by {by}: exchange the issuer there; nothing is to be done here")
         }
     }
 }

@@ -46,8 +46,14 @@ fn print(report: &Report, now: SystemTime) {
     let paint = Paint::stdout();
     let too = if report.aliases.is_empty() { String::new() } else { format!(", also {}", report.aliases.join(", ")) };
     output::out(format_args!("{} {}{too}", paint.faint("trust domain"), paint.strong(&report.trust_domain)));
+    if report.elsewhere {
+        output::out(format_args!("{} {}", paint.faint("issued by"), paint.strong(&report.issuing)));
+    }
     for authority in &report.authorities {
         output::out(line(authority, report, now));
+        for one in &authority.held_up_by {
+            output::out(paint.warn(format!("  {} {}", one.workload, one.why)));
+        }
     }
     if let Some(rotation) = &report.rotation {
         for line in rotating(rotation, now) {
@@ -71,6 +77,7 @@ fn print(report: &Report, now: SystemTime) {
 fn line(authority: &AuthorityReport, report: &Report, now: SystemTime) -> String {
     let state = match (authority.id == report.issuing, authority.published, &*authority.role) {
         (true, ..) => "issues",
+        _ if authority.leaving => "leaving",
         (_, true, "root") => "published",
         (_, true, _) => "does not issue",
         (_, false, _) => "withdrawn",
