@@ -4,10 +4,12 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::ClientConfig;
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Request, Status};
+use weft_api::names::{RENEW_BY, TOKEN};
 use weft_api::wire::ca::IstioCertificateRequest;
 use weft_api::wire::ca::istio_certificate_service_client::IstioCertificateServiceClient;
 use weft_certs::tls::control_client_config;
@@ -30,6 +32,8 @@ pub enum Token {
     Text(Arc<str>),
     /// In a file, which is read at each use: Kubernetes renews it there.
     File(PathBuf),
+    /// This one, for a CA that wants a token each time, and none for any other.
+    IfWanted(Box<Self>),
 }
 
 impl fmt::Debug for Token {
@@ -38,15 +42,24 @@ impl fmt::Debug for Token {
             Self::None => f.write_str("None"),
             Self::Text(_) => f.write_str("Text(secret)"),
             Self::File(path) => write!(f, "File({})", path.display()),
+            Self::IfWanted(token) => write!(f, "IfWanted({token:?})"),
         }
     }
 }
 
 impl Token {
+    /// What there is for a CA that wants a token each time, or for any other.
+    pub fn wanted(&self, wanted: bool) -> &Self {
+        match self {
+            Self::IfWanted(token) if wanted => token,
+            other => other,
+        }
+    }
+
     /// The token's text now; `None` if there is none.
     pub async fn read(&self) -> Result<Option<Arc<str>>, AskError> {
         let text = match self {
-            Self::None => return Ok(None),
+            Self::None | Self::IfWanted(_) => return Ok(None),
             Self::Text(text) => Arc::clone(text),
             Self::File(path) => match tokio::fs::read_to_string(path).await {
                 Ok(text) => text.trim().into(),
@@ -88,6 +101,11 @@ pub trait Authority: Sync {
     /// A chain for the request: PEM, leaf first, root last.
     fn create(&self, csr: String, credential: Credential)
     -> impl Future<Output = Result<Vec<String>, AskError>> + Send;
+
+    /// Whether it has said that it wants a token each time, and takes no certificate for one.
+    fn wants_token(&self) -> bool {
+        false
+    }
 }
 
 /// Control's CA, over gRPC.
@@ -95,12 +113,13 @@ pub struct ControlAuthority {
     target: Target,
     trust: Arc<Trust>,
     trust_domain: Arc<str>,
+    wants_token: AtomicBool,
 }
 
 impl ControlAuthority {
     /// The CA at `target`, which must prove to be control of `trust_domain`.
     pub fn new(target: Target, trust: Arc<Trust>, trust_domain: Arc<str>) -> Self {
-        Self { target, trust, trust_domain }
+        Self { target, trust, trust_domain, wants_token: AtomicBool::new(false) }
     }
 
     fn without_certificate(&self) -> Result<Arc<ClientConfig>, AskError> {
@@ -128,8 +147,21 @@ impl Authority for ControlAuthority {
         // A connection of its own: renewals are rare, and each may come with another certificate.
         let channel = control_channel::channel(&self.target, tls);
         let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
-        let answer = client.create_certificate(request).await.map_err(|status| refused("control", &status))?;
-        Ok(answer.into_inner().cert_chain)
+        let answer = client.create_certificate(request).await;
+        let told = match &answer {
+            Ok(answer) => answer.metadata(),
+            Err(status) => status.metadata(),
+        };
+        // Control issues by a CA elsewhere, or does so no more. One that is away says nothing.
+        let wants_token = told.get(RENEW_BY).is_some_and(|by| by == TOKEN);
+        if wants_token || answer.is_ok() {
+            self.wants_token.store(wants_token, Ordering::Relaxed);
+        }
+        Ok(answer.map_err(|status| refused("control", &status))?.into_inner().cert_chain)
+    }
+
+    fn wants_token(&self) -> bool {
+        self.wants_token.load(Ordering::Relaxed)
     }
 }
 

@@ -60,8 +60,9 @@ async fn for_application(
 ) -> io::Result<()> {
     let Some(socket) = socket else { return pending().await };
     let api = WorkloadApi::new(Arc::clone(shared), settings.trust.bundles(), HOLD);
-    // Proved by our own certificate, and on no disk: after a restart another is asked for.
-    let settings = Settings { token: Token::None, state_dir: None, ..settings.clone() };
+    // Proved by our own certificate where that is enough, and on no disk: after a restart another is asked for.
+    let token = Token::IfWanted(Box::new(settings.token.clone()));
+    let settings = Settings { token, state_dir: None, ..settings.clone() };
     let renewals = async {
         let mut ours = shared.identity.changes();
         if ours.wait_for(|taken| *taken > 0).await.is_ok() {

@@ -201,9 +201,10 @@ impl Backoff {
     }
 }
 
-/// One attempt: by the certificate in use while it is valid, then, if that is refused, by the token.
+/// One attempt: by the certificate in use while it is valid, then, if that is refused, by the token; the other way round where control has
+/// said that it wants a token each time, because it issues by a CA elsewhere.
 ///
-/// Every second attempt begins with the token: a certificate that control refuses within the handshake (its clock is ahead of ours, its CA
+/// Every second attempt begins with the other one: a certificate that control refuses within the handshake (its clock is ahead of ours, its CA
 /// was made anew) looks like a broken connection from here.
 async fn ask(
     proof: &IdentityStore,
@@ -214,7 +215,7 @@ async fn ask(
     now: &(impl Fn() -> SystemTime + Sync),
 ) -> Result<Arc<Current>, AskError> {
     let certificate = proof.current_at(now()).ok();
-    let (token, mut error) = match settings.token.read().await {
+    let (token, mut error) = match settings.token.wanted(authority.wants_token()).read().await {
         Ok(token) => {
             let message = "there is neither a valid certificate nor a token; give --token-file".into();
             (token, AskError { failure: Failure::NoCredential, message })
@@ -222,7 +223,7 @@ async fn ask(
         Err(e) => (None, e),
     };
     let mut credentials = [certificate.map(Credential::Certificate), token.map(Credential::Token)];
-    if token_first {
+    if token_first != authority.wants_token() {
         credentials.reverse();
     }
     for credential in credentials.into_iter().flatten() {

@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tonic::{Request, Response, Status};
 use tower::ServiceExt;
+use weft_api::names::{RENEW_BY, TOKEN};
 use weft_api::wire::ca::istio_certificate_service_server::{IstioCertificateService, IstioCertificateServiceServer};
 use weft_api::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
 use weft_certs::tls::ClientAuth;
@@ -21,6 +22,8 @@ struct Service {
     verifier: token::Verifier,
     peer: Option<Identity>,
     life: Duration,
+    /// As if it issued by a CA elsewhere.
+    wants_token: bool,
     seen: Arc<Mutex<Vec<&'static str>>>,
 }
 
@@ -40,9 +43,18 @@ impl IstioCertificateService for Service {
             (None, None) => return Err(Status::unauthenticated("neither token nor certificate")),
         };
         self.seen.lock().push(by);
+        if self.wants_token && by == "certificate" {
+            let mut status = Status::unauthenticated("the CA has to be shown a token");
+            status.metadata_mut().insert(RENEW_BY, TOKEN.parse().unwrap());
+            return Err(status);
+        }
         let chain = self.ca.issue(&request.get_ref().csr, &identity, self.life, SystemTime::now());
         let cert_chain = chain.map_err(|e| Status::invalid_argument(e.to_string()))?;
-        Ok(Response::new(IstioCertificateResponse { cert_chain }))
+        let mut response = Response::new(IstioCertificateResponse { cert_chain });
+        if self.wants_token {
+            response.metadata_mut().insert(RENEW_BY, TOKEN.parse().unwrap());
+        }
+        Ok(response)
     }
 }
 
@@ -56,6 +68,10 @@ struct Control {
 
 /// A control that listens with its own certificate, or with that of a workload.
 async fn control(life: Duration, genuine: bool) -> Control {
+    control_that(life, genuine, false).await
+}
+
+async fn control_that(life: Duration, genuine: bool, wants_token: bool) -> Control {
     let dir = tempfile::tempdir().unwrap();
     let ca = Arc::new(Ca::open(dir.path(), "cluster.local").unwrap());
     let svid = if genuine {
@@ -70,7 +86,7 @@ async fn control(life: Duration, genuine: bool) -> Control {
     let address = listener.local_addr().unwrap().to_string();
     let seen = Arc::new(Mutex::new(Vec::new()));
     let token = token::sign(dir.path(), &web(), HOUR, SystemTime::now()).unwrap();
-    tokio::spawn(serve(listener, TlsAcceptor::from(tls), Arc::clone(&ca), life, Arc::clone(&seen)));
+    tokio::spawn(serve(listener, TlsAcceptor::from(tls), Arc::clone(&ca), life, wants_token, Arc::clone(&seen)));
     Control { _dir: dir, ca, address, seen, token }
 }
 
@@ -79,6 +95,7 @@ async fn serve(
     tls: TlsAcceptor,
     ca: Arc<Ca>,
     life: Duration,
+    wants_token: bool,
     seen: Arc<Mutex<Vec<&'static str>>>,
 ) {
     loop {
@@ -86,7 +103,7 @@ async fn serve(
         let Ok(stream) = tls.accept(stream).await else { continue };
         let peer = tls::peer_identity(stream.get_ref().1.peer_certificates()).ok();
         let verifier = token::Verifier::from_ca(&ca);
-        let service = Service { ca: Arc::clone(&ca), verifier, peer, life, seen: Arc::clone(&seen) };
+        let service = Service { ca: Arc::clone(&ca), verifier, peer, life, wants_token, seen: Arc::clone(&seen) };
         let service = IstioCertificateServiceServer::new(service);
         let answer = hyper::service::service_fn(move |request| service.clone().oneshot(request));
         let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -116,6 +133,26 @@ async fn first_by_token_then_by_certificate() {
     assert_eq!(*control.seen.lock(), ["token", "certificate"]);
     assert_eq!(failures(&store), 0);
     assert_eq!(store.current().unwrap().identity, web());
+}
+
+#[tokio::test]
+async fn a_control_that_wants_a_token_each_time_is_shown_one_and_refuses_nothing() {
+    let control = control_that(Duration::from_secs(3), true, true).await;
+    let (store, state) = (IdentityStore::default(), tempfile::tempdir().unwrap());
+    let settings = Settings { state_dir: Some(state.path().to_owned()), ..control.settings(&control.token) };
+    run_until(&store, &settings, &control.authority(), SystemTime::now, |store| store.counters.issued() == 3).await;
+    assert_eq!(*control.seen.lock(), ["token", "token", "token"]);
+    assert_eq!(failures(&store), 0);
+    // One that was started anew shows its saved certificate once, and then the token in the same attempt.
+    control.seen.lock().clear();
+    let store = IdentityStore::default();
+    run_until(&store, &settings, &control.authority(), SystemTime::now, |store| store.counters.issued() == 2).await;
+    assert_eq!(*control.seen.lock(), ["certificate", "token", "token"]);
+    assert_eq!(failures(&store), 0);
+    // The application's, proved by the sidecar's certificate elsewhere, takes the token here and there only.
+    let token = Token::IfWanted(Box::new(settings.token.clone()));
+    assert!(token.wanted(false).read().await.unwrap().is_none());
+    assert_eq!(token.wanted(true).read().await.unwrap().as_deref(), Some(&*control.token));
 }
 
 #[tokio::test]
