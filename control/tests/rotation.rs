@@ -252,3 +252,28 @@ async fn an_issuer_that_somebody_else_keeps_is_followed() {
 fn csr(account: &str) -> String {
     weft_certs::svid::KeyPair::generate().unwrap().csr(&Mesh::identity(account)).unwrap()
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ca_that_is_gone_is_said_and_the_one_in_force_issues_on() {
+    let mut mesh = Mesh::start().await;
+    let (dir, kept) = (mesh.dir.path().join("ca"), mesh.dir.path().join("kept"));
+    let svid = mesh.svid("web", Duration::from_mins(10));
+    let broken = async |wanted: &str| {
+        let waited = tokio::time::timeout(SOON, async {
+            while !mesh.get("/metrics").await.contains(&format!("\nweft_control_ca_broken {wanted}\n")) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "ca_broken never was {wanted}");
+        let key = weft_certs::svid::KeyPair::generate().unwrap();
+        let csr = key.csr(&Mesh::identity("web")).unwrap();
+        let chain = mesh.certificate(Some(&svid), None, &csr, 600).await.unwrap();
+        assert_eq!(chain.last().unwrap(), mesh.ca.root_pem());
+    };
+    broken("0").await;
+    std::fs::rename(&dir, &kept).unwrap();
+    broken("1").await;
+    std::fs::rename(&kept, &dir).unwrap();
+    broken("0").await;
+    mesh.stop().await;
+}
