@@ -1,4 +1,4 @@
-//! A root and an issuer are exchanged while proxies hold real streams: no phase ends before all are ready for it, whoever lags is named, and
+//! A root, an issuer and the trust domain's name are exchanged while proxies hold real streams: no phase ends before all are ready for it, whoever lags is named, and
 //! control may be started anew in any of them.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
@@ -199,6 +199,93 @@ async fn an_issuer_is_exchanged_and_what_has_begun_can_be_turned_back() {
     assert_eq!(said["authorities"].as_array().unwrap().len(), 2);
     drop(proxies);
     mesh.stop().await;
+}
+
+/// Who a chain's leaf says that its holder is.
+fn named(chain: &[String]) -> String {
+    let looked = weft_certs::inspect::inspect(chain[0].as_bytes(), None, SystemTime::now()).unwrap();
+    looked.certificates[0].names[0].trim_start_matches("URI:").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trust_domain_is_renamed_step_by_step_and_control_may_die_in_each() {
+    const NEW: &str = "new.example";
+    let mut mesh = Mesh::with(short).await;
+    let (web, mute) = (obedient(&mesh, "web-1", "web").await, asking(&mesh, "web-2", "web").await);
+    until(&mesh, "all are seen", |report| report["proxies"].as_array().unwrap().len() == 3).await;
+    now(&mesh).rename(NEW, false, SystemTime::now()).unwrap();
+    let said = until(&mesh, "both are named", |report| waiting_or_none(report) == 2).await;
+    let expected =
+        [("shop/cart-1", "is not connected"), ("shop/web-2", "has not acknowledged the names of the trust domain")];
+    assert_eq!(waiting(&said), expected.map(|(who, why)| (who.to_owned(), why.to_owned())));
+    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&common::TD.into(), &NEW.into()));
+    assert_eq!(said["rotation"]["kind"], "trust-domain");
+    drop((web, mute));
+
+    let (old, new) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://new.example/ns/shop/sa/web");
+    let renewed = async |mesh: &Mesh| mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
+    restart(&mut mesh).await;
+    phase(&mesh, "publishing").await;
+    assert_eq!(named(&renewed(&mesh).await), old);
+    let proxies = all(&mesh).await;
+    let said = phase(&mesh, "turning").await;
+    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&NEW.into(), &common::TD.into()));
+    assert_eq!(waiting(&said)[0], ("shop/cart-1".to_owned(), "still shows a certificate of cluster.local".to_owned()));
+    // Proved in the old name and asked for in the old name, it is given in the new one.
+    assert_eq!(named(&renewed(&mesh).await), new);
+
+    drop(proxies);
+    restart(&mut mesh).await;
+    mesh.ca = Arc::new(now(&mesh));
+    let proxies = all(&mesh).await;
+    let said = phase(&mesh, "withdrawing").await;
+    assert_eq!(said["aliases"], serde_json::json!([]));
+    drop(proxies);
+    restart(&mut mesh).await;
+    mesh.ca = Arc::new(now(&mesh));
+    let proxies = all(&mesh).await;
+    let said = until(&mesh, "it is over", |report| report["rotation"].is_null()).await;
+    assert_eq!((&said["trust_domain"], &said["proxies"][0]["identity"]), (&NEW.into(), &"spiffe://new.example/ns/shop/sa/cart".into()));
+    drop(proxies);
+    mesh.stop().await;
+    // Control may be told any name that the mesh ever had.
+    mesh.run(|config| {
+        short(config);
+        config.trust_domain = NEW.to_owned();
+    })
+    .await;
+    assert_eq!(named(&renewed(&mesh).await), new);
+    mesh.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_federated_trust_domain_is_no_name_of_ours() {
+    const PARTNER: &str = "partner.example";
+    let elsewhere = tempfile::tempdir().unwrap();
+    let theirs = Ca::open(&elsewhere.path().join("theirs"), PARTNER).unwrap();
+    let file = elsewhere.path().join("partner.pem");
+    std::fs::write(&file, theirs.root_pem()).unwrap();
+    let federated = vec![format!("{PARTNER}={}", file.display()).parse().unwrap()];
+    let mut mesh = Mesh::with(|config| config.federated = federated.clone()).await;
+    assert_eq!(report(&mesh).await["federated"], serde_json::json!([PARTNER]));
+    now(&mesh).rename(PARTNER, false, SystemTime::now()).unwrap();
+    tokio::time::timeout(SOON, async {
+        while now(&mesh).authorities().rotation().is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("control turns it back");
+    assert_eq!(now(&mesh).called().every().collect::<Vec<_>>(), [common::TD], "and nothing is left of it");
+    assert_eq!(report(&mesh).await["federated"], serde_json::json!([PARTNER]));
+    mesh.stop().await;
+    // The other way round: no file speaks for a name that was ours once.
+    now(&mesh).rename("new.example", false, SystemTime::now()).unwrap().abort(SystemTime::now()).unwrap();
+    let mut config = weft_control::Config::new(vec![mesh.dir.path().join("files")], mesh.dir.path().join("ca"));
+    (config.listen, config.metrics) = (mesh.listen, mesh.metrics);
+    config.federated = vec![format!("new.example={}", file.display()).parse().unwrap()];
+    let refused = format!("{:#}", weft_control::Control::start(config).await.unwrap_err());
+    assert!(refused.contains("`new.example` is, or was, a name of this mesh's own trust domain"), "{refused}");
 }
 
 /// What somebody else's CA has made, as a Secret of cert-manager is mounted.

@@ -1,11 +1,12 @@
-//! Identity never costs a request: under a steady load leaves turn every few seconds, issuer and root are rotated, and control is killed
-//! in every phase of that. The figures are printed.
+//! Identity never costs a request: under a steady load leaves turn every few seconds, issuer and root are rotated, the trust domain gets
+//! another name, and control is killed in every phase of that. The figures are printed.
 //!
 //! `WEFT_ROTATIONS=N cargo test -p weft-tests --test e2e -- rotation` does it N times over, with the load going on,
 //! and turns a rotation of the root back each time.
 #![allow(clippy::print_stderr, reason = "the figures are what this test is for")]
 
 mod machine;
+mod name;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::STRICT;
 use machine::Rotating;
 
 pub fn tests() -> Vec<Trial> {
-    vec![test_alone("rotation_of_leaves_issuer_and_root_costs_no_request", costs_no_request)]
+    vec![test_alone("rotation_of_leaves_issuer_root_and_name_costs_no_request", costs_no_request)]
 }
 
 /// Life of a leaf. Control must not be away for longer than the third of it that is left when it is renewed.
@@ -121,6 +122,7 @@ fn costs_no_request() {
         }
         figures.extend(Rotating::issuer(&mut stage, round));
         figures.extend(Rotating::root(&mut stage, round));
+        figures.extend(name::rename(&mut stage, round));
         if rounds > 1 {
             figures.extend(Rotating::turned_back(&mut stage, round));
         }

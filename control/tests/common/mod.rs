@@ -141,7 +141,9 @@ impl Mesh {
 
     /// A connection to another replica.
     pub async fn channel_to(&self, listen: SocketAddr, svid: Option<&Svid>) -> Channel {
-        let tls = TlsConnector::from(control_client_config(svid, self.ca.roots(), TD).unwrap());
+        // Control is known by the name that a client was started with, and by no other.
+        let roots = self.ca.roots().own_and(self.ca.roots());
+        let tls = TlsConnector::from(control_client_config(svid, &roots, TD).unwrap());
         let connector = tower::service_fn(move |_| {
             let tls = tls.clone();
             async move {

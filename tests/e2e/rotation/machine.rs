@@ -17,7 +17,7 @@ pub type Figures = Vec<(&'static str, Duration)>;
 
 /// A rotation under way.
 pub struct Rotating<'a> {
-    stage: &'a mut Stage,
+    pub stage: &'a mut Stage,
     round: usize,
     /// The roots before it began.
     roots: String,
@@ -26,11 +26,11 @@ pub struct Rotating<'a> {
     /// The phase, and when it was seen first.
     phase: &'static str,
     begun: Instant,
-    figures: Figures,
+    pub figures: Figures,
 }
 
 impl<'a> Rotating<'a> {
-    fn new(stage: &'a mut Stage, round: usize) -> Self {
+    pub fn new(stage: &'a mut Stage, round: usize) -> Self {
         let roots = roots(&stage.mesh);
         let state = stage.mesh.lab.dir().join(format!("state-{round}"));
         copy(&stage.mesh.pod(KEPT).dir().unwrap().join("state"), &state);
@@ -133,7 +133,7 @@ impl<'a> Rotating<'a> {
         self.stage.join(&format!("{name}-0"));
     }
 
-    fn begin(&mut self, what: &str, flags: &[&str]) {
+    pub fn begin(&mut self, what: &str, flags: &[&str]) {
         let ca_dir = self.stage.mesh.control.as_ref().unwrap().ca_dir().to_owned();
         let mut command = command(what, &ca_dir);
         command.extend(flags.iter().chain(&["--no-wait"]).map(ToString::to_string));
@@ -143,7 +143,7 @@ impl<'a> Rotating<'a> {
     }
 
     /// Waits for a phase, or for the end if it has no name, while the load goes on. The one before took until now.
-    fn until_phase(&mut self, phase: &'static str) {
+    pub fn until_phase(&mut self, phase: &'static str) {
         let seen = until(&format!("the phase `{phase}`"), PATIENCE, || {
             self.stage.good("while waiting for a phase");
             match report(&self.stage.mesh) {
@@ -166,7 +166,7 @@ impl<'a> Rotating<'a> {
     }
 
     /// A sidecar that ended begins with the state that it had before the rotation.
-    fn begin_with_old_state(&mut self) {
+    pub fn begin_with_old_state(&mut self) {
         let mesh = &mut self.stage.mesh;
         mesh.member_mut(KEPT).sidecar = None;
         let state = mesh.pod(KEPT).dir().unwrap().join("state");
@@ -176,7 +176,7 @@ impl<'a> Rotating<'a> {
     }
 
     /// Every proxy is there, shows a leaf of the issuer of now, and believes the roots of now. Gives the report that says so.
-    fn everybody_turned(&self) -> Value {
+    pub fn everybody_turned(&self) -> Value {
         // A proxy that opens its stream anew, with its next leaf, is away for a moment.
         self.stage.mesh.until("every proxy to have turned", || {
             let report = report(&self.stage.mesh);
@@ -196,16 +196,16 @@ fn command(what: &str, ca_dir: &Path) -> Vec<String> {
 }
 
 /// The roots that new pods are given.
-fn roots(mesh: &Mesh) -> String {
+pub fn roots(mesh: &Mesh) -> String {
     std::fs::read_to_string(mesh.control.as_ref().unwrap().ca_dir().join("root.pem")).unwrap()
 }
 
-fn report(mesh: &Mesh) -> Value {
+pub fn report(mesh: &Mesh) -> Value {
     let answer = mesh.control.as_ref().unwrap().get(&mesh.lab, "/debug/certificates").unwrap();
     serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error} in {answer:?}"))
 }
 
-fn waited_for(mesh: &Mesh, phase: &str, name: &str) -> Result<(), String> {
+pub fn waited_for(mesh: &Mesh, phase: &str, name: &str) -> Result<(), String> {
     let rotation = &report(mesh)["rotation"];
     let named = |waiting: &Vec<Value>| waiting.iter().any(|one| one["workload"] == format!("shop/{name}-0"));
     let good = rotation["phase"] == phase && rotation["waiting"].as_array().is_some_and(named);
