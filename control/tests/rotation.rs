@@ -223,7 +223,8 @@ async fn the_trust_domain_is_renamed_step_by_step_and_control_may_die_in_each() 
     drop((web, mute));
 
     let (old, new) = ("spiffe://cluster.local/ns/shop/sa/web", "spiffe://new.example/ns/shop/sa/web");
-    let renewed = async |mesh: &Mesh| mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
+    let renewed =
+        async |mesh: &Mesh| mesh.certificate(Some(&mesh.svid("web", SOON)), None, &csr("web"), 0).await.unwrap();
     restart(&mut mesh).await;
     phase(&mesh, "publishing").await;
     assert_eq!(named(&renewed(&mesh).await), old);
@@ -245,7 +246,10 @@ async fn the_trust_domain_is_renamed_step_by_step_and_control_may_die_in_each() 
     mesh.ca = Arc::new(now(&mesh));
     let proxies = all(&mesh).await;
     let said = until(&mesh, "it is over", |report| report["rotation"].is_null()).await;
-    assert_eq!((&said["trust_domain"], &said["proxies"][0]["identity"]), (&NEW.into(), &"spiffe://new.example/ns/shop/sa/cart".into()));
+    assert_eq!(
+        (&said["trust_domain"], &said["proxies"][0]["identity"]),
+        (&NEW.into(), &"spiffe://new.example/ns/shop/sa/cart".into())
+    );
     drop(proxies);
     mesh.stop().await;
     // Control may be told any name that the mesh ever had.

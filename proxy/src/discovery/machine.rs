@@ -344,7 +344,7 @@ impl Machine {
         let bytes = Bytes::from(value);
         let decoded = decode(type_url, &bytes, &self.trust_domain)
             .and_then(|decoded| fits(&name, decoded))
-            .and_then(|decoded| self.believable(decoded));
+            .and_then(Self::believable);
         let name: Arc<str> = name.as_str().into();
         let decoded = match decoded {
             Ok(decoded) => decoded,
@@ -367,7 +367,7 @@ impl Machine {
     }
 
     // Roots that no handshake could use are refused with the rest of what is wrong.
-    fn believable(&self, decoded: Decoded) -> Result<Decoded, ResourceError> {
+    fn believable(decoded: Decoded) -> Result<Decoded, ResourceError> {
         match &decoded {
             Decoded::Trust(trust) if !trust.bundles.is_empty() => match usable(trust) {
                 Ok(_) => Ok(decoded),

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use weft_tests::Service;
 
-use super::machine::{Figures, Rotating, report, roots, waited_for};
 use super::Stage;
+use super::machine::{Figures, Rotating, report, roots, waited_for};
 
 /// It goes from one of these to the other.
 const NAMES: [&str; 2] = ["cluster.local", "mesh.example"];
@@ -114,7 +114,8 @@ impl Renaming<'_> {
     /// A pod whose sidecar was told that this is its trust domain.
     fn started_for(&mut self, domain: &str, phase: &str) {
         let name = format!("name-{phase}-{}", self.round);
-        let service = Service::own(&name).sidecar_arg(&format!("--identity=spiffe://{domain}/ns/shop/sa/{name}")).later();
+        let service =
+            Service::own(&name).sidecar_arg(&format!("--identity=spiffe://{domain}/ns/shop/sa/{name}")).later();
         self.rotating.stage.mesh.deploy(service);
         self.rotating.stage.join(&format!("{name}-0"));
     }

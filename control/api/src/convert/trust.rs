@@ -54,7 +54,8 @@ pub(super) fn trust(wire: v1::Trust, own: &str) -> Result<Trust, ResourceError> 
     let aliases = wire.aliases.iter().map(|name| domain(name)).collect::<Result<Vec<_>, _>>()?;
     let former = wire.former.iter().map(|name| domain(name)).collect::<Result<Vec<_>, _>>()?;
     let known = *issued == *own || aliases.iter().chain(&former).any(|name| **name == *own);
-    if !bundles.is_empty() && !(known && bundles.contains_key(&issued)) {
+    let ours = known && bundles.contains_key(&issued);
+    if !bundles.is_empty() && !ours {
         let message = format!("the mesh's own trust domain `{own}` is missing: nobody could be believed any more");
         return Err(ResourceError::new(ErrorCode::MissingField, message));
     }
