@@ -198,9 +198,13 @@ fn damage_is_said_with_the_file_and_never_mended_in_silence() {
                 let error = scene.open().unwrap_err();
                 assert!(matches!(error, CaError::Damaged { .. }) && error.to_string().contains(file), "{error}");
                 assert!(ca.begin(Kind::Root, now()).is_err(), "nor is anything written over it");
+                // Of a directory `ca.json` alone is looked at.
+                let seen = ca.reload();
+                assert!(seen.is_err() || (matches!(scene, Scene::Directory(_)) && file != MANIFEST), "{file}");
             }
             scene.alter(file, Some(whole));
             scene.open().unwrap();
+            assert!(ca.reload().unwrap().is_none(), "put right, it is the same");
         }
         scene.alter("more.pem", Some(vec![b'x'; MAX_BYTES]));
         assert!(matches!(scene.open(), Err(CaError::Damaged { .. })), "it is too large");
