@@ -252,6 +252,33 @@ mod tests {
     }
 
     #[test]
+    fn who_signs_is_said_in_one_way_and_wholly() {
+        use clap::Args as _;
+        let command = || Args::augment_args(clap::Command::new("control").no_binary_name(true));
+        command().debug_assert();
+        let read = |flags: &str| {
+            let flags: Vec<_> = "--files f".split(' ').chain(flags.split_whitespace()).collect();
+            command().try_get_matches_from(flags).is_ok()
+        };
+        let by = "--issue-by https://ca:443 --issue-by-ca ca.pem --issue-by-token token --roots roots.pem";
+        for good in
+            ["--ca-dir ca", "--ca-secret a/b", by, "--signer a.b/c --roots r", "--signer a.b/c --roots r --ca-dir ca"]
+        {
+            assert!(read(good), "{good}");
+        }
+        let more = ["--ca-dir ca", "--ca-secret a/b", "--signer a.b/c", "--issuer-from dir"];
+        for bad in more.map(|more| format!("{by} {more}")) {
+            assert!(!read(&bad), "{bad}");
+        }
+        let lacking = ["", "--signer a.b/c", "--issue-by https://ca:443 --roots r", "--ca-dir ca --issue-by-token t"];
+        for bad in
+            lacking.into_iter().chain(["--ca-dir ca --ca-secret a/b", "--signer a.b/c --roots r --issuer-from d"])
+        {
+            assert!(!read(bad), "{bad}");
+        }
+    }
+
+    #[test]
     fn durations_are_read_as_people_write_them() {
         assert_eq!(duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(duration("1h30m"), Ok(Duration::from_mins(90)));

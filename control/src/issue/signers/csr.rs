@@ -193,3 +193,6 @@ fn failed(doing: &str, error: &ClusterError) -> Failed {
         _ => Failed::Away(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests;

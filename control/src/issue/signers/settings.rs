@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 
 /// Who signs, if it is not control itself.
 #[derive(Clone, Debug, Default, clap::Args)]
+#[group(skip)]
 pub struct Settings {
     /// Have certificates issued by this CA, which speaks istio.v1.auth.IstioCertificateService: istio-csr, or the control of another Weft. It is
     /// shown each workload's own token, so it has to know the issuer of those, and take their audience.
