@@ -3,6 +3,7 @@
 mod away;
 mod lost;
 mod over_grpc;
+mod renamed;
 mod rotated;
 mod workload_api;
 
