@@ -34,6 +34,8 @@ pub struct Proved {
     pub serial: Arc<str>,
     /// Which of our issuers signed it; none if it came from another CA.
     pub issuer: Option<Arc<str>>,
+    /// It leads to roots of `--svid-roots` alone: enough for its holder's own stream, no proof for a certificate of ours.
+    pub further: bool,
     /// Uid of the pod that the certificate was issued to; none if no pod was proved.
     pub pod: Option<Arc<str>>,
 }

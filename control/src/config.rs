@@ -55,6 +55,10 @@ pub struct Args {
     /// `reason` and `until` (RFC 3339) if you like. Read again when it changes.
     #[arg(long, value_name = "FILE")]
     pub revoked: Option<PathBuf>,
+    /// Believe workloads of our own trust domain under these roots too (PEM, or a SPIFFE bundle; read again when it changes): for sidecars whose
+    /// certificates come from SPIRE (`weft proxy --svid-from`). They prove nothing to our CA, which issues on a token all the same.
+    #[arg(long, value_name = "FILE")]
+    pub svid_roots: Option<PathBuf>,
     /// The same, with the roots read from SPIFFE bundle endpoints: a list of them, YAML or JSON (see docs/identity.md). Read again when it
     /// changes.
     #[arg(long, value_name = "FILE")]
@@ -108,6 +112,8 @@ pub struct Config {
     pub federated: Vec<Federated>,
     /// The list of who is not believed any more.
     pub revoked: Option<PathBuf>,
+    /// Further roots of our own trust domain.
+    pub svid_roots: Option<PathBuf>,
     /// The list of those whose roots are read from bundle endpoints.
     pub federation: Option<PathBuf>,
     /// How often they are read.
@@ -149,6 +155,7 @@ impl Config {
             publish_roots_for: Duration::ZERO,
             federated: Vec::new(),
             revoked: None,
+            svid_roots: None,
             federation: None,
             pace: Pace::default(),
             bundle_endpoint: None,
@@ -191,6 +198,7 @@ impl From<Args> for Config {
             publish_roots_for: args.publish_roots_for.unwrap_or_default(),
             federated: args.federate,
             revoked: args.revoked,
+            svid_roots: args.svid_roots,
             federation: args.federation,
             bundle_endpoint: args.bundle_endpoint,
             bundle_refresh: args.bundle_refresh,

@@ -2,7 +2,7 @@
 //!
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
-//! [`issue`] (who asks for a certificate), [`trust`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
+//! [`issue`] (who asks for a certificate), [`trust`] and [`svid_roots`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
 //! [`revoked`] (whose not any more), [`rotation`] (the CA over time), [`copies`] (of the roots, in the cluster),
 //! [`cluster`] (the orchestrator's API server), [`metrics`], [`config`].
 
@@ -23,6 +23,7 @@ pub mod revoked;
 pub mod rotation;
 pub mod server;
 pub mod sources;
+pub mod svid_roots;
 #[cfg(test)]
 mod testing;
 pub mod trust;
@@ -48,6 +49,7 @@ use metrics::Metrics;
 use revoked::Revocations;
 use rotation::Authority;
 use sources::files::{self, Loaded, Watch};
+use svid_roots::SvidRoots;
 use trust::Trust;
 
 /// Of endpoints that are left out this many are named in the log; the metric counts all.
@@ -127,6 +129,7 @@ impl Control {
         let metrics = Arc::new(Metrics::new().context("the metrics cannot be registered")?);
         let hub = Arc::new(Hub::new(config.limits, Arc::clone(&metrics)));
         let (trust, federation) = trust(&config, &metrics).await?;
+        let svid_roots = trust.svid_roots();
         // Tells the hub of the roots, before any proxy asks.
         let opened = Keeper::open(&config, trust, Arc::clone(&hub)).await;
         let (keeper, ca, joins) = opened.context("the CA cannot be opened")?;
@@ -157,7 +160,7 @@ impl Control {
         let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
         let following = tokio::spawn(keeper.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
-        let listeners = server::Listeners { discovery: listener, bundle };
+        let listeners = server::Listeners { discovery: listener, svid_roots, bundle };
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
         let served = tokio::spawn(async move { server::serve(listeners, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");
@@ -194,6 +197,7 @@ impl Control {
 
 async fn trust(config: &Config, metrics: &Arc<Metrics>) -> anyhow::Result<(Trust, Option<Federation>)> {
     let trust = Trust::open(&config.trust_domain, config.federated.clone()).map_err(anyhow::Error::msg)?;
+    let trust = trust.with(SvidRoots::open(config.svid_roots.clone()).map_err(anyhow::Error::msg)?);
     let Some(list) = config.federation.clone() else { return Ok((trust, None)) };
     let settings = federation::Settings {
         list,

@@ -270,6 +270,12 @@ mod tests {
         let line = |number: usize| format!("- serial: \"{:032x}\"\n  reason: stolen\n", number + 1);
         let mut text: String = (0..MAX_REVOKED).map(line).collect();
         assert_eq!(read(&text).unwrap().len(), MAX_REVOKED);
+        let dir = tempfile::tempdir().unwrap();
+        let revoked = opened(&dir.path().join("revoked.yaml"), &text);
+        let domains = ["cluster.local".to_owned()];
+        let bytes = prost::Message::encoded_len(&revoked.list(SystemTime::now(), &domains).message);
+        // What each sidecar is sent at each change: docs/identity.md says so.
+        assert!((170_000..=180_000).contains(&bytes), "{bytes}");
         text += &line(MAX_REVOKED);
         assert!(read(&text).unwrap_err().contains("10001 entries"));
     }

@@ -20,6 +20,7 @@ use weft_engine::identity::Identity;
 
 use crate::federation::Known;
 use crate::issue::signers::CertificateAuthority;
+use crate::svid_roots::{Further, SvidRoots};
 
 /// A trust domain that the mesh is federated with, and the PEM file of its roots: `DOMAIN=FILE`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub struct Trust {
     known: Known,
     // What was read from bundle endpoints.
     read: Option<watch::Receiver<Known>>,
+    // Of our own trust domain, beside the CA's.
+    further: SvidRoots,
     // Files of which the log has said that something is wrong.
     wrong: BTreeMap<String, String>,
 }
@@ -66,7 +69,8 @@ impl Trust {
     /// # Errors
     /// A file is broken, or speaks for our own domain or for one that another speaks for.
     pub fn open(trust_domain: &str, federated: Vec<Federated>) -> Result<Self, String> {
-        let mut trust = Self { federated, known: Known::new(), read: None, wrong: BTreeMap::new() };
+        let (known, further) = (Known::new(), SvidRoots::open(None)?);
+        let mut trust = Self { federated, known, read: None, further, wrong: BTreeMap::new() };
         for one in &trust.federated {
             if one.domain == trust_domain {
                 return Err(format!("--federate {}: that is our own trust domain, whose roots the CA has", one.domain));
@@ -82,6 +86,17 @@ impl Trust {
     #[must_use]
     pub fn and(self, read: watch::Receiver<Known>) -> Self {
         Self { read: Some(read), ..self }
+    }
+
+    /// And further ones of our own trust domain.
+    #[must_use]
+    pub fn with(self, further: SvidRoots) -> Self {
+        Self { further, ..self }
+    }
+
+    /// Those, and each change of them.
+    pub fn svid_roots(&self) -> watch::Receiver<Further> {
+        self.further.follow()
     }
 
     /// The trust domains that files speak for.
@@ -114,11 +129,13 @@ impl Trust {
         let requires =
             if aliases.is_empty() && former.is_empty() { None } else { Some("trust-domain-names".to_owned()) };
         let bundles = all.into_iter().map(bundle).collect();
-        v1::Trust { bundles, own: now, aliases, former, requires: requires.into_iter().collect() }
+        let svid_roots = self.further.der();
+        v1::Trust { bundles, own: now, aliases, former, svid_roots, requires: requires.into_iter().collect() }
     }
 
     /// Reads the files again.
     pub fn look(&mut self) {
+        self.further.look();
         for one in &self.federated {
             match read(one) {
                 Ok(roots) => {

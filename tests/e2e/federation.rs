@@ -1,5 +1,5 @@
 //! Two meshes whose controls learn each other's roots from their SPIFFE bundle endpoints: calls in both directions, which go on while one of them
-//! exchanges its root.
+//! exchanges its root. And one mesh in which some sidecars have their certificates from somebody else, under another root.
 #![allow(clippy::print_stderr, reason = "the figures are what this test is for")]
 
 use std::path::{Path, PathBuf};
@@ -12,13 +12,16 @@ use weft_certs::ca::rotation::Kind;
 use weft_certs::token::{self, Uses};
 use weft_engine::identity::Identity;
 use weft_tests::mesh::SOON;
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_with};
 
 use crate::STRICT;
 use crate::opaque::{App, ByHand, MYSQL, issue, mysql_greeting, sidecar};
 
 pub fn tests() -> Vec<Trial> {
-    vec![test("federation_of_two_meshes_through_a_root_rotation", two_meshes)]
+    vec![
+        test("federation_of_two_meshes_through_a_root_rotation", two_meshes),
+        test_with("federation_with_an_agent_under_another_root", &["curl"], an_agent_under_another_root),
+    ]
 }
 
 const PARTNER: &str = "partner.example";
@@ -39,69 +42,65 @@ fn list(domain: &str, port: u16, ca_dir: &Path, file: &Path) {
     std::fs::write(file, entry.to_string()).unwrap();
 }
 
-/// The other mesh on the same node: its control, and a server with its sidecar.
-struct Partner {
+/// Another control on the same node, with a CA of its own.
+struct Other {
+    domain: &'static str,
+    files: PathBuf,
     ca_dir: PathBuf,
-    pod: Pod,
-    _app: App,
-    _control: Process,
-    _sidecar: Process,
+    _process: Process,
 }
 
-impl Partner {
-    fn start(mesh: &mut Mesh, federation: &Path) -> Self {
-        let dir = mesh.lab.dir().join("partner");
+impl Other {
+    fn start(mesh: &Mesh, domain: &'static str, flags: &[String]) -> Self {
+        let dir = mesh.lab.dir().join("other");
         let (files, ca_dir) = (dir.join("files"), dir.join("ca"));
         std::fs::create_dir_all(&files).unwrap();
-        std::fs::write(files.join("namespace.yaml"), STRICT).unwrap();
-        let pod = mesh.lab.pod("shop", "theirs-0").unwrap();
-        let service = Service::own("theirs").ports(MYSQL.port, MYSQL.port);
-        let manifest = service.manifest(&[mesh.free_cluster_ip().into()], &[vec![pod.ip().into()]]);
-        std::fs::write(files.join("theirs.yaml"), manifest).unwrap();
-        let path = |path: &Path| path.display().to_string();
-        let mut args: Vec<String> =
-            ["control", "--files", &path(&files), "--ca-dir", &path(&ca_dir), "--trust-domain", PARTNER]
-                .map(str::to_owned)
-                .to_vec();
-        args.extend(PUBLISHING.map(str::to_owned));
+        let mut args = vec!["control".to_owned(), format!("--trust-domain={domain}")];
+        args.push(format!("--files={}", files.display()));
+        args.push(format!("--ca-dir={}", ca_dir.display()));
         args.push(format!("--listen={NODE}:{}", OTHERS.0));
         args.push(format!("--metrics={NODE}:{}", OTHERS.1));
-        args.push(format!("--bundle-endpoint={NODE}:{}", BUNDLES.1));
-        args.push(format!("--federation={}", federation.display()));
-        let control = mesh.weft("partner", &args);
-        mesh.until("the partner's control to be ready", || {
+        args.extend_from_slice(flags);
+        let process = mesh.weft("other", &args);
+        mesh.until("the other control to be ready", || {
             match http_get(mesh.lab.node(), (NODE, OTHERS.1).into(), "/healthz/ready") {
                 Ok(answer) if answer.status == 200 => Ok(()),
-                _ => Err(control.log()),
+                _ => Err(process.log()),
             }
         });
-        let sidecar = Self::sidecar(&pod, &ca_dir);
-        mesh.until("the partner's sidecar to be ready", || {
-            match http_get(pod.net(), ([127, 0, 0, 1], 15021).into(), "/healthz/ready") {
-                Ok(answer) if answer.status == 200 => Ok(()),
-                _ => Err(sidecar.log()),
-            }
-        });
-        Self { ca_dir, _app: App::start(&pod, MYSQL.port, MYSQL.serve), pod, _control: control, _sidecar: sidecar }
+        Self { domain, files, ca_dir, _process: process }
     }
 
-    fn sidecar(pod: &Pod, ca_dir: &Path) -> Process {
-        let identity = Identity::new(PARTNER, "shop", "theirs").unwrap();
-        let token = token::sign_for(ca_dir, &identity, Uses::Many, Duration::from_mins(10), SystemTime::now());
+    /// The one pod of a service, whose sidecar belongs to that control and has this account's identity.
+    fn deploy(&self, mesh: &mut Mesh, service: &Service, account: &str, flags: &[String]) -> (Pod, Process) {
+        let pod = mesh.lab.pod("shop", &service.pod_name(0)).unwrap();
+        let manifest = service.manifest(&[mesh.free_cluster_ip().into()], &[vec![pod.ip().into()]]);
+        let [own, wanted] = [&*service.name, account].map(|name| format!("serviceAccountName: {name}"));
+        std::fs::write(self.files.join("service.yaml"), manifest.replace(&own, &wanted)).unwrap();
+        let identity = Identity::new(self.domain, "shop", account).unwrap();
+        let token = token::sign_for(&self.ca_dir, &identity, Uses::Many, Duration::from_mins(10), SystemTime::now());
         let token_file = pod.dir().unwrap().join("token");
         std::fs::write(&token_file, token.unwrap()).unwrap();
-        let args = [
+        let mut args = vec![
             "proxy".to_owned(),
             format!("--exclude-mark={MARK:#x}"),
             format!("--workload={}", pod.workload()),
             format!("--identity={identity}"),
             format!("--control={NODE}:{}", OTHERS.0),
-            format!("--control-ca={}", ca_dir.join("root.pem").display()),
+            format!("--control-ca={}", self.ca_dir.join("root.pem").display()),
             format!("--token-file={}", token_file.display()),
             format!("--state-dir={}", pod.dir().unwrap().join("state").display()),
             format!("--dns={NODE}:53"),
         ];
-        pod.start("sidecar", pod.command(weft_tests::program(), args)).unwrap()
+        args.extend_from_slice(flags);
+        let sidecar = pod.start("sidecar", pod.command(weft_tests::program(), args)).unwrap();
+        mesh.until("the other control's sidecar to be ready", || {
+            match http_get(pod.net(), ([127, 0, 0, 1], 15021).into(), "/healthz/ready") {
+                Ok(answer) if answer.status == 200 => Ok(()),
+                _ => Err(sidecar.log()),
+            }
+        });
+        (pod, sidecar)
     }
 }
 
@@ -137,10 +136,17 @@ fn two_meshes() {
     let pod = mesh.pod("mysql-0").clone();
     let _app = App::start(&pod, MYSQL.port, MYSQL.serve);
     let ca_dir = mesh.control.as_ref().unwrap().ca_dir().to_owned();
-    let partner = Partner::start(&mut mesh, &ours);
+    let mut flags = PUBLISHING.map(str::to_owned).to_vec();
+    flags.push(format!("--bundle-endpoint={NODE}:{}", BUNDLES.1));
+    flags.push(format!("--federation={}", ours.display()));
+    let partner = Other::start(&mesh, PARTNER, &flags);
+    std::fs::write(partner.files.join("namespace.yaml"), STRICT).unwrap();
+    let theirs_too = Service::own("theirs").ports(MYSQL.port, MYSQL.port);
+    let (their_pod, _sidecar) = partner.deploy(&mut mesh, &theirs_too, "theirs", &[]);
+    let _their_app = App::start(&their_pod, MYSQL.port, MYSQL.serve);
     let to_us = || call(&mesh, &partner.ca_dir, &ca_dir, &pod);
-    let to_them = || call(&mesh, &ca_dir, &partner.ca_dir, &partner.pod);
-    call(&mesh, &partner.ca_dir, &partner.ca_dir, &partner.pod).unwrap();
+    let to_them = || call(&mesh, &ca_dir, &partner.ca_dir, &their_pod);
+    call(&mesh, &partner.ca_dir, &partner.ca_dir, &their_pod).unwrap();
     assert!(to_us().is_err() && to_them().is_err(), "somebody is believed whom nobody has listed");
 
     list(PARTNER, BUNDLES.1, &partner.ca_dir, &theirs);
@@ -174,4 +180,63 @@ fn two_meshes() {
         });
     withdrawn.unwrap();
     to_us().unwrap();
+}
+
+/// A sidecar takes its certificate from an agent (another control's sidecar, in the place of SPIRE's) whose root control was told of, and has
+/// traffic with one of ours in both directions.
+fn an_agent_under_another_root() {
+    let mut mesh = Mesh::without_control();
+    let (roots, socket) = (mesh.lab.dir().join("svid-roots.pem"), mesh.lab.dir().join("api.sock"));
+    let other = Other::start(&mesh, "cluster.local", &["--leaf-ttl=10s".to_owned()]);
+    std::fs::copy(other.ca_dir.join("root.pem"), &roots).unwrap();
+    // It has the service account of whom it serves, which is how a sidecar can be an agent.
+    let (agent, serves) = (Service::own("agent"), [format!("--workload-api={}", socket.display())]);
+    let (_agent, _sidecar) = other.deploy(&mut mesh, &agent, "shopfront", &serves);
+    let stranger = Ca::open(&mesh.lab.dir().join("stranger"), "cluster.local").unwrap();
+    let strangers = mesh.lab.dir().join("stranger.pem");
+    std::fs::write(&strangers, stranger.root_pem()).unwrap();
+
+    mesh.control_flags = vec![format!("--svid-roots={}", roots.display())];
+    mesh.start_control();
+    mesh.write("namespace.yaml", STRICT);
+    mesh.deploy(Service::http("api"));
+    mesh.deploy(Service::http("shopfront").sidecar_arg(&format!("--svid-from=unix:{}", socket.display())));
+
+    let both = || -> Result<(), String> {
+        for (from, to) in [("api-0", "shopfront"), ("shopfront-0", "api")] {
+            let got = mesh.curl(from, &[&format!("http://{to}.shop/hello")]);
+            if got.status != 200 {
+                return Err(format!("{from} to {to}: {got:?}"));
+            }
+        }
+        Ok(())
+    };
+    mesh.until("traffic in both directions", both);
+    let log = mesh.sidecar("shopfront-0").process.log();
+    assert!(log.contains("certificate of the Workload API taken into use"), "{log}");
+    // By mutual TLS, as the strict port demands, and on through renewals.
+    for pod in ["api-0", "shopfront-0"] {
+        let mtls = ["direction=\"inbound\"", "tls=\"mtls\""];
+        mesh.counts(pod, "weft_requests_total", &mtls, |count| count > 0.5);
+    }
+    let renewed = until("two renewals", 4 * SOON, || {
+        both().unwrap();
+        match mesh.metric("shopfront-0", "weft_certificate_renewals_total", &["result=\"issued\""]) {
+            issued if issued > 2.5 => Ok(()),
+            issued => Err(format!("{issued}")),
+        }
+    });
+    renewed.unwrap();
+    assert!(mesh.metric("shopfront-0", "weft_control_connected", &[]) > 0.5);
+
+    // Withdrawn: control and sidecars believe it no more.
+    std::fs::copy(&strangers, &roots).unwrap();
+    let refused =
+        until("its requests to be refused", 2 * SOON, || match mesh.curl("shopfront-0", &["http://api.shop/"]) {
+            got if got.status >= 500 => Ok(()),
+            got => Err(format!("{got:?}")),
+        });
+    refused.unwrap();
+    let untrusted = ["direction=\"inbound\"", "reason=\"untrusted\""];
+    mesh.counts("api-0", "weft_tls_handshake_failures_total", &untrusted, |count| count > 0.5);
 }

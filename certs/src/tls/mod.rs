@@ -17,6 +17,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::client::danger::ServerCertVerifier;
@@ -26,7 +27,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoClientAuth, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor};
+use rustls_pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use weft_engine::identity::{Identity, NotAnIdentity};
 
 pub use crate::x509::LeafError;
@@ -330,6 +331,15 @@ fn server(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
+}
+
+/// Whether a client's chain is one that these roots would take, now; leaf first. For who has taken it by others, and wants to know by which.
+pub fn leads_to(chain: &[CertificateDer<'_>], roots: &Roots, trust_domain: &str, now: SystemTime) -> bool {
+    let (Some((leaf, between)), Ok(now)) = (chain.split_first(), now.duration_since(SystemTime::UNIX_EPOCH)) else {
+        return false;
+    };
+    let verifier = MeshVerifier::new(provider(), roots, trust_domain);
+    verifier.verify_client_cert(leaf, between, UnixTime::since_unix_epoch(now)).is_ok()
 }
 
 /// Whom the peer of a finished handshake proved to be (`connection.peer_certificates()`).

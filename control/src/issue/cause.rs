@@ -84,6 +84,8 @@ words! {
         PodReplaced = "pod_replaced",
         /// The pod has another service account.
         ServiceAccount = "service_account",
+        /// The certificate comes from another CA, under further roots.
+        OtherCa = "other_ca",
         /// Token and certificate prove two identities.
         Mismatch = "mismatch",
         /// An identity of another trust domain.
@@ -117,9 +119,12 @@ impl Cause {
     /// What the caller is told by gRPC: whether there is sense in asking again with the same proof.
     fn code(self) -> Code {
         match self {
-            Self::Mismatch | Self::TrustDomain | Self::Reserved | Self::ServiceAccount | Self::Revoked => {
-                Code::PermissionDenied
-            }
+            Self::Mismatch
+            | Self::OtherCa
+            | Self::TrustDomain
+            | Self::Reserved
+            | Self::ServiceAccount
+            | Self::Revoked => Code::PermissionDenied,
             Self::RateLimited => Code::ResourceExhausted,
             Self::Validity
             | Self::RequestMalformed

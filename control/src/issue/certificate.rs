@@ -2,7 +2,7 @@
 //! at, because a connection may outlive it.
 //!
 //! One that was issued to a pod proves that pod and no other, and only while it is there: who has copied the key of a pod that is gone
-//! cannot keep it alive.
+//! cannot keep it alive. One of another CA ([`crate::svid_roots`]) proves nothing.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -19,8 +19,12 @@ pub fn prove(
     now: SystemTime,
     model: impl FnOnce() -> Option<Arc<Model>>,
 ) -> Option<Result<Proof, Refusal>> {
-    let Proved { identity, pod, .. } = proved.filter(|proved| now < proved.not_after)?;
+    let Proved { identity, pod, further, .. } = proved.filter(|proved| now < proved.not_after)?;
     let proof = |pod| Proof { identity: identity.clone(), method: Method::Certificate, pod, once: None, token: None };
+    if *further {
+        let message = "the certificate comes from another CA (--svid-roots), which proves nothing here; show a token";
+        return Some(Err(Refusal::new(Cause::OtherCa, message).after(&proof(None))));
+    }
     let Some(uid) = pod else { return Some(Ok(proof(None))) };
     let found = live(identity, uid, model);
     Some(found.map(|pod| proof(Some(pod))).map_err(|refusal| refusal.after(&proof(None))))

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
@@ -21,6 +22,7 @@ use crate::distribute::ads::Ads;
 use crate::distribute::drain::DrainService;
 use crate::issue::Provers;
 use crate::rotation::Authority;
+use crate::svid_roots::Further;
 
 /// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
 /// very large set may be a few MiB.
@@ -38,6 +40,8 @@ const MAX_STREAMS: u32 = 16;
 pub struct Listeners {
     /// For proxies.
     pub discovery: TcpListener,
+    /// Roots that clients' certificates there may lead to, beside the CA's.
+    pub svid_roots: watch::Receiver<Further>,
     /// For other meshes, if any.
     pub bundle: Option<TcpListener>,
 }
@@ -51,7 +55,8 @@ pub async fn serve(
     provers: Provers,
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
-    let acceptor = tls::Acceptor::new(ca.clone(), Arc::clone(&hub.metrics), config.max_connections).await?;
+    let (further, metrics) = (listeners.svid_roots, Arc::clone(&hub.metrics));
+    let acceptor = tls::Acceptor::new(ca.clone(), further, metrics, config.max_connections).await?;
     if let Some(listener) = listeners.bundle {
         let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };

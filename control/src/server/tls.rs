@@ -14,18 +14,19 @@ use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Connected;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{Leaf, control_server_config, peer_leaf, public_server_config};
+use weft_certs::tls::{Leaf, control_server_config, leads_to, peer_leaf, public_server_config};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
 use crate::rotation::Authority;
+use crate::svid_roots::Further;
 
 /// Life of control's own certificate. It stays in memory, so it may be short.
 const CONTROL_TTL: Duration = Duration::from_hours(24);
@@ -63,6 +64,7 @@ pub type CurrentDoors = Arc<ArcSwap<Doors>>;
 pub struct Acceptor {
     doors: CurrentDoors,
     ca: Authority,
+    further: watch::Receiver<Further>,
     own: Own,
     metrics: Arc<Metrics>,
     connections: Arc<Semaphore>,
@@ -73,12 +75,17 @@ impl Acceptor {
     ///
     /// # Errors
     /// Our own CA cannot issue it. A CA elsewhere is asked again until it does.
-    pub async fn new(mut ca: Authority, metrics: Arc<Metrics>, max_connections: usize) -> anyhow::Result<Self> {
+    pub async fn new(
+        mut ca: Authority,
+        mut further: watch::Receiver<Further>,
+        metrics: Arc<Metrics>,
+        max_connections: usize,
+    ) -> anyhow::Result<Self> {
         let own = first(&mut ca).await?;
-        let doors = doors(&ca, &own)?;
+        let doors = doors(&ca, &mut further, &own)?;
         metrics.control_not_after.set(seconds(own.not_after));
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, own, metrics, connections })
+        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, further, own, metrics, connections })
     }
 
     /// The certificate, which is renewed while this listens.
@@ -90,8 +97,8 @@ impl Acceptor {
     pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
         let (out, connections) = mpsc::channel(16);
         tokio::spawn(async move {
-            let (ca, own) = (self.ca.clone(), self.own.clone());
-            let renewal = renew(ca, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
+            let (followed, own) = ((self.ca.clone(), self.further.clone()), self.own.clone());
+            let renewal = renew(followed, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
             tokio::select! {
                 () = stopping.cancelled() => {}
                 () = self.accept(&listener, &out) => {}
@@ -121,8 +128,9 @@ impl Acceptor {
             };
             let acceptor = TlsAcceptor::from(Arc::clone(&self.doors.load().discovery));
             let (out, metrics, ca) = (out.clone(), Arc::clone(&self.metrics), self.ca.clone());
+            let further = self.further.clone();
             tokio::spawn(async move {
-                let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr, &ca)).await;
+                let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr, (&ca, &further))).await;
                 drop(handshake);
                 match shaken {
                     Ok(Ok((tls, peer))) => {
@@ -147,7 +155,7 @@ async fn shake(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     addr: std::net::SocketAddr,
-    ca: &Authority,
+    (ca, further): (&Authority, &watch::Receiver<Further>),
 ) -> io::Result<(TlsStream<TcpStream>, Peer)> {
     tcp.set_nodelay(true)?;
     let tls = acceptor.accept(tcp).await?;
@@ -156,9 +164,15 @@ async fn shake(
         None | Some([]) => None,
         Some(certificates) => {
             let leaf = peer_leaf(chain).map_err(io::Error::other)?;
-            let issuer = ca.borrow().above(certificates).map(Arc::from);
+            let ca = Arc::clone(&ca.borrow());
+            let further = further.borrow().roots.is_some()
+                && !leads_to(certificates, ca.roots(), ca.trust_domain(), SystemTime::now());
+            // What it brings along beside its chain, such as an issuer of ours, proves nothing.
+            let issuer = if further { None } else { ca.above(certificates).map(Arc::from) };
             let Leaf { identity, pod, serial, not_after, .. } = leaf;
-            Some(Proved { identity, not_after, serial: serial.into(), issuer, pod: pod.map(Arc::from) })
+            // Which pod it is was proved to our CA, and to no other.
+            let pod = pod.filter(|_| !further).map(Arc::from);
+            Some(Proved { identity, not_after, serial: serial.into(), issuer, further, pod })
         }
     };
     Ok((tls, Peer { addr, proved }))
@@ -188,22 +202,32 @@ async fn first(ca: &mut Authority) -> anyhow::Result<Own> {
     }
 }
 
-fn doors(ca: &Authority, own: &Own) -> anyhow::Result<Doors> {
+fn doors(ca: &Authority, further: &mut watch::Receiver<Further>, own: &Own) -> anyhow::Result<Doors> {
     let ca = Arc::clone(&ca.borrow());
-    let discovery = control_server_config(&own.svids, ca.roots(), ca.trust_domain())?;
+    let roots = further.borrow_and_update().and(ca.roots());
+    let discovery = control_server_config(&own.svids, &roots, ca.trust_domain())?;
     let bundle = public_server_config(&own.svids, &[b"http/1.1"], ca.trust_domain())?;
     Ok(Doors { discovery, bundle })
 }
 
 /// Never ends. Open connections keep the certificate that they began with.
-async fn renew(mut ca: Authority, current: CurrentDoors, mut own: Own, metrics: Arc<Metrics>) {
+async fn renew(
+    (mut ca, mut further): (Authority, watch::Receiver<Further>),
+    current: CurrentDoors,
+    mut own: Own,
+    metrics: Arc<Metrics>,
+) {
     let mut renew_at = own.renew_at;
     loop {
         while let Ok(left) = renew_at.duration_since(SystemTime::now()) {
             let slice = left.clamp(Duration::from_millis(10), CLOCK);
             // A CA that nobody watches any more does not change: only the clock is left.
             let changed = async {
-                if ca.changed().await.is_err() {
+                let changed = tokio::select! {
+                    changed = ca.changed() => changed,
+                    changed = further.changed() => changed,
+                };
+                if changed.is_err() {
                     std::future::pending::<()>().await;
                 }
             };
@@ -224,7 +248,7 @@ async fn renew(mut ca: Authority, current: CurrentDoors, mut own: Own, metrics: 
             }
         }
         // In any case: the roots may be others.
-        match doors(&ca, &own) {
+        match doors(&ca, &mut further, &own) {
             Ok(doors) => current.store(Arc::new(doors)),
             Err(error) => tracing::error!("control's doors stay as they are: {error:#}"),
         }

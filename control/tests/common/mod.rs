@@ -139,8 +139,17 @@ impl Mesh {
         self.channel_to(self.listen, svid).await
     }
 
+    /// A connection that control may refuse.
+    pub async fn try_channel(&self, svid: &Svid) -> Result<Channel, tonic::transport::Error> {
+        self.connect(self.listen, Some(svid)).await
+    }
+
     /// A connection to another replica.
     pub async fn channel_to(&self, listen: SocketAddr, svid: Option<&Svid>) -> Channel {
+        self.connect(listen, svid).await.unwrap()
+    }
+
+    async fn connect(&self, listen: SocketAddr, svid: Option<&Svid>) -> Result<Channel, tonic::transport::Error> {
         // Control is known by the name that a client was started with, and by no other.
         let roots = self.ca.roots().own_and(self.ca.roots());
         let tls = TlsConnector::from(control_client_config(svid, &roots, TD).unwrap());
@@ -152,7 +161,7 @@ impl Mesh {
                 Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, tcp).await?))
             }
         });
-        Endpoint::from_static("http://weft-control").connect_with_connector(connector).await.unwrap()
+        Endpoint::from_static("http://weft-control").connect_with_connector(connector).await
     }
 
     /// A proxy of `shop/POD` with the certificate of an account.

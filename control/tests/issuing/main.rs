@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod further;
 mod kubernetes;
 mod once;
 mod requests;

@@ -1,6 +1,7 @@
 //! Renewal against a fake CA, in paused time where time matters; and once over TLS and gRPC.
 
 mod away;
+mod further;
 mod lost;
 mod over_grpc;
 mod renamed;

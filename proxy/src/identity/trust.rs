@@ -58,11 +58,14 @@ pub struct Vouched {
 }
 
 /// What it is made of.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Parts {
     domain: Arc<str>,
     given: Roots,
     told: Option<Roots>,
+    // Of our own domain, for peers alone: further ones that control has told, and those of the Workload API that our certificate comes from.
+    svid: Option<Roots>,
+    agent: Option<Roots>,
     vouched: Option<Vouched>,
     denied: Denied,
 }
@@ -75,6 +78,8 @@ impl Parts {
             None => peers.clone(),
         };
         let control = peers.own_and(&self.given);
+        let further = [&self.svid, &self.agent].into_iter().flatten();
+        let peers = further.fold(peers, |peers, further| peers.with(further));
         Believed { peers: peers.denying(&self.denied), control, domain: Arc::clone(&self.domain) }
     }
 }
@@ -84,7 +89,8 @@ impl Trust {
     pub fn new(domain: Arc<str>, given: Roots, bundle: Bytes) -> Self {
         let revoked = Revoked::default();
         let (denied, given) = (revoked.denied().clone(), only(&domain, given));
-        let parts = Parts { domain: Arc::clone(&domain), given, told: None, vouched: None, denied };
+        let parts =
+            Parts { domain: Arc::clone(&domain), given, told: None, svid: None, agent: None, vouched: None, denied };
         let bundles = watch::Sender::new(Bundles::from([(spiffe_id(&domain), bundle)]));
         let now = ArcSwap::from_pointee(parts.together());
         Self { domain, parts: Mutex::new(parts), now, revoked, bundles }
@@ -110,7 +116,11 @@ impl Trust {
         }
         let names = [&told.own].into_iter().chain(&told.aliases).cloned().collect();
         let peers = usable(told)?.called(Arc::clone(&self.domain), names);
-        self.change(|parts| (parts.told, parts.vouched) = (Some(peers), None));
+        let svid = match &*told.svid_roots {
+            [] => None,
+            roots => Some(Roots::from_der(&roots.concat())?),
+        };
+        self.change(|parts| (parts.told, parts.svid, parts.vouched) = (Some(peers), svid, None));
         let bundle = |(domain, roots): (&Arc<str>, &Vec<Bytes>)| (spiffe_id(domain), Bytes::from(roots.concat()));
         let own = told.bundles.get(&told.own);
         let aliases = told.aliases.iter().filter_map(|alias| Some(bundle((alias, own?))));
@@ -125,9 +135,12 @@ impl Trust {
 
     /// What would be believed with what control's CA has sent with our certificate.
     pub fn vouching(&self, vouched: &Vouched) -> Believed {
-        let Parts { domain, given, told, denied, .. } = &*self.parts.lock();
-        let (domain, given, told, denied) = (Arc::clone(domain), given.clone(), told.clone(), denied.clone());
-        Parts { domain, given, told, vouched: Some(vouched.clone()), denied }.together()
+        Parts { vouched: Some(vouched.clone()), ..self.parts.lock().clone() }.together()
+    }
+
+    /// Believes for peers the roots that the Workload API has given with our certificate, beside those that control tells.
+    pub fn agent(&self, roots: Roots) {
+        self.change(|parts| parts.agent = Some(roots));
     }
 
     /// Believes that until control says more: who was given the roots before they were exchanged, or started with another name of the mesh,
@@ -169,9 +182,7 @@ impl Trust {
 /// [`TlsError`]: what was in force goes on.
 pub fn enforce(shared: &Shared) -> Result<(), TlsError> {
     let believed = shared.trust.now();
-    // Who has its certificates from elsewhere has its roots for peers from there too.
-    let ours = shared.config.svid_from.is_none().then_some(&shared.identity);
-    ours.into_iter().chain([&shared.application]).try_for_each(|store| store.believe(&believed))
+    [&shared.identity, &shared.application].into_iter().try_for_each(|store| store.believe(&believed))
 }
 
 /// Roots of a domain that has one name.

@@ -28,6 +28,8 @@ pub struct Trust {
     pub own: Arc<str>,
     /// Its other names, of none of which there is a bundle.
     pub aliases: Vec<Arc<str>>,
+    /// Further roots of it, for peers and never for control.
+    pub svid_roots: Vec<Bytes>,
 }
 
 /// `own`: the name that the mesh has here.
@@ -50,6 +52,10 @@ pub(super) fn trust(wire: v1::Trust, own: &str) -> Result<Trust, ResourceError> 
         let message = format!("more than {MAX_DOMAINS} trust domains, or {MAX_NAMES} other names of the mesh's own");
         return Err(ResourceError::new(ErrorCode::OutOfRange, message));
     }
+    if wire.svid_roots.len() > MAX_ROOTS || wire.svid_roots.iter().any(|root| root.len() > MAX_ROOT) {
+        let message = format!("more than {MAX_ROOTS} further roots, or one of more than {MAX_ROOT} bytes");
+        return Err(ResourceError::new(ErrorCode::OutOfRange, message));
+    }
     let issued: Arc<str> = if wire.own.is_empty() { own.into() } else { domain(&wire.own)? };
     let aliases = wire.aliases.iter().map(|name| domain(name)).collect::<Result<Vec<_>, _>>()?;
     let former = wire.former.iter().map(|name| domain(name)).collect::<Result<Vec<_>, _>>()?;
@@ -64,7 +70,7 @@ pub(super) fn trust(wire: v1::Trust, own: &str) -> Result<Trust, ResourceError> 
         let message = format!("`{name}` is a name of the mesh's own trust domain: no other can have it");
         return Err(ResourceError::new(ErrorCode::InvalidName, message));
     }
-    Ok(Trust { bundles, own: issued, aliases })
+    Ok(Trust { bundles, own: issued, aliases, svid_roots: wire.svid_roots })
 }
 
 fn domain(text: &str) -> Result<Arc<str>, ResourceError> {
@@ -104,6 +110,11 @@ mod tests {
         assert_eq!(refused(vec![bundle("cluster.local", MAX_ROOTS + 1)]), ErrorCode::OutOfRange);
         let many = (0..MAX_DOMAINS).map(|i| bundle(&format!("d{i}"), 1)).chain([bundle("cluster.local", 1)]).collect();
         assert_eq!(refused(many), ErrorCode::OutOfRange);
+        let svid_roots = vec![Bytes::from_static(&[1]); MAX_ROOTS];
+        let wire = v1::Trust { svid_roots: svid_roots.clone(), ..told(vec![bundle("cluster.local", 1)]) };
+        assert_eq!(trust(wire.clone(), "cluster.local").unwrap().svid_roots, svid_roots);
+        let wire = v1::Trust { svid_roots: [svid_roots, vec![Bytes::new()]].concat(), ..wire };
+        assert_eq!(trust(wire, "cluster.local").unwrap_err().code, ErrorCode::OutOfRange);
         let wire = v1::Trust { requires: vec!["unheard-of".into()], ..told(vec![bundle("cluster.local", 1)]) };
         assert_eq!(trust(wire, "cluster.local").unwrap_err().code, ErrorCode::UnsupportedFeature);
     }

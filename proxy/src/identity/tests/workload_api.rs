@@ -273,6 +273,7 @@ fn what_control_says_is_what_bundles_are_made_of() {
         bundles: domains.iter().map(|domain| (Arc::from(*domain), der(&root))).collect(),
         own: "cluster.local".into(),
         aliases: Vec::new(),
+        svid_roots: Vec::new(),
     };
     trust.tell(&told(&["cluster.local"])).unwrap();
     assert!(!bundles.has_changed().unwrap(), "nothing new");

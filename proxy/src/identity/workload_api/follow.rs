@@ -8,6 +8,7 @@
 //!
 //! - When to renew is for the other side to decide; it sends a new message then, and when its roots change.
 //! - Control is verified by `--control-ca` as ever: its certificate is not the other side's business.
+//! - Peers are believed by the roots that come from here and by those that control tells: others may have their certificates from its CA.
 //! - Nothing is kept on disk: the other side is on this machine and gives it again.
 
 use std::path::Path;
@@ -23,7 +24,7 @@ use tonic::{Request, Status, Streaming};
 use weft_api::wire::spiffe::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use weft_api::wire::spiffe::{X509svid, X509svidRequest, X509svidResponse};
 use weft_certs::svid::Svid;
-use weft_certs::tls::Roots;
+use weft_certs::tls::{Roots, TlsError};
 
 use super::SECURITY_HEADER;
 use crate::identity::authority::{AskError, refused};
@@ -77,7 +78,11 @@ async fn follow_stream(
         // After a reconnect it is often the same.
         if in_use.as_ref() != Some(&given) || store.current_at(now()).is_err() {
             match read(&given, settings, now()) {
-                Ok(current) => take(store, settings, current),
+                Ok((svid, roots)) => {
+                    if let Err(error) = take(store, settings, svid, roots) {
+                        return AskError { failure: Failure::Internal, message: error.to_string() };
+                    }
+                }
                 Err(error) => return error,
             }
             *in_use = Some(given);
@@ -118,7 +123,7 @@ fn ours(message: X509svidResponse, settings: &Settings) -> Result<X509svid, AskE
     })
 }
 
-fn read(given: &X509svid, settings: &Settings, now: SystemTime) -> Result<Arc<Current>, AskError> {
+fn read(given: &X509svid, settings: &Settings, now: SystemTime) -> Result<(Arc<Svid>, Roots), AskError> {
     let bad = |message: String| AskError { failure: Failure::BadAnswer, message };
     let roots = Roots::from_der(&given.bundle)
         .map_err(|_| bad("the bundle of the Workload API is empty or has more than certificates in DER".into()))?;
@@ -126,17 +131,20 @@ fn read(given: &X509svid, settings: &Settings, now: SystemTime) -> Result<Arc<Cu
     if *svid.identity() != settings.identity {
         return Err(bad(format!("the certificate is for {}, not {}", svid.identity(), settings.identity)));
     }
-    checked(svid, &settings.identity, now, |svid| {
-        let roots = roots.denying(settings.trust.revoked.denied());
-        Current::new(svid, &roots)?.with_control(&settings.trust.now())
-    })
+    // It must be good by those that came with it.
+    let alone = roots.clone().denying(settings.trust.revoked.denied());
+    let current = checked(svid, &settings.identity, now, |svid| Current::new(svid, &alone))?;
+    Ok((Arc::clone(&current.svid), roots))
 }
 
-fn take(store: &IdentityStore, settings: &Settings, current: Arc<Current>) {
+fn take(store: &IdentityStore, settings: &Settings, svid: Arc<Svid>, roots: Roots) -> Result<(), TlsError> {
+    settings.trust.agent(roots);
+    let current = Arc::new(Current::believing(svid, &settings.trust.now())?);
     tracing::info!(
         identity = %settings.identity, serial = &*current.serial, until = ?current.not_after,
         "certificate of the Workload API taken into use"
     );
     store.install(current);
     Counters::add(&store.counters.issued);
+    Ok(())
 }
