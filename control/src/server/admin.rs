@@ -1,26 +1,18 @@
 //! Metrics, health, `/debug/proxies` and `/debug/certificates`, for operators, over plain HTTP/1.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::plain::{accept, http1, plain, typed};
 use crate::distribute::Hub;
 use crate::rotation::{self, Authority};
-
-/// Open connections; a scraper needs one.
-const CONNECTIONS: usize = 64;
-const HEADER_TIME: Duration = Duration::from_secs(10);
 
 /// What the page shows, and to whom.
 #[derive(Clone, Debug)]
@@ -35,36 +27,13 @@ pub struct Admin {
 
 /// Serves until `stopping`.
 pub async fn serve(listener: TcpListener, admin: Admin, stopping: CancellationToken) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            () = stopping.cancelled() => return,
-        };
-        let Ok((tcp, addr)) = accepted else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let (admin, stopping) = (admin.clone(), stopping.clone());
-        tokio::spawn(async move {
-            let service = service_fn(|request| {
-                let answer = admin.answer(&request, addr);
-                async move { Ok::<_, Infallible>(answer) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIME)
-                .serve_connection(TokioIo::new(tcp), service);
-            tokio::select! {
-                served = connection => if let Err(error) = served {
-                    tracing::debug!(%addr, %error, "a connection to the metrics port ended badly");
-                },
-                () = stopping.cancelled() => {}
-            }
-            drop(place);
-        });
-    }
+    let metrics = Arc::clone(&admin.hub.metrics);
+    let full = || metrics.bound("metrics_connections", 1);
+    accept(listener, stopping, full, |tcp, addr| {
+        let admin = admin.clone();
+        async move { http1(tcp, true, |request| admin.answer(request, addr)).await }
+    })
+    .await;
 }
 
 impl Admin {
@@ -110,17 +79,4 @@ fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
         Ok(json) => typed(StatusCode::OK, "application/json", json),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
     }
-}
-
-/// An answer in words.
-pub(super) fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
-    typed(status, "text/plain; charset=utf-8", text.as_bytes().to_vec())
-}
-
-/// An answer of this type.
-pub(super) fn typed(status: StatusCode, content_type: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
-    response
 }

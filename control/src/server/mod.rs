@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod bundle;
 pub mod ca;
+mod plain;
 pub mod tls;
 
 use std::sync::Arc;
