@@ -22,7 +22,7 @@ fn further_roots_are_for_peers_and_never_for_control() {
     trust.agent(agent.roots().clone());
     let (now, believed) = (SystemTime::now(), trust.now());
     let leads = |ca: &Ca, roots: &Roots| {
-        let chain = ca.issue(&csr(), &web(), HOUR, now).unwrap().concat();
+        let chain = ca.issue(&KeyPair::generate().unwrap().csr(&web()).unwrap(), &web(), HOUR, now).unwrap().concat();
         leads_to(&certificates(&chain).unwrap(), roots, "cluster.local", now)
     };
     for (ca, to_control) in [(&given, true), (&further, false), (&agent, false)] {

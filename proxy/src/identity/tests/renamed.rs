@@ -22,7 +22,7 @@ fn told(ca: &Ca, own: &str, aliases: &[&str]) -> convert::Trust {
     let roots = tls::certificates(ca.root_pem()).unwrap();
     let roots = roots.iter().map(|root| bytes::Bytes::copy_from_slice(root)).collect();
     let aliases = aliases.iter().map(|name| (*name).into()).collect();
-    convert::Trust { bundles: [(own.into(), roots)].into(), own: own.into(), aliases }
+    convert::Trust { bundles: [(own.into(), roots)].into(), own: own.into(), aliases, svid_roots: Vec::new() }
 }
 
 fn shown(identity: Identity) -> Leaf {
