@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn ten_thousand_are_taken_and_no_more() {
-        let line = |number: usize| format!("- serial: \"{:032x}\"\n  reason: stolen\n", number + 1);
+        let line = |number: usize| format!("- serial: \"f{:031x}\"\n  reason: stolen\n", number + 1);
         let mut text: String = (0..MAX_REVOKED).map(line).collect();
         assert_eq!(read(&text).unwrap().len(), MAX_REVOKED);
         let dir = tempfile::tempdir().unwrap();
