@@ -97,7 +97,7 @@ impl Follower {
 
     /// One look: files are read, everybody is told, a phase that is over is ended. Blocks.
     pub fn look(&mut self, now: SystemTime) {
-        self.trust.look();
+        self.trust.look(&self.ca.called());
         let stepped = self.step(now);
         self.hub.metrics.ca.broken.set(i64::from(stepped.is_err()));
         match stepped {

@@ -61,6 +61,8 @@ pub struct Trust {
     further: SvidRoots,
     // Files of which the log has said that something is wrong.
     wrong: BTreeMap<String, String>,
+    // Of whom it has said that nobody but the CA speaks for them.
+    ours: BTreeSet<String>,
 }
 
 impl Trust {
@@ -70,7 +72,7 @@ impl Trust {
     /// A file is broken, or speaks for our own domain or for one that another speaks for.
     pub fn open(trust_domain: &str, federated: Vec<Federated>) -> Result<Self, String> {
         let (known, further) = (Known::new(), SvidRoots::open(None)?);
-        let mut trust = Self { federated, known, read: None, further, wrong: BTreeMap::new() };
+        let mut trust = Self { federated, known, read: None, further, wrong: BTreeMap::new(), ours: BTreeSet::new() };
         for one in &trust.federated {
             if one.domain == trust_domain {
                 return Err(format!("--federate {}: that is our own trust domain, whose roots the CA has", one.domain));
@@ -133,9 +135,17 @@ impl Trust {
         v1::Trust { bundles, own: now, aliases, former, svid_roots, requires: requires.into_iter().collect() }
     }
 
-    /// Reads the files again.
-    pub fn look(&mut self) {
+    /// Reads the files again, and says whom nobody may speak for, since our own trust domain has or had that name.
+    pub fn look(&mut self, called: &Called) {
         self.further.look();
+        let ours: BTreeSet<_> = called.every().filter(|name| self.federates(name)).map(str::to_owned).collect();
+        for name in ours.difference(&self.ours) {
+            tracing::warn!(
+                name,
+                "is a name of our own trust domain: its federation (--federate, --federation) is not in force"
+            );
+        }
+        self.ours = ours;
         for one in &self.federated {
             match read(one) {
                 Ok(roots) => {
@@ -183,15 +193,18 @@ mod tests {
         assert_eq!(domains, ["cluster.local", "partner.example"]);
         for broken in ["", "no certificate", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             std::fs::write(&file, broken).unwrap();
-            trust.look();
+            trust.look(&ours.called());
             assert_eq!(trust.message(&ours), first);
         }
         std::fs::remove_file(&file).unwrap();
-        trust.look();
+        trust.look(&ours.called());
         assert_eq!(trust.message(&ours), first);
         std::fs::write(&file, format!("{}{}", next.root_pem(), theirs.root_pem())).unwrap();
-        trust.look();
+        trust.look(&ours.called());
         assert_eq!(trust.message(&ours).bundles[1].roots.len(), 2);
+        assert!(trust.ours.is_empty());
+        trust.look(&Called { former: vec!["partner.example".into()], ..ours.called() });
+        assert!(trust.ours.contains("partner.example"), "the log has said that it is not in force");
     }
 
     #[test]

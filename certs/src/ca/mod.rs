@@ -40,7 +40,7 @@ use self::store::{Files, Store, Stored, Version, certificate_file, key_file};
 use crate::svid::{KeyPair, Svid};
 use crate::tls::{CONTROL_SERVER_NAME, Roots, control_identity, control_server_name};
 use crate::token::TokenKey;
-use crate::x509;
+use crate::x509::{self, Leaf};
 
 /// The subject's serial number (X.520).
 const SERIAL_NUMBER: [u64; 4] = [2, 5, 4, 5];
@@ -439,10 +439,10 @@ fn ends(store: &dyn Store, name: &str, certificate: &CertificateDer<'_>) -> Resu
     x509::not_after(certificate).map_err(|_| damaged(store, format!("{} is no certificate", certificate_file(name))))
 }
 
-/// The serial number of an issued certificate (PEM), lower-case hex: what an audit log names it by.
-pub fn serial_of(leaf_pem: &str) -> Option<String> {
+/// What an issued certificate (PEM) says: its serial number is what an audit log names it by.
+pub fn leaf_of(leaf_pem: &str) -> Option<Leaf> {
     let leaf = x509::certificates(leaf_pem)?.into_iter().next()?;
-    x509::leaf(&leaf).ok().map(|leaf| leaf.serial)
+    x509::leaf(&leaf).ok()
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 use weft_api::names::{RENEW_BY, TOKEN};
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateService;
 use weft_api::wire::ca::{IstioCertificateRequest, IstioCertificateResponse};
-use weft_certs::ca::{check_request, serial_of};
+use weft_certs::ca::{check_request, leaf_of};
 use weft_engine::identity::Identity;
 use weft_engine::ratelimit::{Decision, Key, Limiter, Rate};
 
@@ -55,7 +55,7 @@ impl CertificateService {
         proof: &Proof,
         request: &IstioCertificateRequest,
         now: SystemTime,
-    ) -> Result<(Vec<String>, Duration), Refusal> {
+    ) -> Result<Vec<String>, Refusal> {
         let identity = &proof.identity;
         self.ration(identity)?;
         let asked = match u64::try_from(request.validity_duration) {
@@ -71,7 +71,7 @@ impl CertificateService {
         let ca = Arc::clone(&self.ca.borrow());
         let pod = proof.pod.as_ref().map(|pod| pod.uid.as_str());
         let wanted = Wanted { csr: &request.csr, identity, pod, token: proof.token.as_ref(), life: asked };
-        Ok((ca.sign(wanted, now).await?, asked))
+        ca.sign(wanted, now).await
     }
 
     fn ration(&self, identity: &Identity) -> Result<(), Refusal> {
@@ -96,11 +96,14 @@ impl CertificateService {
         refusal.status()
     }
 
-    fn issued(&self, addr: SocketAddr, proof: &Proof, chain: &[String], life: Duration) {
+    fn issued(&self, addr: SocketAddr, proof: &Proof, chain: &[String], now: SystemTime) {
         let method = proof.method.label();
         self.metrics.issued.with_label_values(&[method]).inc();
-        let serial = chain.first().and_then(|leaf| serial_of(leaf)).unwrap_or_default();
-        let (identity, seconds) = (&proof.identity, life.as_secs());
+        let leaf = chain.first().and_then(|leaf| leaf_of(leaf));
+        // As it was given, which is not always as it was asked for.
+        let seconds =
+            leaf.as_ref().and_then(|leaf| leaf.not_after.duration_since(now).ok()).map_or(0, |left| left.as_secs());
+        let (identity, serial) = (&proof.identity, leaf.map(|leaf| leaf.serial).unwrap_or_default());
         let (pod, pod_uid) = pod(proof.pod.as_ref());
         tracing::info!(target: "weft::audit", method, %identity, %addr, serial, seconds, pod, pod_uid, "certificate issued");
     }
@@ -128,8 +131,8 @@ impl IstioCertificateService for CertificateService {
             proof.identity = now;
         }
         let issued = self.issue(&proof, request.get_ref(), now).await;
-        let (cert_chain, life) = issued.map_err(|refusal| self.refuse(peer.addr, &refusal.after(&proof)))?;
-        self.issued(peer.addr, &proof, &cert_chain, life);
+        let cert_chain = issued.map_err(|refusal| self.refuse(peer.addr, &refusal.after(&proof)))?;
+        self.issued(peer.addr, &proof, &cert_chain, now);
         let mut response = Response::new(IstioCertificateResponse { cert_chain });
         if self.ca.borrow().wants_token() {
             response.metadata_mut().insert(RENEW_BY, AsciiMetadataValue::from_static(TOKEN));
