@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use rustls::pki_types::CertificateDer;
 use tonic::{Request, Status};
 use weft_certs::revoked::DenyList;
 use weft_engine::identity::Identity;
@@ -38,6 +39,8 @@ pub struct Proved {
     pub further: bool,
     /// Uid of the pod that the certificate was issued to; none if no pod was proved.
     pub pod: Option<Arc<str>>,
+    /// The chain as it was shown, leaf first: for people.
+    pub chain: Arc<[CertificateDer<'static>]>,
 }
 
 impl Proved {

@@ -9,9 +9,14 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use crate::model::{
-    AuthorizationPolicy, Model, Name, Namespace, Parent, RateLimitPolicy, Route, Service, ServicePort, Slice,
-    SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, Model, Name, Namespace, Parent, RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service,
+    ServicePort, Slice, SliceEndpoint, Target, Workload,
 };
+
+/// Nothing said, strict or permissive.
+fn mode(number: u8) -> Option<bool> {
+    [None, Some(true), Some(false)][usize::from(number % 3)]
+}
 
 /// `10.A.B.C`.
 pub fn ip(a: u8, b: u8, c: u8) -> IpAddr {
@@ -27,14 +32,8 @@ pub fn service(last: u8) -> Service {
 }
 
 pub fn pod(last: u8) -> Workload {
-    Workload {
-        uid: String::new(),
-        ips: vec![ip(0, 0, last)],
-        service_account: "web".to_owned(),
-        labels: BTreeMap::new(),
-        meshed: true,
-        terminating: false,
-    }
+    let service_account = "web".to_owned();
+    Workload { ips: vec![ip(0, 0, last)], service_account, meshed: true, ..Workload::default() }
 }
 
 pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
@@ -92,14 +91,17 @@ pub fn edit(model: &mut Model, [what, which, one, two, three]: [u8; 5]) {
                 service_account: ["web", "cart"][usize::from(two % 2)].to_owned(),
                 meshed: two % 3 != 0,
                 terminating: three % 4 == 1,
+                strict: mode(one),
+                strict_ports: (0..two % 3).map(|port| (8080 + u16::from(port), three % 2 == 0)).collect(),
                 ..Workload::default()
             };
             put(&mut model.workloads, pod_name, found, gone);
         }
         4 => put(&mut model.routes, route_key, random_route(one, two, three), gone),
         5 => {
-            let posture = Namespace { strict: one % 2 == 0, default_deny: two % 2 == 0 };
-            put(&mut model.namespaces, "shop".to_owned(), posture, gone);
+            let posture = Namespace { strict: mode(one), default_deny: two % 2 == 0, mesh_strict: mode(three) };
+            let name = if two % 4 < 2 { "shop" } else { SYSTEM_NAMESPACE };
+            put(&mut model.namespaces, name.to_owned(), posture, gone);
         }
         _ => {
             let targets = match one % 3 {

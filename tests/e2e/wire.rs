@@ -11,6 +11,7 @@ pub fn tests() -> Vec<Trial> {
     vec![
         test("wire_no_plaintext_between_meshed_pods", no_plaintext_between_meshed_pods),
         test("wire_strict_refuses_plaintext", strict_refuses_plaintext),
+        test("wire_a_port_counts_for_more_than_its_pod_and_that_than_the_mesh", strict_by_mesh_pod_and_port),
         test("wire_a_pod_that_calls_itself_meets_its_own_policy", a_pod_that_calls_itself_meets_its_own_policy),
         test("wire_a_pod_ip_is_that_very_pod", a_pod_ip_is_that_very_pod),
         test("wire_tcp_is_meshed_too", tcp_is_meshed_too),
@@ -62,6 +63,38 @@ fn strict_refuses_plaintext() {
     });
     let got = get(mesh.pod("client-0"), mesh.address("web"), "/");
     assert_eq!(got.outcome(), (200, ""), "{got:?}");
+}
+
+const STRICT_MESH: &str = "apiVersion: v1
+kind: Namespace
+metadata: {name: weft-system, annotations: {weft.dev/mesh-mtls: strict}}
+";
+
+fn strict_by_mesh_pod_and_port() {
+    let mut mesh = Mesh::new();
+    mesh.write("mesh.yaml", STRICT_MESH);
+    mesh.deploy(Service::http("web")).deploy(Service::own("stranger").unmeshed()).client("client");
+    mesh.deploy(Service::http("pod").annotation("weft.dev/mtls", "permissive"));
+    let by_port = Service::http("port").annotation("weft.dev/mtls", "strict");
+    mesh.deploy(by_port.annotation("weft.dev/mtls-ports", "8080=permissive,9=strict"));
+    let stranger = |service: &str| {
+        let direct = std::net::SocketAddr::from((mesh.pod(&format!("{service}-0")).ip(), 8080));
+        try_send(mesh.pod("stranger-0"), direct, request(Method::GET, service, "/", &[]))
+            .map_or(0, |got| got.status.as_u16())
+    };
+    // Before control has spoken nobody is admitted: whoever is, shows what it said.
+    assert_eq!((stranger("pod"), stranger("port")), (200, 200));
+    assert_ne!(stranger("web"), 200, "the mesh is strict");
+    for service in ["web", "pod", "port"] {
+        let got = get(mesh.pod("client-0"), mesh.address(service), "/");
+        assert_eq!(got.outcome(), (200, ""), "{service}: {got:?}");
+    }
+    // The mesh changes its mind, and web with it.
+    mesh.write("mesh.yaml", &STRICT_MESH.replace("strict", "permissive"));
+    mesh.until("a stranger to be let in", || match stranger("web") {
+        200_u16 => Ok(()),
+        other => Err(format!("{other}")),
+    });
 }
 
 fn a_pod_that_calls_itself_meets_its_own_policy() {

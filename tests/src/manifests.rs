@@ -56,6 +56,8 @@ pub struct Service {
     pub args: Vec<String>,
     /// Further flags of the pods' sidecars.
     pub sidecar: Vec<String>,
+    /// Further annotations of its pods, as lines of YAML.
+    pub annotations: String,
 }
 
 impl Service {
@@ -74,6 +76,7 @@ impl Service {
             later: false,
             args: Vec::new(),
             sidecar: Vec::new(),
+            annotations: String::new(),
         }
     }
 
@@ -140,6 +143,13 @@ impl Service {
         self
     }
 
+    /// With another annotation of its pods.
+    #[must_use]
+    pub fn annotation(mut self, name: &str, value: &str) -> Self {
+        let _ = writeln!(self.annotations, "    {name}: \"{value}\"");
+        self
+    }
+
     /// With further flags of its sidecars.
     #[must_use]
     pub fn sidecar_arg(mut self, arg: &str) -> Self {
@@ -154,7 +164,7 @@ impl Service {
 
     /// Its Service, Pods and EndpointSlices, for these addresses: the service's, and each pod's, all of the same families.
     pub fn manifest(&self, cluster_ips: &[IpAddr], pods: &[Vec<IpAddr>]) -> String {
-        let Self { name, namespace, port, target_port, version, meshed, .. } = self;
+        let Self { name, namespace, port, target_port, version, meshed, annotations, .. } = self;
         let protocol =
             self.app_protocol.as_ref().map(|name| format!("\n      appProtocol: {name}")).unwrap_or_default();
         let mut out = format!(
@@ -193,7 +203,7 @@ metadata:
     version: {version}
   annotations:
     weft.dev/injected: \"{meshed}\"
-spec:
+{annotations}spec:
   serviceAccountName: {name}
 status:
   phase: Running

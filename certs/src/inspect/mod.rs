@@ -163,6 +163,19 @@ pub fn inspect(text: &[u8], roots: Option<&[u8]>, now: SystemTime) -> Result<Rep
     look(&certificates(text)?, given.as_deref(), private_keys(text), now)
 }
 
+/// The same of a chain as a handshake has it.
+///
+/// # Errors
+/// As [`inspect`].
+pub fn inspect_chain(
+    chain: &[CertificateDer<'_>],
+    roots: Option<&[u8]>,
+    now: SystemTime,
+) -> Result<Report, InspectError> {
+    let given = roots.map(certificates).transpose()?;
+    look(chain, given.as_deref(), 0, now)
+}
+
 fn look(
     ders: &[CertificateDer<'_>],
     given: Option<&[CertificateDer<'_>]>,

@@ -19,6 +19,7 @@ pub const FEATURES: &[&str] = &[
     "header-filters",
     "http-route",
     "local-rate-limit",
+    "mtls-by-port",
     "request-timeouts",
     "tcp-route",
     "tls-route",

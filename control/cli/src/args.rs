@@ -329,19 +329,23 @@ A private key in the file is mentioned and never shown.
 
 Examples:
   weft certs inspect svid.pem                     a sidecar's saved certificate, in its --state-dir
+  weft certs inspect shop/web-1                   what the sidecar of a pod shows, and whether the mesh's roots trust it
   weft certs inspect chain.pem --roots root.pem   would a peer that trusts root.pem take this chain?
   weft certs inspect root.pem --json              when does the mesh's root end?
   openssl s_client -connect 10.0.0.7:8080 -alpn weft1-h1 -showcerts </dev/null | weft certs inspect -
                                                   what a sidecar shows
 
-Exit code 0 if all is well, 1 if there is a problem, 4 if there is no certificate to look at.";
+Exit code 0 if all is well, 1 if there is a problem, 3 if control cannot be asked, 4 if there is no certificate to look at.";
 
 /// `weft certs inspect`.
 #[derive(ClapArgs, Clone, Debug)]
 pub struct Inspect {
-    /// A PEM file with one or more certificates; `-` is standard input
-    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// A PEM file with one or more certificates, `-` for standard input; or NAMESPACE/POD, for what its sidecar shows to control
+    #[arg(value_name = "FILE|POD", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
+    /// Control's metrics address, where a pod is asked for
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15014")]
+    pub control: SocketAddr,
     /// Trust the roots of this PEM file and no others
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub roots: Option<PathBuf>,

@@ -84,6 +84,23 @@ fn a_root_is_exchanged_and_the_command_says_how_it_goes() {
 }
 
 #[test]
+fn what_a_pod_shows_is_asked_of_control() {
+    let mesh = Mesh::start();
+    let control = mesh.control.to_string();
+    let out = weft(&["certs", "inspect", "shop/web-1", "--control", &control]);
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(4), "{said}");
+    assert!(said.contains("shop/web-1 has no stream to this control; `weft certs status` lists"), "{said}");
+    // A file that is not there is no pod.
+    for file in ["absent/svid.pem", "./absent", "/absent/file", "a/b/c"] {
+        let out = weft(&["certs", "inspect", file, "--control", &control]);
+        assert!(text(&out.stderr).contains("cannot read"), "{file}: {}", text(&out.stderr));
+    }
+    let out = weft(&["certs", "inspect", "shop/web-1", "--control", "127.0.0.1:1"]);
+    assert_eq!(out.status.code(), Some(3), "{}", text(&out.stderr));
+}
+
+#[test]
 fn who_lags_is_named_and_it_can_be_watched_again_and_turned_back() {
     let mesh = Mesh::start();
     mesh.pod(POD);

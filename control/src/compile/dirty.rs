@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::index::{Index, changed};
-use crate::model::{Name, Target};
+use crate::model::{Name, SYSTEM_NAMESPACE, Target};
 
 /// Objects whose resources are to be made again.
 #[derive(Default)]
@@ -55,6 +55,9 @@ pub(super) fn find<'m>(old: &Index<'m>, new: &Index<'m>) -> Dirty<'m> {
     }
     for namespace in changed(&old.model.namespaces, &new.model.namespaces) {
         dirty.workloads.extend(new.in_namespace(namespace));
+        if namespace == SYSTEM_NAMESPACE {
+            dirty.workloads.extend(new.model.workloads.keys());
+        }
     }
     policies(&mut dirty, old, new);
     dirty

@@ -238,9 +238,32 @@ fn workload(compiled: &Compiled, pod: &str) -> v1::Workload {
 }
 
 #[test]
+fn a_port_counts_for_more_than_its_workload_and_that_than_namespace_and_mesh() {
+    let said = |strict, mesh_strict| Namespace { strict, default_deny: false, mesh_strict };
+    let (yes, no) = (Some(true), Some(false));
+    for (mesh, namespace, pod, ports, strict, others) in [
+        (None, None, None, &[][..], false, &[][..]),
+        (yes, None, None, &[(1, true)], true, &[]),
+        (yes, no, None, &[(1, true)], false, &[1]),
+        (no, yes, None, &[(1, false), (2, true)], true, &[1]),
+        (no, yes, no, &[(1, false)], false, &[]),
+        (no, no, yes, &[], true, &[]),
+    ] {
+        let mut model = shop();
+        model.namespaces.insert("weft-system".into(), said(None, mesh));
+        model.namespaces.insert("shop".into(), said(namespace, None));
+        let web = model.workloads.get_mut(&name("web-1")).unwrap();
+        (web.strict, web.strict_ports) = (pod, ports.iter().copied().collect());
+        let found = workload(&compile(&model), "web-1");
+        assert_eq!((found.mode() == v1::MtlsMode::Strict, &*found.other_mode_ports), (strict, others));
+        assert_eq!(found.requires.len(), usize::from(!others.is_empty()));
+    }
+}
+
+#[test]
 fn policies_cover_the_ports_behind_their_targets() {
     let mut model = shop();
-    model.namespaces.insert("shop".into(), Namespace { strict: true, default_deny: true });
+    model.namespaces.insert("shop".into(), Namespace { strict: Some(true), default_deny: true, mesh_strict: None });
     let on_web = vec![Target::Service("web".into())];
     model.authorization.insert(name("on-web"), AuthorizationPolicy { targets: on_web, ..Default::default() });
     let everywhere = vec![Target::Namespace, Target::Service("web".into())];

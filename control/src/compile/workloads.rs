@@ -8,7 +8,7 @@ use weft_api::wire::v1;
 
 use super::Resource;
 use super::index::Index;
-use crate::model::{AuthorizationPolicy, Name, RateLimitPolicy, Target, Workload};
+use crate::model::{AuthorizationPolicy, Name, RateLimitPolicy, SYSTEM_NAMESPACE, Target, Workload};
 
 const SCHEME: &str = "spiffe://";
 
@@ -32,7 +32,14 @@ pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> R
         rate_limits.filter_map(|(policy, found)| binding("RateLimitPolicy", policy, &found.targets, &ports)).collect();
     let policies = authorization.iter().chain(&rate_limits).map(|binding| binding.policy.as_str().into());
     let points_to: Vec<Arc<str>> = policies.chain([names::TRUST.into(), names::REVOKED.into()]).collect();
-    let mode = if posture.strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
+    let mesh = index.model.namespaces.get(SYSTEM_NAMESPACE).and_then(|system| system.mesh_strict);
+    let strict = workload.strict.or(posture.strict).or(mesh).unwrap_or_default();
+    let mode = if strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
+    let other_mode =
+        workload.strict_ports.iter().filter(|(_, told)| **told != strict).map(|(port, _)| u32::from(*port));
+    let other_mode_ports: Vec<u32> = other_mode.collect();
+    // Who does not know of it would have one mode on all ports.
+    let requires = if other_mode_ports.is_empty() { Vec::new() } else { vec!["mtls-by-port".to_owned()] };
     let message = v1::Workload {
         namespace: name.namespace.clone(),
         name: name.name.clone(),
@@ -42,7 +49,8 @@ pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> R
         ports: ports.messages(),
         authorization,
         rate_limits,
-        requires: Vec::new(),
+        other_mode_ports,
+        requires,
     };
     Resource::new(&message, points_to)
 }

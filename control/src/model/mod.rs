@@ -49,13 +49,18 @@ pub struct Model {
     pub rate_limits: BTreeMap<Name, RateLimitPolicy>,
 }
 
+/// The namespace that may speak for the whole mesh.
+pub const SYSTEM_NAMESPACE: &str = "weft-system";
+
 /// A namespace's posture. From its annotations `weft.dev/mtls: strict|permissive` and `weft.dev/default: deny|allow`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
-    /// Ports of its workloads take mesh TLS only.
-    pub strict: bool,
+    /// Whether ports of its workloads take mesh TLS only; none: as the mesh has it.
+    pub strict: Option<bool>,
     /// Without an Allow policy a workload denies.
     pub default_deny: bool,
+    /// Of [`SYSTEM_NAMESPACE`]: the same for workloads whose own namespace does not say (`weft.dev/mesh-mtls`).
+    pub mesh_strict: Option<bool>,
 }
 
 /// A service.
@@ -128,6 +133,10 @@ pub struct Workload {
     pub meshed: bool,
     /// Deletion has begun (`metadata.deletionTimestamp`).
     pub terminating: bool,
+    /// Whether its ports take mesh TLS only (`weft.dev/mtls`); none: as its namespace has it.
+    pub strict: Option<bool>,
+    /// The same of single ports (`weft.dev/mtls-ports`).
+    pub strict_ports: BTreeMap<u16, bool>,
 }
 
 /// A route whose parents are services.

@@ -7,6 +7,9 @@ use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use k8s_openapi::ByteString;
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -56,25 +59,58 @@ impl Admin {
                 plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n")
             }
             "/debug/proxies" => self.proxies(request.uri().query()),
-            "/debug/certificates" => {
-                let ca = Arc::clone(&self.ca.borrow());
-                json(&rotation::Report::new(&*ca, &self.hub))
-            }
+            "/debug/certificates" => self.certificates(request.uri().query()),
             _ => plain(
                 StatusCode::NOT_FOUND,
-                "/metrics, /healthz/ready, /healthz/live, /debug/proxies[?workload=NS/POD], /debug/certificates\n",
+                "/metrics, /healthz/ready, /healthz/live, /debug/proxies[?workload=NS/POD], /debug/certificates[?workload=NS/POD]\n",
             ),
         }
     }
 
     fn proxies(&self, query: Option<&str>) -> Response<Full<Bytes>> {
-        let workload = query.and_then(|query| query.split('&').find_map(|part| part.strip_prefix("workload=")));
-        let workload = workload.map(|workload| workload.replace("%2F", "/").replace("%2f", "/"));
-        json(&self.hub.describe(workload.as_deref()))
+        json(&self.hub.describe(workload(query).as_deref()))
+    }
+
+    fn certificates(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let ca = Arc::clone(&self.ca.borrow());
+        let Some(workload) = workload(query) else { return json(&rotation::Report::new(&*ca, &self.hub)) };
+        let streams = self.hub.streams();
+        match streams.iter().find(|stream| stream.client.workload.to_string() == workload) {
+            Some(stream) => {
+                let roots = ca.root_pem().to_owned();
+                let x5c = stream.client.proved.chain.iter().map(|one| ByteString(one.to_vec())).collect();
+                json(&Shown { workload, x5c, roots })
+            }
+            None => plain(StatusCode::NOT_FOUND, &format!("{workload} has no stream to this control\n")),
+        }
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+/// What a proxy shows: `/debug/certificates?workload=NS/POD`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Shown {
+    /// `NAMESPACE/POD`.
+    pub workload: String,
+    /// The certificates that it opened its stream with, DER in base64, leaf first.
+    pub x5c: Vec<ByteString>,
+    /// The roots that are published, PEM.
+    pub roots: String,
+}
+
+impl Shown {
+    /// The certificates, DER.
+    pub fn chain(&self) -> Vec<CertificateDer<'_>> {
+        self.x5c.iter().map(|one| CertificateDer::from(one.0.as_slice())).collect()
+    }
+}
+
+/// The workload that a query names.
+fn workload(query: Option<&str>) -> Option<String> {
+    let workload = query?.split('&').find_map(|part| part.strip_prefix("workload="))?;
+    Some(workload.replace("%2F", "/").replace("%2f", "/"))
+}
+
+fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec(value) {
         Ok(json) => typed(StatusCode::OK, "application/json", json),
         Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),

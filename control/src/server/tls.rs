@@ -36,6 +36,8 @@ const CLOCK: Duration = Duration::from_mins(1);
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+/// Certificates of a peer that are kept to be shown.
+const CHAIN: usize = 4;
 const HANDSHAKES: usize = 256;
 
 /// Control's certificates, one in each name that the mesh ever had, at each door.
@@ -172,7 +174,8 @@ async fn shake(
             let Leaf { identity, pod, serial, not_after, .. } = leaf;
             // Which pod it is was proved to our CA, and to no other.
             let pod = pod.filter(|_| !further).map(Arc::from);
-            Some(Proved { identity, not_after, serial: serial.into(), issuer, further, pod })
+            let chain = certificates.iter().take(CHAIN).map(|one| one.clone().into_owned()).collect();
+            Some(Proved { identity, not_after, serial: serial.into(), issuer, further, pod, chain })
         }
     };
     Ok((tls, Peer { addr, proved }))

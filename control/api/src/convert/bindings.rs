@@ -64,17 +64,18 @@ impl<'p> Bound<'p> {
     pub fn ports(&self) -> BTreeSet<u16> {
         let bindings = self.workload.authorization.iter().chain(&self.workload.rate_limits);
         let covered = bindings.flat_map(|binding| binding.ports.iter().copied());
-        covered.chain(self.workload.ports.iter().map(|told| told.port)).collect()
+        let told = self.workload.ports.iter().map(|told| told.port);
+        covered.chain(told).chain(self.workload.other_mode.iter().copied()).collect()
     }
 
     /// The rules of a port.
     pub fn on(&self, port: u16) -> PortRules<'p> {
-        self.rules(|binding| binding.covers(port))
+        self.rules(self.workload.strict != self.workload.other_mode.contains(&port), |binding| binding.covers(port))
     }
 
     /// The rules of every port of which nothing is said: what covers all ports.
     pub fn elsewhere(&self) -> PortRules<'p> {
-        self.rules(|binding| binding.ports.is_empty())
+        self.rules(self.workload.strict, |binding| binding.ports.is_empty())
     }
 
     /// Every rate-limit policy that could be decoded, whatever it covers.
@@ -82,11 +83,11 @@ impl<'p> Bound<'p> {
         self.limits.iter().map(|(_, policy)| *policy)
     }
 
-    fn rules(&self, covers: impl Fn(&Binding) -> bool) -> PortRules<'p> {
+    fn rules(&self, strict: bool, covers: impl Fn(&Binding) -> bool) -> PortRules<'p> {
         let policies = self.policies.iter().filter(|(binding, _)| covers(binding));
         let policies = policies.map(|(_, policy)| policy.clone().into_owned()).collect();
         PortRules {
-            strict: self.workload.strict,
+            strict,
             policies: PolicySet::new(policies, self.workload.default_deny),
             limits: self.limits.iter().filter(|(binding, _)| covers(binding)).map(|(_, policy)| *policy).collect(),
         }

@@ -1,5 +1,6 @@
 //! Services, workloads and the mesh's extent.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -54,6 +55,8 @@ pub struct Workload {
     pub identity: Identity,
     /// Mesh TLS only.
     pub strict: bool,
+    /// Ports on which it is the other way round.
+    pub other_mode: BTreeSet<u16>,
     /// With no Allow policy on a target: deny.
     pub default_deny: bool,
     /// Ports that say something.
@@ -133,6 +136,7 @@ pub(super) fn workload(wire: &v1::Workload, trust_domain: &str) -> Result<Worklo
         name: format!("{namespace}/{pod}").into(),
         identity,
         strict,
+        other_mode: wire.other_mode_ports.iter().map(|port| field::port(*port)).collect::<Result<_, _>>()?,
         default_deny: wire.default_deny,
         ports: wire.ports.iter().map(inbound_port).collect::<Result<_, _>>()?,
         authorization: bindings("AuthorizationPolicy", &wire.authorization)?,

@@ -2,33 +2,70 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
-use weft_certs::inspect::{Certificate, Finding, MAX_BYTES, Report, SignedBy, inspect, words};
+use weft_certs::inspect::{Certificate, Finding, MAX_BYTES, Report, SignedBy, inspect, inspect_chain, words};
+
+use weft_control::server::admin::Shown;
 
 use crate::args::Inspect;
 use crate::exit::{Exit, Failure};
 use crate::output::{self, Paint};
+use crate::plain_http;
 
 /// Prints what was found; a problem is exit code 1.
 pub fn run(args: &Inspect) -> Result<Exit, Failure> {
-    let text = read(&args.file)?;
+    let now = SystemTime::now();
     let roots = args.roots.as_deref().map(read).transpose()?;
     if let (Some(roots), Some(path)) = (&roots, &args.roots)
-        && let Err(error) = inspect(roots, None, SystemTime::now())
+        && let Err(error) = inspect(roots, None, now)
     {
         return Err(Failure::input(format!("{}: {error}", path.display())));
     }
-    let now = SystemTime::now();
-    let report = inspect(&text, roots.as_deref(), now)
-        .map_err(|error| Failure::input(format!("{}: {error}", args.file.display())))?;
+    let report = match pod(&args.file) {
+        Some(pod) => {
+            let shown = shown(args.control, pod)?;
+            inspect_chain(&shown.chain(), Some(roots.as_deref().unwrap_or(shown.roots.as_bytes())), now)
+        }
+        None => inspect(&read(&args.file)?, roots.as_deref(), now),
+    };
+    let report = report.map_err(|error| Failure::input(format!("{}: {error}", args.file.display())))?;
     if args.json {
         output::json(&report);
     } else {
         print(&report, now);
     }
     Ok(if report.ok { Exit::Ok } else { Exit::Failed })
+}
+
+/// `NAMESPACE/POD`, if it is no file.
+fn pod(what: &Path) -> Option<&str> {
+    let text = what.to_str().filter(|_| !what.exists())?;
+    let (namespace, pod) = text.split_once('/')?;
+    let name = |part: &str| {
+        let letters = part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'.'));
+        !part.is_empty() && letters && !part.starts_with('.')
+    };
+    // A file that is not there is more likely meant by a name that ends like one.
+    (name(namespace) && name(pod) && Path::new(pod).extension().is_none_or(|end| end != "pem")).then_some(text)
+}
+
+/// What its sidecar has shown to control, which is asked.
+fn shown(control: SocketAddr, pod: &str) -> Result<Shown, Failure> {
+    let path = format!("/debug/certificates?workload={pod}");
+    let failed = |what: String| {
+        Failure::here(format!("control cannot be asked at {control}: {what}; give its metrics address by --control"))
+    };
+    let answer = plain_http::get(control, &path).map_err(|error| failed(error.to_string()))?;
+    match answer.status {
+        200 => {
+            serde_json::from_str(&answer.body).map_err(|error| failed(format!("its answer cannot be read ({error})")))
+        }
+        404 => Err(Failure::input(format!("{}; `weft certs status` lists those that have", answer.body.trim()))),
+        status => Err(failed(format!("it answers {status} {}", answer.body.trim()))),
+    }
 }
 
 /// A file's bytes, or standard input's; one byte more than is taken at most.

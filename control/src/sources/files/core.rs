@@ -10,11 +10,15 @@ use weft_api::kinds::decode::{At, decode};
 use weft_api::kinds::{Fault, Node, is_dns_name};
 use weft_api::wire::v1::Protocol;
 
-use crate::model::{Name, Namespace, Service, ServicePort, Slice, SliceEndpoint, Workload};
+use crate::model::{Name, Namespace, SYSTEM_NAMESPACE, Service, ServicePort, Slice, SliceEndpoint, Workload};
 
 const MTLS: &str = "weft.dev/mtls";
+const MTLS_PORTS: &str = "weft.dev/mtls-ports";
+const MESH_MTLS: &str = "weft.dev/mesh-mtls";
 const DEFAULT: &str = "weft.dev/default";
 const INJECTED: &str = "weft.dev/injected";
+const STRICT: &str = "strict";
+const PERMISSIVE: &str = "permissive";
 const OWN_PREFIX: &str = "weft.dev/";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 
@@ -50,6 +54,7 @@ impl<'de> Deserialize<'de> for Text {
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Meta {
+    name: Option<Text>,
     uid: Option<Text>,
     labels: BTreeMap<String, Text>,
     annotations: BTreeMap<String, At<Text>>,
@@ -57,17 +62,44 @@ struct Meta {
 }
 
 impl Meta {
-    /// An annotation of ours whose value is one of two words; `true` for the first.
+    /// An annotation of ours whose value is one of two words; `true` for the first, and nothing said is the second.
     fn either(&self, name: &str, yes: &str, no: &str) -> Result<bool, Fault> {
-        let Some(text) = self.annotations.get(name) else { return Ok(false) };
+        self.said(name, yes, no).map(Option::unwrap_or_default)
+    }
+
+    /// The same; `None` if nothing is said.
+    fn said(&self, name: &str, yes: &str, no: &str) -> Result<Option<bool>, Fault> {
+        let Some(text) = self.annotations.get(name) else { return Ok(None) };
         match text.value.0.as_str() {
-            value if value == yes => Ok(true),
-            value if value == no => Ok(false),
+            value if value == yes => Ok(Some(true)),
+            value if value == no => Ok(Some(false)),
             value => {
                 let message = format!("annotation {name} is `{value}`, expected `{yes}` or `{no}`");
                 Err(Fault::new(text.at, message).did_you_mean(value, [yes, no]))
             }
         }
+    }
+
+    /// Which single ports take mesh TLS only, or not only that: `9090=permissive,8443=strict`.
+    fn strict_ports(&self) -> Result<BTreeMap<u16, bool>, Fault> {
+        let Some(text) = self.annotations.get(MTLS_PORTS) else { return Ok(BTreeMap::new()) };
+        let mut ports = BTreeMap::new();
+        for part in text.value.0.split(',').map(str::trim) {
+            let wrong = |what: &str| Fault::new(text.at, format!("annotation {MTLS_PORTS}: `{part}` {what}"));
+            let read = part.split_once('=').and_then(|(port, mode)| {
+                let mode = match mode {
+                    STRICT => true,
+                    PERMISSIVE => false,
+                    _ => return None,
+                };
+                Some((port.parse::<u16>().ok().filter(|port| *port != 0)?, mode))
+            });
+            let (port, strict) = read.ok_or_else(|| wrong("is neither PORT=strict nor PORT=permissive"))?;
+            if ports.insert(port, strict).is_some() {
+                return Err(wrong("names a port that stands there already"));
+            }
+        }
+        Ok(ports)
     }
 
     /// Annotations with our prefix that mean nothing are probably misspelt.
@@ -91,22 +123,35 @@ struct MetaOnly {
 
 /// A namespace's posture. On a fault, also what to assume where nothing better is known: the strictest of what was meant.
 pub(super) fn namespace(node: &Node) -> Result<Namespace, (Fault, Namespace)> {
-    let closed = Namespace { strict: true, default_deny: true };
+    let closed = Namespace { strict: Some(true), default_deny: true, mesh_strict: None };
     let object: MetaOnly = decode(node).map_err(|fault| (fault, closed))?;
     let meta = object.metadata;
-    let (strict, deny) = (meta.either(MTLS, "strict", "permissive"), meta.either(DEFAULT, "deny", "allow"));
+    let speaks = meta.name.as_ref().is_some_and(|name| name.0 == SYSTEM_NAMESPACE);
+    let known: &[&'static str] = if speaks { &[MTLS, DEFAULT, MESH_MTLS] } else { &[MTLS, DEFAULT] };
+    let (strict, deny) = (meta.said(MTLS, STRICT, PERMISSIVE), meta.either(DEFAULT, "deny", "allow"));
+    let mesh = if speaks { meta.said(MESH_MTLS, STRICT, PERMISSIVE) } else { Ok(None) };
     // Of what can be read nothing is made stricter than it says.
+    let meant = |said: &Result<Option<bool>, Fault>| *said.as_ref().unwrap_or(&Some(true));
     let assumed =
-        Namespace { strict: *strict.as_ref().unwrap_or(&true), default_deny: *deny.as_ref().unwrap_or(&true) };
-    match (strict, deny, meta.known(&[MTLS, DEFAULT])) {
-        (Ok(strict), Ok(default_deny), Ok(())) => Ok(Namespace { strict, default_deny }),
-        (_, _, Err(fault)) => {
+        Namespace { strict: meant(&strict), default_deny: *deny.as_ref().unwrap_or(&true), mesh_strict: meant(&mesh) };
+    if let Some(text) = meta.annotations.get(MESH_MTLS).filter(|_| !speaks) {
+        let what =
+            format!("annotation {MESH_MTLS} counts on the Namespace {SYSTEM_NAMESPACE} alone; of another say {MTLS}");
+        return Err((Fault::new(text.at, what), Namespace { strict: Some(true), ..assumed }));
+    }
+    match (meta.known(known), strict, deny, mesh) {
+        (Ok(()), Ok(_), Ok(_), Ok(_)) => Ok(assumed),
+        (Err(fault), ..) => {
             let near = |wanted| fault.suggestion.as_deref() == Some(wanted);
-            let assumed =
-                Namespace { strict: assumed.strict || near(MTLS), default_deny: assumed.default_deny || near(DEFAULT) };
+            let closed = |said: Option<bool>, name| if near(name) { Some(true) } else { said };
+            let assumed = Namespace {
+                strict: closed(assumed.strict, MTLS),
+                default_deny: assumed.default_deny || near(DEFAULT),
+                mesh_strict: closed(assumed.mesh_strict, MESH_MTLS),
+            };
             Err((fault, assumed))
         }
-        (Err(fault), _, _) | (_, Err(fault), _) => Err((fault, assumed)),
+        (_, Err(fault), ..) | (_, _, Err(fault), _) | (.., Err(fault)) => Err((fault, assumed)),
     }
 }
 
@@ -306,7 +351,7 @@ struct PodIp {
 
 pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
     let object: PodObject = decode(node)?;
-    object.metadata.known(&[INJECTED])?;
+    object.metadata.known(&[INJECTED, MTLS, MTLS_PORTS])?;
     let host_network = object.spec.host_network.unwrap_or(false);
     // The address of a pod that has ended may be another's by now; that of a pod on the host's network is the node's.
     let ended = matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed"));
@@ -331,6 +376,8 @@ pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
         service_account: account.map_or_else(|| "default".to_owned(), |account| account.value),
         meshed: object.metadata.either(INJECTED, "true", "false")? && !host_network,
         terminating: object.metadata.deletion_timestamp.is_some(),
+        strict: object.metadata.said(MTLS, STRICT, PERMISSIVE)?,
+        strict_ports: object.metadata.strict_ports()?,
         labels: object.metadata.labels.into_iter().map(|(name, text)| (name, text.0)).collect(),
     })
 }

@@ -306,25 +306,62 @@ fn a_file_that_cannot_be_read_keeps_what_it_held() {
 }
 
 #[test]
+fn the_mesh_a_pod_and_a_port_say_whether_they_are_strict() {
+    let text = |mesh: &str, pod: &str| {
+        format!(
+            "apiVersion: v1\nkind: Namespace\nmetadata: {{name: weft-system, annotations: {{{mesh}}}}}\n---\n\
+             apiVersion: v1\nkind: Pod\nmetadata: {{name: web-1, namespace: shop, annotations: {{{pod}}}}}\n"
+        )
+    };
+    let pod = "weft.dev/mtls: strict, weft.dev/mtls-ports: '9090=permissive, 8443=strict'";
+    let mut files = Files::new(&[("n.yaml", &text("weft.dev/mesh-mtls: permissive", pod))]);
+    let loaded = files.refresh();
+    assert_eq!(files.told(&loaded), Vec::<String>::new());
+    assert_eq!(loaded.model.namespaces["weft-system"].mesh_strict, Some(false));
+    let web = &loaded.model.workloads[&Name::new("shop", "web-1")];
+    assert_eq!((web.strict, &web.strict_ports), (Some(true), &[(8443, true), (9090, false)].into()));
+    for (mesh, pod, said) in [
+        ("weft.dev/mesh-mtls: stict", "", "expected `strict` or `permissive`; did you mean `strict`?"),
+        ("", "weft.dev/mtls: on", "expected `strict` or `permissive`"),
+        ("", "weft.dev/mtls-ports: '9090'", "`9090` is neither PORT=strict nor PORT=permissive"),
+        ("", "weft.dev/mtls-ports: '0=strict'", "`0=strict` is neither"),
+        ("", "weft.dev/mtls-ports: '1=strict,1=permissive'", "names a port that stands there already"),
+    ] {
+        let mut files = Files::new(&[("n.yaml", &text(mesh, pod))]);
+        let loaded = files.refresh();
+        let told = files.told(&loaded);
+        assert!(told.len() == 1 && told[0].contains(said), "{told:?}");
+        // What the mesh's word was meant to be is not known: the stricter.
+        assert_eq!(loaded.model.namespaces["weft-system"].mesh_strict, (!mesh.is_empty()).then_some(true));
+    }
+}
+
+#[test]
 fn a_namespace_that_is_broken_has_the_strictest_posture_it_may_have_meant() {
     let namespace = |annotations: &str| {
         format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: shop, annotations: {{{annotations}}}}}\n")
     };
     for (annotations, strict, deny, problem) in [
-        ("", false, false, None),
-        ("weft.dev/mtls: strict", true, false, None),
-        ("weft.dev/default: deny, weft.dev/mtls: permissive", false, true, None),
-        ("other.dev/mtls: x", false, false, None),
+        ("", None, false, None),
+        ("weft.dev/mtls: strict", Some(true), false, None),
+        ("weft.dev/default: deny, weft.dev/mtls: permissive", Some(false), true, None),
+        ("other.dev/mtls: x", None, false, None),
+        (
+            "weft.dev/mesh-mtls: strict",
+            Some(true),
+            false,
+            Some("counts on the Namespace weft-system alone; of another say weft.dev/mtls"),
+        ),
         (
             "weft.dev/mtls: stict",
-            true,
+            Some(true),
             false,
             Some("annotation weft.dev/mtls is `stict`, expected `strict` or `permissive`; did you mean `strict`?"),
         ),
-        ("weft.dev/default: no", false, true, Some("expected `deny` or `allow`")),
+        ("weft.dev/default: no", None, true, Some("expected `deny` or `allow`")),
         (
             "weft.dev/mtsl: strict",
-            true,
+            Some(true),
             false,
             Some("unknown annotation `weft.dev/mtsl`; did you mean `weft.dev/mtls`?"),
         ),

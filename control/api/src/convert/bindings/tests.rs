@@ -74,6 +74,7 @@ fn workload(bound: &[(&str, &[u16])], default_deny: bool) -> Workload {
         name: "shop/web-1".into(),
         identity: Identity::new("cluster.local", "shop", "web").unwrap(),
         strict: true,
+        other_mode: BTreeSet::new(),
         default_deny,
         ports: vec![InboundPort { port: 8080, protocol: Protocol::default(), services: vec!["shop/web".into()] }],
         authorization: bindings("Authorization"),
@@ -90,6 +91,15 @@ fn verdict(rules: &PortRules<'_>) -> Option<Reason> {
         Verdict::Allow { .. } => None,
         Verdict::Deny { reason, .. } => Some(reason),
     }
+}
+
+#[test]
+fn a_port_may_have_the_other_mode() {
+    let resources = resources();
+    let workload = Workload { other_mode: [9].into(), ..workload(&[(ALLOW, &[8080])], true) };
+    let bound = join(&workload, &resources).unwrap();
+    assert_eq!(bound.ports(), [9, 8080].into());
+    assert_eq!([bound.on(8080).strict, bound.on(9).strict, bound.elsewhere().strict], [true, false, true]);
 }
 
 /// Bindings; what 8080, 9 and every other port then say.
