@@ -29,14 +29,12 @@ use tokio::runtime::{Handle, Runtime};
 use weft_certs::ca::store::{Content, Held, MAX_BYTES, Store, Version, is_ours};
 use weft_certs::ca::{CaError, Home};
 
-use crate::cluster::{Access, ClusterError, FIELD_MANAGER, QUESTION, ask};
+use crate::cluster::{Access, ClusterError, FIELD_MANAGER, MANAGED_BY, QUESTION, ask};
 
 /// Type of the Secret: no other is touched.
 const TYPE: &str = "weft.dev/ca";
 /// Key of the ConfigMap.
 const ROOT: &str = "root.pem";
-/// Said by the label that everything of ours has.
-pub(crate) const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
 /// How often one goes on when somebody else was faster.
 const ATTEMPTS: usize = 5;
 

@@ -33,8 +33,10 @@ use crate::issue::secret::SecretFile;
 pub const QUESTION: Duration = Duration::from_secs(5);
 /// Who writes, to the API server: the owner of the fields in a server-side apply.
 pub const FIELD_MANAGER: &str = "weft-control";
+/// The label that everything of ours has.
+pub const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
 /// Where the kubelet puts what a pod needs to call the API server.
-pub const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// Set in every pod.
 const IN_POD: &str = "KUBERNETES_SERVICE_HOST";
 
@@ -98,6 +100,16 @@ fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     text
 }
 
+/// The roots to verify the API server by, as told or as the kubelet gives them to a pod.
+pub fn roots(told: Option<&Path>) -> PathBuf {
+    told.map_or_else(|| Path::new(IN_CLUSTER).join("ca.crt"), Path::to_owned)
+}
+
+/// The same of our own token.
+pub fn token(told: Option<&Path>) -> PathBuf {
+    told.map_or_else(|| Path::new(IN_CLUSTER).join("token"), Path::to_owned)
+}
+
 /// Asks one question, for [`QUESTION`] at most.
 pub async fn ask<T>(question: impl Future<Output = kube::Result<T>>) -> Result<T, ClusterError> {
     match tokio::time::timeout(QUESTION, question).await {
@@ -152,9 +164,7 @@ impl Access {
         if uri.scheme_str() != Some("https") {
             return Err(ClusterError::Setup(format!("`{url}` is no https:// URL")));
         }
-        let given =
-            |told: &Option<PathBuf>, name: &str| told.clone().unwrap_or_else(|| Path::new(IN_CLUSTER).join(name));
-        let (roots, token) = (given(&self.roots, "ca.crt"), given(&self.token, "token"));
+        let (roots, token) = (roots(self.roots.as_deref()), token(self.token.as_deref()));
         let mut config = Config::new(uri);
         config.root_cert = Some(certificates(&roots)?);
         config.root_cert_file = Some(roots);

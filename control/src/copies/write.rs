@@ -9,12 +9,10 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::view::{Place, Seen, Told};
 use super::{KEY, Roots};
-use crate::cluster::{ClusterError, FIELD_MANAGER, ask};
+use crate::cluster::{ClusterError, FIELD_MANAGER, MANAGED_BY, ask};
 
 /// Which revision of the CA a copy is of.
 const REVISION: &str = "weft.dev/ca-revision";
-const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
-const WEFT: &str = "weft";
 
 /// Asks the API server.
 pub(super) struct Writer {
@@ -45,7 +43,7 @@ impl Writer {
     async fn make_map(&self, namespace: &str, roots: &Roots) -> Result<(String, Told), ClusterError> {
         let metadata = ObjectMeta {
             name: Some(self.configmap.clone()),
-            labels: Some([(MANAGED_BY.to_owned(), WEFT.to_owned())].into()),
+            labels: Some([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())].into()),
             annotations: Some([(REVISION.to_owned(), roots.revision.to_string())].into()),
             ..ObjectMeta::default()
         };
@@ -111,7 +109,7 @@ fn metadata(name: &str, version: &str, roots: &Roots) -> Value {
     json!({
         "name": name,
         "resourceVersion": version,
-        "labels": { MANAGED_BY: WEFT },
+        "labels": { MANAGED_BY.0: MANAGED_BY.1 },
         "annotations": { REVISION: roots.revision.to_string() },
     })
 }

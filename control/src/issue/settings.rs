@@ -1,6 +1,6 @@
 //! What is told about proofs of identity on the command line, and the provers made of it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
@@ -12,10 +12,8 @@ use super::jwks::{Jwks, Place};
 use super::kubernetes::{By, Kubernetes};
 use super::review::Review;
 use super::secret::SecretFile;
+use crate::cluster;
 use crate::metrics::Metrics;
-
-/// Where the kubelet puts what a pod needs to call the API server.
-const IN_CLUSTER: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// How workloads prove who they are, beside join tokens and certificates.
 #[derive(Clone, Debug, clap::Args)]
@@ -69,8 +67,8 @@ impl Settings {
         trust_domain: &str,
         metrics: &Arc<Metrics>,
     ) -> anyhow::Result<Option<Kubernetes>> {
-        let roots = self.kubernetes_ca.clone().unwrap_or_else(|| Path::new(IN_CLUSTER).join("ca.crt"));
-        let own = self.kubernetes_token.clone().unwrap_or_else(|| Path::new(IN_CLUSTER).join("token"));
+        let roots = cluster::roots(self.kubernetes_ca.as_deref());
+        let own = cluster::token(self.kubernetes_token.as_deref());
         let own = SecretFile::new(&own);
         let by = match (&self.kubernetes_api, &self.kubernetes_jwks) {
             (None, None) => return Ok(None),

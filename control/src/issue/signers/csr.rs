@@ -21,13 +21,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use weft_certs::files;
 
 use super::line::{Failed, Question};
-use crate::cluster::{ClusterError, FIELD_MANAGER, ask};
+use crate::cluster::{ClusterError, FIELD_MANAGER, MANAGED_BY, ask};
 
 /// The API server takes no shorter life.
 pub const SHORTEST: Duration = Duration::from_mins(10);
 /// Of our objects, by the label that is ours alone.
 const PURPOSE: (&str, &str) = ("weft.dev/purpose", "certificate");
-const MANAGED_BY: (&str, &str) = ("app.kubernetes.io/managed-by", "weft");
 /// Who the certificate is for, for people.
 const IDENTITY: &str = "weft.dev/identity";
 const USAGES: [&str; 3] = ["digital signature", "server auth", "client auth"];

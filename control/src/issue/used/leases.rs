@@ -20,8 +20,8 @@ use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 
 use super::{Mark, Marks, UseError};
-use crate::ca_secret::{Blocking, MANAGED_BY};
-use crate::cluster::{ClusterError, FIELD_MANAGER};
+use crate::ca_secret::Blocking;
+use crate::cluster::{ClusterError, FIELD_MANAGER, MANAGED_BY};
 
 /// Leases that there may be: each is about half a kilobyte of the cluster's database.
 pub const MAX_USED: usize = 10_000;
