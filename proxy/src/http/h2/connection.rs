@@ -14,9 +14,11 @@ use bytes::Bytes;
 use h2::server::{self, Builder, Handshake};
 use h2::{Ping, PingPong};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::exchange::run;
+use super::pipe::Settles;
 use crate::http::session::Session;
 
 /// A ping every so often, and how long its answer may take.
@@ -32,7 +34,32 @@ pub struct Connection<T> {
 
 enum State<T> {
     Handshake(Handshake<T, Bytes>),
-    Open(server::Connection<T, Bytes>, Pin<Box<dyn Future<Output = ()> + Send>>),
+    Open(Open<T>),
+}
+
+struct Open<T> {
+    connection: server::Connection<T, Bytes>,
+    // Ends when the peer is dead.
+    alive: Pin<Box<dyn Future<Output = ()> + Send>>,
+    // The peer has acknowledged our settings.
+    settled: watch::Receiver<bool>,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Open<T> {
+    fn new(mut connection: server::Connection<T, Bytes>) -> Self {
+        let (settles, settled) = watch::channel(false);
+        let alive = Box::pin(keep_alive(connection.ping_pong(), settles));
+        Self { connection, alive, settled }
+    }
+
+    fn settles(&self) -> Option<Settles> {
+        if *self.settled.borrow() {
+            return None;
+        }
+        let mut settled = self.settled.clone();
+        // It fails only if the connection has ended.
+        Some(Box::pin(async move { drop(settled.wait_for(|settled| *settled).await) }))
+    }
 }
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
@@ -44,8 +71,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Connection<T> {
     /// Takes no further streams; those that are open end in their own time.
     pub fn leave(&mut self) {
         self.leaving = true;
-        if let State::Open(connection, _) = &mut self.state {
-            connection.graceful_shutdown();
+        if let State::Open(open) = &mut self.state {
+            open.connection.graceful_shutdown();
         }
     }
 }
@@ -60,27 +87,33 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Connection<T> {
             if this.leaving {
                 connection.graceful_shutdown();
             }
-            let alive = keep_alive(connection.ping_pong());
-            this.state = State::Open(connection, Box::pin(alive));
+            this.state = State::Open(Open::new(connection));
         }
-        let State::Open(connection, alive) = &mut this.state else { return Poll::Pending };
-        while let Poll::Ready(came) = connection.poll_accept(cx) {
+        let State::Open(open) = &mut this.state else { return Poll::Pending };
+        if open.alive.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        while let Poll::Ready(came) = open.connection.poll_accept(cx) {
             match came {
                 Some(Ok((request, respond))) => {
                     // As a pointer: the runtime moves what it is given several times, and this is kilobytes.
-                    tokio::spawn(Box::pin(run(Arc::clone(&this.session), request, respond)));
+                    tokio::spawn(Box::pin(run(Arc::clone(&this.session), request, respond, open.settles())));
                 }
                 Some(Err(error)) => return Poll::Ready(Err(error)),
                 None => return Poll::Ready(Ok(())),
             }
         }
-        alive.as_mut().poll(cx).map(Ok)
+        Poll::Pending
     }
 }
 
-// Ends when the peer is dead.
-async fn keep_alive(pings: Option<PingPong>) {
+// Ends when the peer is dead. Its answer to the first ping comes behind its acknowledgement of our settings (RFC 9113 section 6.5.3).
+async fn keep_alive(pings: Option<PingPong>, settles: watch::Sender<bool>) {
     let Some(mut pings) = pings else { return std::future::pending().await };
+    if timeout(PING_EVERY + PING_TIMEOUT, pings.ping(Ping::opaque())).await.is_err() {
+        return;
+    }
+    settles.send_replace(true);
     loop {
         sleep(PING_EVERY).await;
         // An error is the connection's own, and ends it.

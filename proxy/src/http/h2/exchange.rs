@@ -25,7 +25,7 @@ use weft_engine::outcome::Failed;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
 
-use super::pipe::{Fault, Incoming, Pipe, Source};
+use super::pipe::{Fault, Incoming, Pipe, Settles, Source};
 use super::replay::Replay;
 use crate::http::attempt::{Failure, Message, send};
 use crate::http::headers::{REASON, is_grpc, strip_identity};
@@ -42,11 +42,16 @@ const INTERIMS: usize = 16;
 /// Connections of the pool that may turn out to have ended before one is found that takes a request.
 const STALE: usize = 3;
 
-/// Answers one request.
-pub async fn run(session: Arc<Session>, request: Request<RecvStream>, client: SendResponse<Bytes>) {
+/// Answers one request; `settles` if the client may not have acknowledged our settings yet.
+pub async fn run(
+    session: Arc<Session>,
+    request: Request<RecvStream>,
+    client: SendResponse<Bytes>,
+    settles: Option<Settles>,
+) {
     let (head, body) = request.into_parts();
     let mut exchange = Exchange::begin(&session, head.method.clone(), head.uri.path());
-    let mut sending = Sending::new(Request::from_parts(head, ()), Incoming::new(body), client);
+    let mut sending = Sending::new(Request::from_parts(head, ()), Incoming::new(body, settles), client);
     let mut deadline = None;
     let answered = if session.inbound.is_some() {
         inbound(&mut exchange, &mut sending).await
@@ -398,7 +403,7 @@ impl Message for Sending {
         match poll_fn(|cx| self.poll_head(cx, &mut response, &mut up)).await {
             Ok(came) => {
                 let (head, body) = came.into_parts();
-                let (head, body) = (Response::from_parts(head, ()), Incoming::new(body));
+                let (head, body) = (Response::from_parts(head, ()), Incoming::new(body, None));
                 let meshed = target.endpoint.identity.is_some();
                 Ok((Answer { head, body, up, meshed, stream }, connecting))
             }

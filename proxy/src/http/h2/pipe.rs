@@ -5,7 +5,9 @@
 //!   is read, and what was read opens the sender's window only when all of it has been handed on. A reader that stops thus stops the sender,
 //!   and costs the window of one stream.
 //! - Empty frames in the middle are not passed on.
+//! - A stream that has begun before the client knew our window is not left without one: see [`Incoming::new`].
 
+use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -36,28 +38,48 @@ pub trait Source {
     fn waits(&mut self) {}
 }
 
+/// Comes once the peer has acknowledged our settings.
+pub type Settles = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+
 /// A stream's body.
-#[derive(Debug)]
 pub struct Incoming {
     stream: RecvStream,
     // Given out last; its window is opened when the next is asked for.
     owed: usize,
     data_ended: bool,
+    settles: Option<Settles>,
 }
 
 impl Incoming {
-    /// The body of this stream.
-    pub fn new(stream: RecvStream) -> Self {
-        Self { stream, owed: 0, data_ended: false }
+    /// The body of a stream; with `settles` if it may have begun before that, with the window that HTTP/2 gives to all (65,535 bytes). Ours
+    /// is smaller, so that the acknowledgement takes from the stream what it had more. If nothing is left of it then, the library (h2 0.4.20)
+    /// opens it only when something is read next, which cannot come. It looks again when told that no byte more was read.
+    pub fn new(stream: RecvStream, settles: Option<Settles>) -> Self {
+        Self { stream, owed: 0, data_ended: false, settles }
+    }
+
+    fn open_window(&mut self, read: usize) {
+        // It fails only for more than was given.
+        let _ = self.stream.flow_control().release_capacity(read);
+    }
+
+    fn poll_settled(&mut self, cx: &mut Context<'_>) {
+        if let Some(settles) = &mut self.settles
+            && settles.as_mut().poll(cx).is_ready()
+        {
+            self.settles = None;
+            self.open_window(0);
+        }
     }
 }
 
 impl Source for Incoming {
     fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Piece, h2::Error>>> {
         if self.owed > 0 {
-            // It fails only for more than was given.
-            let _ = self.stream.flow_control().release_capacity(std::mem::take(&mut self.owed));
+            let read = std::mem::take(&mut self.owed);
+            self.open_window(read);
         }
+        self.poll_settled(cx);
         if !self.data_ended {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => {

@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use super::super::withdrawn::{AT_ONCE, closed_port, reason_is_told};
 use super::super::world::*;
 use crate::discovery::snapshot::Destination;
+use crate::http::h2::STREAM_WINDOW;
 
 /// An application whose requests the test answers itself.
 pub struct App {
@@ -336,16 +337,63 @@ async fn frame(stream: &mut TcpStream) -> (u8, u8, u32, Vec<u8>) {
     (head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload)
 }
 
+/// What opens a connection, and an empty SETTINGS.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+/// The head of an answer to a PING, and a whole acknowledgement of SETTINGS.
+const PONG: &[u8] = b"\0\0\x08\x06\x01\0\0\0\0";
+const ACKNOWLEDGED: &[u8] = b"\0\0\0\x04\x01\0\0\0\0";
+
+/// Answers the next PING; gives the streams whose windows were opened before it came.
+async fn answer_ping(raw: &mut TcpStream) -> Vec<u32> {
+    let mut opened = Vec::new();
+    loop {
+        match frame(raw).await {
+            (6, 0, _, payload) => {
+                raw.write_all(&[PONG, &payload].concat()).await.unwrap();
+                return opened;
+            }
+            (8, _, stream, _) => opened.push(stream),
+            _ => {}
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_began_before_our_window_was_known_goes_on() {
+    let mut app = App::start(false).await;
+    let proxy = World::new().proxy("cart", enforces(open_port(false)));
+    let mut raw = TcpStream::connect(inbound_side(&proxy, app.addr).await).await.unwrap();
+    // POST / on stream 1, and as many bytes as its window will turn out to have.
+    raw.write_all(PREFACE).await.unwrap();
+    raw.write_all(b"\0\0\x03\x01\x04\0\0\0\x01\x83\x86\x84").await.unwrap();
+    for length in [16 << 10, STREAM_WINDOW - (16 << 10)] {
+        let [_, a, b, c] = length.to_be_bytes();
+        let bytes = vec![b'x'; length as usize];
+        raw.write_all(&[&[a, b, c, 0, 0, 0, 0, 0, 1][..], &bytes].concat()).await.unwrap();
+    }
+    let (mut request, _respond) = app.next().await;
+    let mut taken = 0;
+    while taken < STREAM_WINDOW as usize {
+        taken += request.body_mut().data().await.unwrap().unwrap().len();
+    }
+    // All of it was passed on when the settings are acknowledged.
+    raw.write_all(ACKNOWLEDGED).await.unwrap();
+    assert!(!answer_ping(&mut raw).await.contains(&1), "it has more than half of the window that all have");
+    let opened = async { while !matches!(frame(&mut raw).await, (8, _, 1, _)) {} };
+    timeout(10 * AT_ONCE, opened).await.expect("the stream has no window");
+}
+
 #[tokio::test]
 async fn a_proxy_that_leaves_says_goaway_twice() {
     let mut app = App::start(false).await;
     let proxy = World::new().proxy("cart", enforces(open_port(false)));
     let addr = inbound_side(&proxy, app.addr).await;
     let mut raw = TcpStream::connect(addr).await.unwrap();
-    // Preface, settings, and GET / on stream 1 (method, scheme and path of the static table).
-    raw.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // GET / on stream 1 (method, scheme and path of the static table).
+    raw.write_all(PREFACE).await.unwrap();
     raw.write_all(b"\0\0\x03\x01\x05\0\0\0\x01\x82\x86\x84").await.unwrap();
     let (_request, mut respond) = app.next().await;
+    answer_ping(&mut raw).await;
     proxy.drain.begin();
     let mut goaways = Vec::new();
     while goaways.len() < 2 {
@@ -353,7 +401,7 @@ async fn a_proxy_that_leaves_says_goaway_twice() {
             (7, _, _, payload) => goaways.push(payload[..8].to_vec()),
             (6, 0, _, payload) => {
                 assert_eq!(goaways.len(), 1, "the second is sent a round trip later");
-                raw.write_all(&[&b"\0\0\x08\x06\x01\0\0\0\0"[..], &payload].concat()).await.unwrap();
+                raw.write_all(&[PONG, &payload].concat()).await.unwrap();
             }
             _ => {}
         }
