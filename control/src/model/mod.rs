@@ -6,7 +6,12 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+pub use weft_api::kinds::Grant;
 use weft_api::wire::v1;
+
+mod change;
+
+pub use change::Change;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,6 +48,8 @@ pub struct Model {
     pub workloads: BTreeMap<Name, Workload>,
     /// Routes by kind (`HTTPRoute`, `GRPCRoute`, `TLSRoute`, `TCPRoute`) and name.
     pub routes: BTreeMap<(String, Name), Route>,
+    /// ReferenceGrants.
+    pub grants: BTreeMap<Name, Grant>,
     /// Authorization policies.
     pub authorization: BTreeMap<Name, AuthorizationPolicy>,
     /// Rate limit policies.
