@@ -9,7 +9,7 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use crate::model::{
-    AuthorizationPolicy, Model, Name, Namespace, Parent, RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service,
+    AuthorizationPolicy, Model, Name, Namespace, RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service, ServiceParent,
     ServicePort, Slice, SliceEndpoint, Target, Workload,
 };
 
@@ -54,6 +54,10 @@ pub fn slice(service: &str, endpoints: Vec<SliceEndpoint>) -> Slice {
 
 pub fn name(name: &str) -> Name {
     Name::new("shop", name)
+}
+
+pub fn parent_of(service: &str) -> ServiceParent {
+    ServiceParent { name: service.to_owned(), ..ServiceParent::default() }
 }
 
 /// `shop/web` with the pods web-1 and web-2, and `shop/cart` with cart-1.
@@ -160,6 +164,6 @@ fn random_route(one: u8, two: u8, three: u8) -> Route {
     };
     let rule = v1::RouteRule { backends: vec![backend(two), backend(three)], ..Default::default() };
     let parent = ["web", "cart", "db"][usize::from(one % 3)];
-    let parents = vec![Parent { service: name(parent), port: one.is_multiple_of(2).then_some(80) }];
+    let parents = vec![ServiceParent { port: one.is_multiple_of(2).then_some(80), ..parent_of(parent) }];
     Route { parents, rules: vec![rule], ..Route::default() }
 }

@@ -16,7 +16,7 @@ use weft_api::wire::v1::{self, address::Target};
 
 use super::index::owned_workloads_by_ip;
 use super::{Compiled, Resource, endpoints};
-use crate::model::{Model, Name, SliceEndpoint};
+use crate::model::{Model, Name, ServiceRef, SliceEndpoint};
 
 /// The cluster's DNS suffix.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -30,23 +30,6 @@ pub enum Topic {
     Ip(IpAddr),
     /// Whatever a service's names mean.
     Service(Name),
-}
-
-/// A parsed resource name `service/NAMESPACE/NAME:PORT`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct ServiceRef {
-    pub(super) name: Name,
-    pub(super) port: u16,
-}
-
-/// Parses the name of a `Service`.
-pub(super) fn parse_service(name: &str) -> Option<ServiceRef> {
-    let (namespace, rest) = name.strip_prefix("service/")?.split_once('/')?;
-    let (service, port) = rest.rsplit_once(':')?;
-    if namespace.is_empty() || service.is_empty() || service.contains('/') {
-        return None;
-    }
-    Some(ServiceRef { name: Name::new(namespace, service), port: port.parse().ok()? })
 }
 
 /// A parsed name of an `Address`.
@@ -85,7 +68,7 @@ fn parse(name: &str) -> Asked {
 
 /// What a stream has to listen to that holds the resource `name`.
 pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
-    if let Some(service) = parse_service(name) {
+    if let Some(service) = ServiceRef::parse(name) {
         // A port that is made on demand changes with its service.
         return vec![Topic::Name(Arc::clone(name)), Topic::Service(service.name)];
     }

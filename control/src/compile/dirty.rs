@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::index::{Index, changed};
-use crate::model::{Name, SYSTEM_NAMESPACE, Target};
+use crate::model::{Name, Route, SYSTEM_NAMESPACE, Target};
 
 /// Objects whose resources are to be made again.
 #[derive(Default)]
@@ -50,8 +50,13 @@ pub(super) fn find<'m>(old: &Index<'m>, new: &Index<'m>) -> Dirty<'m> {
     // A changed route changes the lists of its parents, which stand in the old and the new version of it.
     for key in changed(&old.model.routes, &new.model.routes) {
         for route in [old, new].iter().filter_map(|index| index.model.routes.get(key)) {
-            dirty.services.extend(route.parents.iter().map(|parent| parent.service.clone()));
+            let parents = route.parents.iter().map(|parent| Name::new(&key.1.namespace, &parent.name));
+            dirty.services.extend(parents);
         }
+    }
+    for grant in changed(&old.model.grants, &new.model.grants) {
+        let foreign = |route: &Route| route.foreign.iter().any(|foreign| foreign.namespace == grant.namespace);
+        dirty.routes.extend(new.model.routes.iter().filter(|(_, route)| foreign(route)).map(|(key, _)| key));
     }
     for namespace in changed(&old.model.namespaces, &new.model.namespaces) {
         dirty.workloads.extend(new.in_namespace(namespace));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
-use crate::model::{Model, Name, Slice, Target, Workload};
+use crate::model::{Model, Name, ServiceRef, Slice, Target, Workload};
 
 type RouteKey = (String, Name);
 
@@ -15,7 +15,7 @@ pub(super) struct Index<'m> {
     slices: HashMap<Name, Vec<&'m Slice>>,
     workload_by_ip: HashMap<IpAddr, &'m Name>,
     services_of: HashMap<&'m Name, BTreeSet<Name>>,
-    routes_on: HashMap<&'m Name, BTreeSet<&'m RouteKey>>,
+    routes_on: HashMap<Name, BTreeSet<&'m RouteKey>>,
     routes_to: HashMap<Name, BTreeSet<&'m RouteKey>>,
 }
 
@@ -43,10 +43,11 @@ impl<'m> Index<'m> {
         }
         for (key, route) in &model.routes {
             for parent in &route.parents {
-                index.routes_on.entry(&parent.service).or_default().insert(key);
+                let service = Name::new(&key.1.namespace, &parent.name);
+                index.routes_on.entry(service).or_default().insert(key);
             }
             for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-                if let Some(service) = super::address::parse_service(&backend.service) {
+                if let Some(service) = ServiceRef::parse(&backend.service) {
                     index.routes_to.entry(service.name).or_default().insert(key);
                 }
             }

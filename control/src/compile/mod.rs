@@ -26,7 +26,7 @@ use bytes::Bytes;
 use weft_api::names::{self, Digest, ResourceType};
 use weft_api::wire::v1;
 
-use crate::model::{Model, Name, Slice, SliceEndpoint};
+use crate::model::{Model, Name, ServiceRef, Slice, SliceEndpoint};
 pub use address::{CLUSTER_DOMAIN, Topic, topics_of};
 
 /// One encoded resource. Its name is beside it: several names may share one resource.
@@ -192,7 +192,7 @@ impl Compiled {
             self.update_service(&old, &new, name, &mut patch);
         }
         for key in &dirty.routes {
-            let made = new.model.routes.get(*key).map(|route| routes::resource(&new, key, route));
+            let made = new.model.routes.get(*key).map(|route| routes::resource(model, key, route));
             self.put(names::object(&key.0, &key.1.namespace, &key.1.name), made, &mut patch);
         }
         for name in &dirty.authorization {
@@ -345,7 +345,7 @@ impl Compiled {
         if name.starts_with("endpoints/") {
             return Some(Arc::new(Resource::head(0, Digest::default())));
         }
-        if let Some(service) = address::parse_service(name) {
+        if let Some(service) = ServiceRef::parse(name) {
             return Some(Arc::new(services::on_demand(&self.model, &service)));
         }
         names::is_address(name).then(|| self.address(name))

@@ -1,21 +1,26 @@
-//! Routes: their references resolved against the services that exist.
+//! Routes: their references resolved against the services and grants that exist.
 
 use std::sync::Arc;
 
 use weft_api::wire::v1;
 
 use super::Resource;
-use super::address::parse_service;
-use super::index::Index;
-use crate::model::{Name, Route};
+use crate::model::{Model, Name, Route};
 
 /// The route's resource. It points to the services of its usable backends.
-pub(super) fn resource(index: &Index<'_>, (kind, name): &(String, Name), route: &Route) -> Resource {
+pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Resource {
+    let (kind, name) = key;
     let mut points_to: Vec<Arc<str>> = Vec::new();
     let mut rules = route.rules.clone();
+    for foreign in &route.foreign {
+        let backend = rules.get_mut(foreign.rule).and_then(|rule| rule.backends.get_mut(foreign.backend));
+        if let Some((backend, why)) = backend.zip(model.ungranted(key, foreign)) {
+            backend.invalid = why;
+        }
+    }
     for backend in rules.iter_mut().flat_map(|rule| &mut rule.backends) {
         if backend.invalid.is_empty() {
-            backend.invalid = unusable(index, &backend.service).unwrap_or_default();
+            backend.invalid = model.unusable(&backend.service).unwrap_or_default();
         }
         if backend.invalid.is_empty() && !points_to.iter().any(|known| **known == *backend.service) {
             points_to.push(backend.service.as_str().into());
@@ -50,16 +55,4 @@ fn requires(kind: &str, rules: &[v1::RouteRule]) -> Vec<String> {
         ("weighted-backends", rules.iter().any(|rule| rule.backends.len() > 1)),
     ];
     features.into_iter().filter(|(_, needed)| *needed).map(|(feature, _)| feature.to_owned()).collect()
-}
-
-/// Why a backend cannot be used; `None` if it can.
-fn unusable(index: &Index<'_>, backend: &str) -> Option<String> {
-    let Some(asked) = parse_service(backend) else {
-        return Some(format!("`{backend}` names no service and port"));
-    };
-    let Some(service) = index.model.services.get(&asked.name) else {
-        return Some(format!("service {} does not exist", asked.name));
-    };
-    let known = service.external_name.is_some() || service.ports.iter().any(|port| port.port == asked.port);
-    (!known).then(|| format!("service {} has no port {}", asked.name, asked.port))
 }

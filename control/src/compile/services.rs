@@ -7,10 +7,9 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use super::Resource;
-use super::address::ServiceRef;
 use super::endpoints;
 use super::index::Index;
-use crate::model::{Model, Name, Service, ServicePort};
+use crate::model::{Model, Name, Service, ServicePort, ServiceRef};
 
 /// What one port of a service is made into; nothing if the port is gone.
 #[derive(Default)]
@@ -37,7 +36,10 @@ pub(super) fn build(index: &Index<'_>, name: &Name) -> BTreeMap<u16, PortMade> {
 fn routes(index: &Index<'_>, name: &Name, port: u16) -> Vec<String> {
     let attached = index.routes_on(name).filter(|key| {
         let parents = index.model.routes.get(*key).into_iter().flat_map(|route| &route.parents);
-        parents.into_iter().any(|parent| parent.service == *name && parent.port.is_none_or(|only| only == port))
+        let mut parents = parents.filter(|parent| parent.name == name.name);
+        parents.any(|parent| {
+            index.model.parent_port(&name.namespace, parent).is_ok_and(|only| only.is_none_or(|only| only == port))
+        })
     });
     attached.map(|(kind, route)| names::object(kind, &route.namespace, &route.name)).collect()
 }

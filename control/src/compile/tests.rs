@@ -6,9 +6,10 @@ use weft_api::wire::v1::address::Target as Means;
 
 use super::*;
 use crate::model::{
-    AuthorizationPolicy, Namespace, Parent, RateLimitPolicy, Route, Service, SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, ForeignRef, Grant, Namespace, RateLimitPolicy, Route, Service, ServiceParent, SliceEndpoint,
+    Target, Workload,
 };
-use crate::testing::{edit, ip, name, pod, port, ready, service, shop, slice};
+use crate::testing::{edit, ip, name, parent_of, pod, port, ready, service, shop, slice};
 
 const WEB: &str = "endpoints/shop/web:80";
 
@@ -164,7 +165,7 @@ fn a_port_that_the_service_lacks_is_refused_and_not_outside() {
 fn route(backends: &[&str]) -> Route {
     let backends = backends.iter().map(|one| v1::RouteBackend { service: (*one).into(), ..Default::default() });
     let rule = v1::RouteRule { backends: backends.collect(), ..Default::default() };
-    let parents = vec![Parent { service: name("web"), port: None }];
+    let parents = vec![parent_of("web")];
     Route { parents, rules: vec![rule], ..Route::default() }
 }
 
@@ -203,6 +204,57 @@ fn a_parent_port_attaches_to_that_port_only() {
     let routes = |name: &str| v1::Service::decode(&*compiled.get(name).unwrap().bytes).unwrap().routes;
     assert!(routes("service/shop/web:80").is_empty());
     assert_eq!(routes("service/shop/web:81"), ["HTTPRoute/shop/only"]);
+}
+
+#[test]
+fn a_parent_given_by_a_ports_name_is_found_when_the_port_gets_that_name() {
+    let mut model = shop();
+    let parents = vec![ServiceParent { section: Some("late".into()), ..parent_of("web") }];
+    model.routes.insert(("HTTPRoute".into(), name("late")), Route { parents, ..route(&[]) });
+    let mut compiled = compile(&model);
+    let routes =
+        |compiled: &Compiled| v1::Service::decode(&*compiled.get("service/shop/web:80").unwrap().bytes).unwrap().routes;
+    assert!(routes(&compiled).is_empty());
+    model.services.get_mut(&name("web")).unwrap().ports[0].name = "late".into();
+    let patch = compiled.update(&Arc::new(model), &Arc::default());
+    compiled.apply(patch);
+    assert_eq!(routes(&compiled), ["HTTPRoute/shop/late"]);
+}
+
+#[test]
+fn a_grant_that_comes_or_goes_changes_the_routes_that_stand_on_it() {
+    let mut model = shop();
+    model.services.insert(Name::new("other", "far"), service(9));
+    let foreign = vec![ForeignRef { namespace: "other".into(), name: "far".into(), ..ForeignRef::default() }];
+    let key = |name: &str| ("HTTPRoute".to_owned(), crate::testing::name(name));
+    model.routes.insert(key("far"), Route { foreign, ..route(&["service/other/far:80"]) });
+    model.routes.insert(key("near"), route(&["service/shop/cart:80"]));
+    let mut compiled = compile(&model);
+    let far = |compiled: &Compiled| {
+        let made = v1::Route::decode(&*compiled.get("HTTPRoute/shop/far").unwrap().bytes).unwrap();
+        made.rules[0].backends[0].invalid.clone()
+    };
+    let refused = "no ReferenceGrant in other lets HTTPRoute/shop/far use Service other/far";
+    assert_eq!(far(&compiled), refused);
+    let from = |kind: &str| vec![(kind.to_owned(), "shop".to_owned())];
+    for (grant, expected) in [
+        (Some(Grant { from: from("TLSRoute"), to: vec![None] }), refused),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![Some("near".into())] }), refused),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![Some("far".into())] }), ""),
+        (None, refused),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![None] }), ""),
+    ] {
+        match grant {
+            Some(grant) => _ = model.grants.insert(Name::new("other", "g"), grant),
+            None => model.grants.clear(),
+        }
+        let before = far(&compiled);
+        let patch = compiled.update(&Arc::new(model.clone()), &Arc::default());
+        let changed: Vec<&str> = patch.changes.names.iter().map(|name| &**name).collect();
+        assert_eq!(changed, if before == expected { vec![] } else { vec!["HTTPRoute/shop/far"] });
+        compiled.apply(patch);
+        assert_eq!(far(&compiled), expected);
+    }
 }
 
 #[test]

@@ -1,17 +1,19 @@
 //! Orchestrator-neutral objects, and the indexes over them.
 //!
 //! What people write is already checked when it gets here: routes and policies carry the wire form of their rules, with references
-//! not yet resolved; [`crate::compile`] resolves them. Nothing here knows YAML or Kubernetes.
+//! not yet resolved; [`crate::compile`] resolves them by the rules of `references`. Nothing here knows YAML or Kubernetes.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-pub use weft_api::kinds::Grant;
+pub use weft_api::kinds::{ForeignRef, Grant, Route, ServiceParent};
 use weft_api::wire::v1;
 
 mod change;
+mod references;
 
 pub use change::Change;
+pub use references::ServiceRef;
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -144,28 +146,6 @@ pub struct Workload {
     pub strict: Option<bool>,
     /// The same of single ports (`weft.dev/mtls-ports`).
     pub strict_ports: BTreeMap<u16, bool>,
-}
-
-/// A route whose parents are services.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Route {
-    /// Services it is attached to.
-    pub parents: Vec<Parent>,
-    /// `metadata.creationTimestamp` in seconds since 1970, or 0 in files without one.
-    pub created: u64,
-    /// Of a TLSRoute: names that its clients ask for.
-    pub hostnames: Vec<String>,
-    /// Rules; `RouteBackend::service` is a resource name that may lead nowhere yet.
-    pub rules: Vec<v1::RouteRule>,
-}
-
-/// A parent of a route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Parent {
-    /// The service.
-    pub service: Name,
-    /// Only this port of it.
-    pub port: Option<u16>,
 }
 
 /// What a policy covers. All in the policy's own namespace.

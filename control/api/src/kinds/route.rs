@@ -35,7 +35,7 @@ pub struct Route {
 }
 
 /// A Service that a route is attached to, in the route's own namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceParent {
     /// Its name.
     pub name: String,
@@ -48,7 +48,7 @@ pub struct ServiceParent {
 }
 
 /// A backend in another namespace.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignRef {
     /// Index of the rule.
     pub rule: usize,

@@ -12,8 +12,8 @@ use weft_api::wire::v1;
 
 use super::*;
 use crate::compile::compile;
-use crate::model::{Model, Parent, Route, SliceEndpoint};
-use crate::testing::{edit, ip, name, ready, shop, slice};
+use crate::model::{Model, Route, SliceEndpoint};
+use crate::testing::{edit, ip, name, parent_of, ready, shop, slice};
 use mirror::{Mirror, subscribe};
 
 const ADDRESS: &str = v1::Address::TYPE_URL;
@@ -127,7 +127,7 @@ fn a_route_edit_sends_the_route_and_what_is_new() {
     server.drain();
     let backend = v1::RouteBackend { service: "service/shop/cart:80".into(), weight: 1, ..Default::default() };
     let rule = v1::RouteRule { backends: vec![backend], ..Default::default() };
-    let parents = vec![Parent { service: name("web"), port: None }];
+    let parents = vec![parent_of("web")];
     let key = ("HTTPRoute".to_owned(), name("canary"));
     model.routes.insert(key.clone(), Route { parents, rules: vec![rule], ..Route::default() });
     server.publish(&model);

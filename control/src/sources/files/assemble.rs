@@ -2,29 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use weft_api::kinds::{Fault, Grant, Position, Route as WrittenRoute};
-use weft_api::names;
+use weft_api::kinds::{Fault, Position};
 use weft_api::wire::v1::Protocol;
 
 use super::object::{Key, Thing};
 use super::problem::Problem;
 use super::store::{Origin, Present};
 use super::{Loaded, State};
-use crate::model::{Model, Name, Parent, Route, Service, ServicePort, Target};
+use crate::model::{Model, Name, Route, Service, ServicePort, Target};
 
 pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
-    let mut assembly = Assembly { present, model: Model::default(), warnings: Vec::new(), trust_domain };
+    let mut assembly = Assembly { model: Model::default(), warnings: Vec::new(), trust_domain };
     let mut objects = BTreeMap::new();
-    // Routes need the services, so they come last.
     for (key, origin) in present.objects.iter().chain(&present.instead) {
         assembly.plain(key, origin);
     }
     for (key, origin) in &present.objects {
         *objects.entry(key.kind.to_owned()).or_default() += 1;
-        if let Thing::Route(route) = origin.thing.as_ref() {
-            let route = assembly.route(key, origin, route);
-            assembly.model.routes.insert((key.kind.to_owned(), key.name.clone()), route);
-        }
         for fault in &origin.warnings {
             let place = if fault.at == Position::default() { origin.at } else { fault.at };
             assembly.warn(origin, key, place, fault.message.clone());
@@ -51,7 +45,6 @@ pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
 }
 
 struct Assembly<'a> {
-    present: &'a Present,
     model: Model,
     warnings: Vec<Problem>,
     trust_domain: &'a str,
@@ -72,68 +65,39 @@ impl Assembly<'_> {
             Thing::Workload(workload) => _ = model.workloads.insert(name, workload.clone()),
             Thing::Authorization(policy) => _ = model.authorization.insert(name, policy.clone()),
             Thing::RateLimit(policy) => _ = model.rate_limits.insert(name, policy.clone()),
-            Thing::Route(_) | Thing::Grant(_) => {}
+            Thing::Route(route) => _ = model.routes.insert((key.kind.to_owned(), name), route.clone()),
+            Thing::Grant(grant) => _ = model.grants.insert(name, grant.clone()),
         }
     }
 
-    fn route(&mut self, key: &Key, origin: &Origin, written: &WrittenRoute) -> Route {
-        let mut route = Route {
-            created: written.created,
-            hostnames: written.hostnames.clone(),
-            rules: written.rules.clone(),
-            ..Route::default()
-        };
-        for parent in &written.parents {
-            let service = Name::new(key.name.namespace.as_str(), parent.name.as_str());
-            let known = self.model.services.get(&service);
-            let mut port = parent.port;
-            if let Some(section) = &parent.section {
-                let named = known.and_then(|known| known.ports.iter().find(|port| port.name == *section));
-                match named {
-                    Some(named) if port.is_none_or(|port| port == named.port) => port = Some(named.port),
-                    _ => {
-                        let message = format!(
-                            "Service {service} has no such port named `{section}`: the route is not attached to it"
-                        );
-                        self.warn(origin, key, parent.at, message);
-                        continue;
-                    }
+    /// Tells what of a route leads nowhere.
+    fn route(&mut self, key: &Key, origin: &Origin, route: &Route) {
+        for parent in &route.parents {
+            let doubt = match self.model.parent_port(&key.name.namespace, parent) {
+                Err(why) => Some(why),
+                Ok(port) => {
+                    let service = Name::new(key.name.namespace.as_str(), parent.name.as_str());
+                    parent_doubt(key.kind, &service, self.model.services.get(&service), port)
                 }
-            }
-            if let Some(doubt) = parent_doubt(key.kind, &service, known, port) {
+            };
+            if let Some(doubt) = doubt {
                 self.warn(origin, key, parent.at, doubt);
             }
-            route.parents.push(Parent { service, port });
         }
-        for foreign in &written.foreign {
-            let target = Name::new(foreign.namespace.as_str(), foreign.name.as_str());
-            if self.granted(key, &target) {
-                continue;
+        let own = (key.kind.to_owned(), key.name.clone());
+        for foreign in &route.foreign {
+            if let Some(why) = self.model.ungranted(&own, foreign) {
+                self.warn(origin, key, foreign.at, format!("{why}: its share is refused (`invalid_backend`)"));
             }
-            let message = format!("no ReferenceGrant in {} lets {key} use Service {target}", target.namespace);
-            let backend = route.rules.get_mut(foreign.rule).and_then(|rule| rule.backends.get_mut(foreign.backend));
-            if let Some(backend) = backend {
-                backend.invalid.clone_from(&message);
-            }
-            self.warn(origin, key, foreign.at, format!("{message}: its share is refused (`invalid_backend`)"));
         }
-        route
-    }
-
-    fn granted(&self, route: &Key, target: &Name) -> bool {
-        let grants = self.present.objects.iter().filter(|(key, _)| key.name.namespace == target.namespace);
-        grants
-            .filter_map(|(_, origin)| match origin.thing.as_ref() {
-                Thing::Grant(grant) => Some(grant),
-                _ => None,
-            })
-            .any(|grant: &Grant| {
-                let from = grant
-                    .from
-                    .iter()
-                    .any(|(kind, namespace)| *kind == route.kind && *namespace == route.name.namespace);
-                from && grant.to.iter().any(|name| name.as_ref().is_none_or(|name| *name == target.name))
-            })
+        for rule in &route.rules {
+            for backend in &rule.backends {
+                if let Some(why) = self.model.unusable(&backend.service) {
+                    let at = Position { line: line_of(&rule.source).unwrap_or(origin.at.line), column: 1 };
+                    self.warn(origin, key, at, format!("backend {why}"));
+                }
+            }
+        }
     }
 
     /// Tells references that lead nowhere. They are no problems: what they name may come.
@@ -158,16 +122,7 @@ impl Assembly<'_> {
                     self.warn(origin, key, origin.at, message);
                 }
             }
-            Thing::Route(route) => {
-                for rule in &route.rules {
-                    for backend in &rule.backends {
-                        if let Some(message) = self.backend_fault(&backend.service) {
-                            let at = Position { line: line_of(&rule.source).unwrap_or(origin.at.line), column: 1 };
-                            self.warn(origin, key, at, message);
-                        }
-                    }
-                }
-            }
+            Thing::Route(route) => self.route(key, origin, route),
             Thing::Namespace(_) | Thing::Service(_) | Thing::Workload(_) | Thing::Grant(_) => {}
         }
     }
@@ -200,16 +155,6 @@ impl Assembly<'_> {
             }
         }
     }
-
-    fn backend_fault(&self, resource: &str) -> Option<String> {
-        let found = self.model.services.iter().find(|(name, _)| is_service(resource, name));
-        let Some((name, service)) = found else {
-            let shown = resource.strip_prefix("service/").unwrap_or(resource);
-            return Some(format!("backend Service {shown} does not exist"));
-        };
-        let known = service.ports.iter().any(|port| names::service(&name.namespace, &name.name, port.port) == resource);
-        (!known).then(|| format!("backend Service {name} has no such port: {resource}"))
-    }
 }
 
 /// Why a route of this kind may do nothing for a parent, or for this port of it.
@@ -228,12 +173,6 @@ fn parent_doubt(kind: &str, service: &Name, known: Option<&Service>, port: Optio
         "port {} of parent Service {service} speaks HTTP by appProtocol or name: no TLS gets there",
         http.port
     ))
-}
-
-fn is_service(resource: &str, name: &Name) -> bool {
-    let rest = resource.strip_prefix("service/").and_then(|rest| rest.strip_prefix(name.namespace.as_str()));
-    let rest = rest.and_then(|rest| rest.strip_prefix('/')).and_then(|rest| rest.strip_prefix(name.name.as_str()));
-    rest.is_some_and(|rest| rest.starts_with(':'))
 }
 
 fn line_of(source: &str) -> Option<u32> {

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use weft_control::compile::{Compiled, compile};
 use weft_control::distribute::session::{self, Session, Touched};
 use weft_control::model::{
-    AuthorizationPolicy, Model, Name, Parent, Route, Service, ServicePort, Slice, SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, Model, Name, Route, Service, ServiceParent, ServicePort, Slice, SliceEndpoint, Target,
+    Workload,
 };
 
 use super::super::build::Builder;
@@ -189,7 +190,7 @@ impl World {
                 };
                 let rule = v1::RouteRule { backends: to.iter().map(backend).collect(), ..Default::default() };
                 let made = Route {
-                    parents: vec![Parent { service: service(*from), port: None }],
+                    parents: vec![ServiceParent { name: SERVICES[*from].into(), ..ServiceParent::default() }],
                     rules: vec![rule],
                     ..Route::default()
                 };
