@@ -32,9 +32,8 @@ pub(super) fn message(ip: IpAddr, port: u16, workload: Option<(&Name, &Workload)
         identity,
         alpn,
         workload: workload.map(|(name, _)| name.to_string()).unwrap_or_default(),
-        zone: String::new(),
-        weight: 0,
         draining: draining || workload.is_some_and(|(_, found)| found.terminating),
+        ..v1::Endpoint::default()
     }
 }
 

@@ -58,6 +58,7 @@ fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<Stri
         requires: requires(&routes),
         routes,
         external_name: service.external_name.clone().unwrap_or_default(),
+        ..v1::Service::default()
     };
     Resource::new(&message, points_to)
 }

@@ -51,6 +51,7 @@ pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> R
         rate_limits,
         other_mode_ports,
         requires,
+        ..v1::Workload::default()
     };
     Resource::new(&message, points_to)
 }

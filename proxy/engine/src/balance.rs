@@ -6,12 +6,16 @@
 //! Invariants: a choice allocates nothing, locks nothing and looks at a bounded number of members, whatever the size of the set (unless all that
 //! it drew are unfit); a draining endpoint, or one that refuses connections, is chosen only if nothing better is left; of an endpoint whose back-off has
 //! ended one request finds out whether it is back, not all.
+//!
+//! Which of a service's endpoints a client uses at all, and which first, is [`arrange`]d when the set changes, not for each request.
 
 mod choose;
 mod load;
+mod near;
 
-pub use choose::{Candidate, choose};
+pub use choose::{Candidate, Order, choose};
 pub use load::Load;
+pub use near::{Hints, Place, Placed, Spread, arrange};
 
 #[cfg(test)]
 mod tests;

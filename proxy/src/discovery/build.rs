@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use weft_api::convert::{self, Address, Decoded};
 use weft_api::names;
+use weft_engine::balance::{Place, Spread, arrange};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 use weft_engine::route::Tables;
@@ -56,6 +57,9 @@ pub struct Builder {
     services: HashMap<Arc<str>, (u128, Arc<Service>)>,
     entries: HashMap<Arc<str>, Arc<Entry>>,
     pods: HashMap<Arc<str>, (Arc<str>, Arc<Endpoint>)>,
+    /// Where this proxy is, and whose.
+    place: Place,
+    client: Arc<str>,
     /// Some destination was not made, or not anew, for want of something that is on its way.
     incomplete: bool,
     /// The proxy's own side.
@@ -72,13 +76,33 @@ impl Builder {
             return !self.incomplete;
         };
         let members = members(set, &backend.endpoints.load(), !machine.confirmed(), now);
-        backend.endpoints.store(Arc::new(EndpointSet { members }));
+        backend.endpoints.store(Arc::new(self.arranged(members, backend.spread)));
         true
+    }
+
+    fn arranged(&self, mut members: Vec<Arc<Endpoint>>, spread: Spread) -> EndpointSet {
+        let order = arrange(&mut members, &self.place, &self.client, spread);
+        EndpointSet { members, order }
+    }
+
+    /// Where this proxy is. Sets that were made for another place are made anew.
+    fn stand(&mut self, machine: &Machine, now: Duration) {
+        let Some(own) = machine.own() else { return };
+        if self.place == own.place && self.client == own.name {
+            return;
+        }
+        self.place.clone_from(&own.place);
+        self.client = Arc::clone(&own.name);
+        let heads: Vec<String> = self.backends.keys().map(|name| names::endpoints_of(name)).collect();
+        for head in heads {
+            self.update_set(machine, &head, now);
+        }
     }
 
     /// A snapshot of everything, sharing what did not change.
     pub fn snapshot(&mut self, machine: &Machine, now: Duration) -> Snapshot {
         self.inbound.update(machine);
+        self.stand(machine, now);
         self.incomplete = false;
         let mut snapshot = Snapshot::default();
         if let Some(Decoded::MeshExtent(ranges)) = machine.table.decoded(names::MESH_EXTENT) {
@@ -204,6 +228,7 @@ impl Builder {
         let external = told.external_name.as_ref().map(|host| (Arc::clone(host), told.port));
         if let Some(backend) = self.backends.get(&told.name)
             && backend.external == external
+            && backend.spread == told.spread
         {
             return Some(Arc::clone(backend));
         }
@@ -222,7 +247,8 @@ impl Builder {
             label: format!("{}/{}", told.namespace, told.service).into(),
             sni: format!("{}.{}.{}.weft", told.service, told.namespace, told.port).into(),
             external,
-            endpoints: ArcSwap::from_pointee(EndpointSet { members }),
+            spread: told.spread,
+            endpoints: ArcSwap::from_pointee(self.arranged(members, told.spread)),
             habit: Habit::default(),
         });
         self.backends.insert(Arc::clone(&told.name), Arc::clone(&backend));
@@ -308,13 +334,13 @@ fn same(one: &Destination, two: &Destination) -> bool {
 }
 
 /// Where an endpoint is, and who: what decides whether something learnt of it holds.
-type Place<'e> = (SocketAddr, Option<&'e Identity>);
+type Whereabouts<'e> = (SocketAddr, Option<&'e Identity>);
 
 /// Members of a set as the data path uses them. One that is in the set before it, unchanged, stays the very same.
 fn members(set: &Collection, before: &EndpointSet, hide_plain: bool, now: Duration) -> Vec<Arc<Endpoint>> {
     let by_name: HashMap<&str, &Arc<Endpoint>> = before.members.iter().map(|old| (&*old.name, old)).collect();
     // Endpoints get new names when slices are rewritten: their place tells them then. Made only if it is needed.
-    let by_place: OnceLock<HashMap<Place<'_>, &Arc<Endpoint>>> = OnceLock::new();
+    let by_place: OnceLock<HashMap<Whereabouts<'_>, &Arc<Endpoint>>> = OnceLock::new();
     let made = set.members.iter().filter(|(_, member)| !hide_plain || member.endpoint.identity.is_some());
     let made = made.map(|(name, member)| {
         let told = &member.endpoint;
@@ -343,6 +369,7 @@ fn is_same(old: &Endpoint, told: &convert::Endpoint) -> bool {
         && old.workload == told.workload
         && old.weight == told.weight
         && old.draining == told.draining
+        && old.hints == told.hints
 }
 
 fn endpoint(name: &Arc<str>, told: &convert::Endpoint, state: Option<Arc<EndpointState>>, now: Duration) -> Endpoint {
@@ -354,6 +381,7 @@ fn endpoint(name: &Arc<str>, told: &convert::Endpoint, state: Option<Arc<Endpoin
         workload: Arc::clone(&told.workload),
         weight: told.weight,
         draining: told.draining,
+        hints: told.hints.clone(),
         application: false,
         state: state.unwrap_or_else(|| Arc::new(EndpointState::new(now))),
     }

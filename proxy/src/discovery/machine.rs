@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
-use weft_api::convert::{Decoded, ErrorCode, ResourceError, decode};
+use weft_api::convert::{self, Decoded, ErrorCode, ResourceError, decode};
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Resource};
 use weft_api::wire::{rpc, v1};
@@ -160,6 +160,14 @@ impl Machine {
             confirmed: true,
             whole: false,
             partial_since: None,
+        }
+    }
+
+    /// Our own workload, if control has told of it.
+    pub fn own(&self) -> Option<&convert::Workload> {
+        match self.table.decoded(&self.workload) {
+            Some(Decoded::Workload(own)) => Some(own),
+            _ => None,
         }
     }
 

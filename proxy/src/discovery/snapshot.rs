@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
-use weft_engine::balance::Load;
+use weft_engine::balance::{Hints, Load, Order, Spread};
 use weft_engine::identity::Identity;
 use weft_engine::keepalive::KeepAlive;
 use weft_engine::reason::Reason;
@@ -114,6 +114,8 @@ pub struct Backend {
     pub sni: Arc<str>,
     /// ExternalName: host and port to resolve instead of `endpoints`.
     pub external: Option<(Arc<str>, u16)>,
+    /// Which of its endpoints are used.
+    pub spread: Spread,
     /// Swapped when a member changes.
     pub endpoints: ArcSwap<EndpointSet>,
     /// What connections to it were, if it was called as a service.
@@ -123,8 +125,10 @@ pub struct Backend {
 /// Members of a backend at one moment.
 #[derive(Default)]
 pub struct EndpointSet {
-    /// In no order; stable while the set lives.
+    /// Stable while the set lives.
     pub members: Vec<Arc<Endpoint>>,
+    /// How they are chosen from.
+    pub order: Order,
 }
 
 /// One endpoint, as control describes it, with what was learnt of it.
@@ -143,6 +147,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Leaving: chosen only if no other is left.
     pub draining: bool,
+    /// Where it is, and who is to prefer it.
+    pub hints: Hints,
     /// Our own application, called by our inbound side: its sockets are told apart for the pod's rules. Never so for what control names.
     pub application: bool,
     /// Survives changes of weight, zone and draining; new if address or identity change.
@@ -160,6 +166,7 @@ impl Endpoint {
             workload: "".into(),
             weight: 1,
             draining: false,
+            hints: Hints::default(),
             application,
             state: Arc::new(EndpointState::new(now)),
         }

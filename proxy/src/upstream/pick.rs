@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
-use weft_engine::balance::{Candidate, Load, choose};
+use weft_engine::balance::{Candidate, Hints, Load, Placed, choose};
 use weft_engine::reason::Reason;
 
 use super::Target;
@@ -57,6 +57,16 @@ impl Candidate for Endpoint {
     }
 }
 
+impl Placed for Endpoint {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn hints(&self) -> &Hints {
+        &self.hints
+    }
+}
+
 /// An endpoint of `backend` that was not tried yet. `None`: all were.
 ///
 /// # Errors
@@ -76,10 +86,10 @@ fn pick_member(backend: &Backend, tried: &[Picked], now: Duration) -> Result<Opt
     // The set may have changed since an earlier attempt, and an endpoint may have been described anew: its state is what it is known by.
     let was_tried = |member: &Arc<Endpoint>| tried.iter().any(|done| Arc::ptr_eq(&done.endpoint.state, &member.state));
     let chosen = if tried.is_empty() {
-        choose(&set.members, now, fastrand::u64(..), &[])
+        choose(&set.members, set.order, now, fastrand::u64(..), &[])
     } else {
         let tried: Vec<usize> = (0..set.members.len()).filter(|&i| was_tried(&set.members[i])).collect();
-        choose(&set.members, now, fastrand::u64(..), &tried)
+        choose(&set.members, set.order, now, fastrand::u64(..), &tried)
     };
     let member = chosen.and_then(|at| set.members.get(at));
     Ok(member.map(|endpoint| Picked {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use weft_engine::balance::Hints;
 use weft_engine::identity::Identity;
 
 use super::error::{ErrorCode, ResourceError};
@@ -54,6 +55,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// Leaving.
     pub draining: bool,
+    /// Which clients are to prefer it.
+    pub hints: Hints,
 }
 
 /// The index of an endpoint set.
@@ -99,6 +102,11 @@ pub(super) fn endpoint(wire: &v1::Endpoint, own: &str) -> Result<Endpoint, Resou
         zone: wire.zone.as_str().into(),
         weight: wire.weight.max(1),
         draining: wire.draining,
+        hints: Hints {
+            node: wire.node.as_str().into(),
+            for_nodes: wire.for_nodes.iter().map(|node| node.as_str().into()).collect(),
+            for_zones: wire.for_zones.iter().map(|zone| zone.as_str().into()).collect(),
+        },
     })
 }
 

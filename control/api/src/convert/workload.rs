@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ipnet::IpNet;
+use weft_engine::balance::{Place, Spread};
 use weft_engine::identity::Identity;
 
 use super::error::{ErrorCode, ResourceError};
@@ -42,6 +43,8 @@ pub struct Service {
     pub routes: Vec<Arc<str>>,
     /// ExternalName: the host to resolve; such a service has no endpoint set.
     pub external_name: Option<Arc<str>>,
+    /// Which of its endpoints a client uses.
+    pub spread: Spread,
 }
 
 /// A proxy's own workload.
@@ -65,6 +68,8 @@ pub struct Workload {
     pub authorization: Vec<Binding>,
     /// Rate-limit policies that cover it.
     pub rate_limits: Vec<Binding>,
+    /// Where it runs.
+    pub place: Place,
 }
 
 /// One port of a workload.
@@ -118,6 +123,7 @@ pub(super) fn service(wire: &v1::Service) -> Result<Service, ResourceError> {
         namespace: namespace.into(),
         service: service.into(),
         port,
+        spread: Spread { node_local: wire.node_local, sticky: wire.sticky },
     })
 }
 
@@ -141,6 +147,7 @@ pub(super) fn workload(wire: &v1::Workload, trust_domain: &str) -> Result<Worklo
         ports: wire.ports.iter().map(inbound_port).collect::<Result<_, _>>()?,
         authorization: bindings("AuthorizationPolicy", &wire.authorization)?,
         rate_limits: bindings("RateLimitPolicy", &wire.rate_limits)?,
+        place: Place { node: wire.node.as_str().into(), zone: wire.zone.as_str().into() },
         resource: resource.into(),
     })
 }

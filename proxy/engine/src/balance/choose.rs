@@ -1,4 +1,4 @@
-//! The choice: two draws by weight, the cheaper one wins.
+//! The choice: two draws by weight among the near ones, the cheaper one wins; if none of those is fit, among all.
 
 use std::ops::Deref;
 use std::time::Duration;
@@ -21,12 +21,22 @@ const WINDOW: usize = 16;
 /// override weights, nor send all idle traffic to one of two equals.
 const CLEARLY: f64 = 1.2;
 
+/// How the members of a set are to be chosen from: see [`super::arrange`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// The first so many are preferred; none: all are alike.
+    pub near: usize,
+    /// The first that is fit is taken, whatever its load.
+    pub sticky: bool,
+}
+
 /// Chooses a member, by weight and load. `random` is uniform over all of `u64`.
 ///
 /// Members named in `tried` (indexes of earlier attempts in the same slice) are never chosen: `None` means that none is left, or that
 /// there are no members. A caller that may try the same endpoint again passes fewer.
 pub fn choose<C: Candidate>(
     members: &[impl Deref<Target = C>],
+    order: Order,
     now: Duration,
     random: u64,
     tried: &[usize],
@@ -36,11 +46,26 @@ pub fn choose<C: Candidate>(
         let member = &*members[index];
         !tried.contains(&index) && !member.draining() && member.load().usable(now)
     };
-    let mut window = Window::draw(members, &mut random, fit);
+    if order.sticky {
+        let first = (0..members.len()).find(|&index| fit(index) && members[index].load().claim(now));
+        return first.or_else(|| last_resort(members, now, &mut random, tried));
+    }
+    let near = &members[..order.near.min(members.len())];
+    let nearby = if near.is_empty() { None } else { draw(near, now, &mut random, fit) };
+    nearby.or_else(|| draw(members, now, &mut random, fit)).or_else(|| last_resort(members, now, &mut random, tried))
+}
+
+fn draw<C: Candidate>(
+    members: &[impl Deref<Target = C>],
+    now: Duration,
+    random: &mut Draws,
+    fit: impl Fn(usize) -> bool,
+) -> Option<usize> {
+    let mut window = Window::draw(members, random, fit);
     // Two candidates, and a third if the winner's only probe has just been given to another request.
-    let mut first = window.take(&mut random);
+    let mut first = window.take(random);
     while let Some(one) = first {
-        let second = window.take(&mut random);
+        let second = window.take(random);
         let (winner, loser) = match second {
             Some(other) if cost(members, other, now) * CLEARLY < cost(members, one, now) => (other, Some(one)),
             other => (one, other),
@@ -50,7 +75,7 @@ pub fn choose<C: Candidate>(
         }
         first = loser;
     }
-    last_resort(members, now, &mut random, tried)
+    None
 }
 
 fn cost<C: Candidate>(members: &[impl Deref<Target = C>], index: usize, now: Duration) -> f64 {

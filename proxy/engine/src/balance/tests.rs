@@ -47,7 +47,7 @@ fn closed_loop(
     let mut now = from;
     while now < until {
         while held.len() < clients {
-            let chosen = choose(members, now, random.u64(..), &[]).unwrap();
+            let chosen = choose(members, Order::default(), now, random.u64(..), &[]).unwrap();
             members[chosen].load.begin();
             sent[chosen] += 1;
             held.push(std::cmp::Reverse((now + rtt(chosen, &mut random), chosen, now)));
@@ -117,7 +117,7 @@ fn a_fast_failure_does_not_look_quick() {
     let mut to_failing = 0;
     for tick in 0..10_000u64 {
         let now = millis(tick);
-        let chosen = choose(&members, now, random.u64(..), &[]).unwrap();
+        let chosen = choose(&members, Order::default(), now, random.u64(..), &[]).unwrap();
         members[chosen].load.begin();
         if chosen == 0 {
             to_failing += 1;
@@ -185,14 +185,16 @@ fn a_failing_endpoint_is_left_and_comes_back() {
     members[0].load.failed(Duration::ZERO);
     let mut random = fastrand::Rng::with_seed(1);
     for _ in 0..100 {
-        assert_eq!(choose(&members, millis(500), random.u64(..), &[]), Some(1));
+        assert_eq!(choose(&members, Order::default(), millis(500), random.u64(..), &[]), Some(1));
     }
     // After the back-off exactly one request finds out.
-    let probes = (0..100).filter(|_| choose(&members, millis(1000), random.u64(..), &[]) == Some(0)).count();
+    let probes =
+        (0..100).filter(|_| choose(&members, Order::default(), millis(1000), random.u64(..), &[]) == Some(0)).count();
     assert_eq!(probes, 1);
     members[0].load.begin();
     members[0].load.end(millis(1005), millis(5), true);
-    let back = (0..100).filter(|_| choose(&members, millis(1010), random.u64(..), &[]) == Some(0)).count();
+    let back =
+        (0..100).filter(|_| choose(&members, Order::default(), millis(1010), random.u64(..), &[]) == Some(0)).count();
     assert!(back > 10, "{back}");
 }
 
@@ -204,11 +206,11 @@ fn what_is_unfit_is_the_last_resort_and_what_was_tried_is_none() {
     let now = millis(10);
     for random in [0, 1, u64::MAX / 3, u64::MAX] {
         let members = [Arc::clone(&draining), endpoint(1), Arc::clone(&failing)];
-        assert_eq!(choose(&members, now, random, &[]), Some(1));
-        assert_eq!(choose(&members, now, random, &[1]), Some(0), "draining goes before failing");
-        assert_eq!(choose(&members, now, random, &[1, 0]), Some(2));
-        assert_eq!(choose(&members, now, random, &[0, 1, 2]), None);
-        assert_eq!(choose::<Endpoint>(&[] as &[Arc<Endpoint>], now, random, &[]), None);
+        assert_eq!(choose(&members, Order::default(), now, random, &[]), Some(1));
+        assert_eq!(choose(&members, Order::default(), now, random, &[1]), Some(0), "draining goes before failing");
+        assert_eq!(choose(&members, Order::default(), now, random, &[1, 0]), Some(2));
+        assert_eq!(choose(&members, Order::default(), now, random, &[0, 1, 2]), None);
+        assert_eq!(choose::<Endpoint>(&[] as &[Arc<Endpoint>], Order::default(), now, random, &[]), None);
     }
 }
 
@@ -218,7 +220,7 @@ fn large_sets_are_used_whole_and_their_few_fit_members_are_found() {
     let mut random = fastrand::Rng::with_seed(5);
     let mut hits = vec![0u32; members.len()];
     for _ in 0..100_000 {
-        hits[choose(&members, Duration::ZERO, random.u64(..), &[]).unwrap()] += 1;
+        hits[choose(&members, Order::default(), Duration::ZERO, random.u64(..), &[]).unwrap()] += 1;
     }
     assert!(hits.iter().all(|hits| (40..180).contains(hits)), "{:?} {:?}", hits.iter().min(), hits.iter().max());
     for (index, member) in members.iter().enumerate() {
@@ -227,7 +229,7 @@ fn large_sets_are_used_whole_and_their_few_fit_members_are_found() {
         }
     }
     for _ in 0..100 {
-        assert_eq!(choose(&members, millis(1), random.u64(..), &[]), Some(777));
+        assert_eq!(choose(&members, Order::default(), millis(1), random.u64(..), &[]), Some(777));
     }
 }
 
@@ -239,7 +241,7 @@ proptest! {
         let mut random = fastrand::Rng::with_seed(seed);
         let mut hits = vec![0u32; members.len()];
         for _ in 0..10_000 {
-            hits[choose(&members, Duration::ZERO, random.u64(..), &[]).unwrap()] += 1;
+            hits[choose(&members, Order::default(), Duration::ZERO, random.u64(..), &[]).unwrap()] += 1;
         }
         let sum: u32 = weights.iter().sum();
         for (weight, hits) in weights.iter().zip(hits) {
@@ -257,9 +259,45 @@ proptest! {
         tried in prop::collection::vec(0usize..40, 0..5),
     ) {
         let members: Vec<_> = weights.iter().map(|weight| endpoint(*weight)).collect();
-        match choose(&members, millis(now.into()), random, &tried) {
+        match choose(&members, Order::default(), millis(now.into()), random, &tried) {
             Some(chosen) => prop_assert!(chosen < members.len() && !tried.contains(&chosen)),
             None => prop_assert!((0..members.len()).all(|index| tried.contains(&index))),
         }
     }
+}
+
+#[test]
+fn a_far_one_is_taken_only_if_no_near_one_is_fit() {
+    let order = Order { near: 2, sticky: false };
+    let mut members = [endpoint(1), endpoint(1), endpoint(1), endpoint(1)];
+    let mut random = fastrand::Rng::with_seed(3);
+    let mut hits = |members: &[Arc<Endpoint>], tried: &[usize]| {
+        let chosen = (0..200).map(|_| choose(members, order, millis(1), random.u64(..), tried).unwrap());
+        chosen.collect::<std::collections::BTreeSet<_>>()
+    };
+    assert_eq!(hits(&members, &[]), [0, 1].into());
+    assert_eq!(hits(&members, &[0]), [1].into());
+    assert_eq!(hits(&members, &[0, 1]), [2, 3].into());
+    members[0].load.failed(millis(0));
+    assert_eq!(hits(&members, &[]), [1].into());
+    members[1] = Arc::new(Endpoint { load: Load::new(Duration::ZERO), weight: 1, draining: true });
+    assert_eq!(hits(&members, &[]), [2, 3].into());
+    // Nobody is fit: one that leaves is better than one that fails.
+    members[2].load.failed(millis(0));
+    members[3].load.failed(millis(0));
+    assert_eq!(hits(&members, &[]), [1].into());
+}
+
+#[test]
+fn of_a_sticky_set_the_first_that_is_fit_is_taken() {
+    let order = Order { near: 0, sticky: true };
+    let members = [endpoint(1), endpoint(1), endpoint(1)];
+    let chosen = |tried: &[usize], now| choose(&members, order, millis(now), 77, tried);
+    // However much it holds.
+    (0..1000).for_each(|_| members[0].load.begin());
+    assert_eq!((chosen(&[], 1), chosen(&[0], 1)), (Some(0), Some(1)));
+    members[0].load.failed(millis(0));
+    assert_eq!(chosen(&[], 500), Some(1));
+    // Its back-off has ended: one request finds out.
+    assert_eq!((chosen(&[], 1000), chosen(&[], 1000)), (Some(0), Some(1)));
 }

@@ -149,11 +149,11 @@ async fn what_was_learnt_of_a_destination_may_be_wrong() {
     crate::testing::replace(&proxy, calls(cluster_ip(), Destination::Service(service(Arc::clone(&own)).into())));
     let side = outbound_side(&proxy, cluster_ip()).await;
     for _ in 0..2 {
-        own.endpoints.store(Arc::new(EndpointSet { members: vec![endpoint(opaque, None)] }));
+        own.endpoints.store(Arc::new(EndpointSet { members: vec![endpoint(opaque, None)], ..EndpointSet::default() }));
         for _ in 0..2 {
             assert_eq!(conversation(side).await, "hello words bye");
         }
-        own.endpoints.store(Arc::new(EndpointSet { members: vec![endpoint(http, None)] }));
+        own.endpoints.store(Arc::new(EndpointSet { members: vec![endpoint(http, None)], ..EndpointSet::default() }));
         for _ in 0..2 {
             let (head, _) = Client::connect(side).await.send("GET /a HTTP/1.1\r\nHost: shop\r\n\r\n").await;
             assert!(head.starts_with("HTTP/1.1 200"), "{head}");

@@ -71,8 +71,10 @@ async fn calls_in_flight_end_well_and_later_ones_go_elsewhere() {
     came.notified().await;
     leaving.drain.begin();
     // Control has told by now that the endpoint leaves; another has come.
-    own.endpoints
-        .store(Arc::new(crate::discovery::snapshot::EndpointSet { members: vec![endpoint(second, Some("cart"))] }));
+    own.endpoints.store(Arc::new(crate::discovery::snapshot::EndpointSet {
+        members: vec![endpoint(second, Some("cart"))],
+        ..Default::default()
+    }));
     for _ in 0..5 {
         let response = tx.send_request(call()).await.unwrap();
         assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), "quick");

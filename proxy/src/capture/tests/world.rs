@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use weft_certs::ca::Ca;
 use weft_certs::svid::{KeyPair, Svid};
 use weft_engine::authz::PolicySet;
+use weft_engine::balance::{Hints, Spread};
 use weft_engine::identity::Identity;
 use weft_engine::route::{Route, Tables};
 
@@ -81,6 +82,7 @@ pub fn endpoint(addr: SocketAddr, account: Option<&str>) -> Arc<Endpoint> {
         workload: "shop/pod".into(),
         weight: 1,
         draining: false,
+        hints: Hints::default(),
         application: false,
         state: Arc::new(EndpointState::new(Duration::ZERO)),
     })
@@ -92,7 +94,8 @@ pub fn backend(name: &str, members: Vec<Arc<Endpoint>>) -> Arc<Backend> {
         label: format!("shop/{name}").into(),
         sni: format!("{name}.shop.80.weft").into(),
         external: None,
-        endpoints: ArcSwap::from_pointee(EndpointSet { members }),
+        spread: Spread::default(),
+        endpoints: ArcSwap::from_pointee(EndpointSet { members, ..EndpointSet::default() }),
         habit: Habit::default(),
     })
 }

@@ -290,3 +290,42 @@ fn saved_tables_give_the_same_again_and_old_plain_endpoints_wait() {
 }
 
 use prost::Message;
+
+/// `10.0.0.LAST` on a node of that number, for clients of that zone.
+fn placed(last: u8) -> Resource {
+    let mut told = v1::Endpoint::decode(member(last).resource.unwrap().value.as_slice()).unwrap();
+    (told.node, told.for_zones) = (format!("n{last}"), vec![format!("z{last}")]);
+    resource(&member(last).name, &told)
+}
+
+fn at(node: &str, zone: &str) -> Resource {
+    let mut own = v1::Workload::decode(roots()[0].resource.as_ref().unwrap().value.as_slice()).unwrap();
+    (own.node, own.zone) = (node.to_owned(), zone.to_owned());
+    resource("workload/shop/cart-1", &own)
+}
+
+#[test]
+fn which_endpoints_are_used_depends_on_where_both_are() {
+    let (mut machine, mut builder) = (asking(), Builder::default());
+    let members = [placed(1), placed(2)];
+    let all = [roots(), vec![to_service(WEB), web(&[]), head(&members)], members.to_vec()].concat();
+    machine.hear(response("1", all), NOW);
+    let own = Arc::clone(&service(&builder.snapshot(&machine, NOW)).own);
+    let order = |backend: &Backend| {
+        let set = backend.endpoints.load();
+        (set.members[0].addr.to_string(), set.order.near)
+    };
+    assert_eq!(order(&own), ("10.0.0.1:8080".to_owned(), 0), "nothing is known of us");
+    machine.hear(response("2", vec![at("n2", "z2")]), NOW);
+    builder.snapshot(&machine, NOW);
+    assert_eq!(order(&own), ("10.0.0.2:8080".to_owned(), 1));
+    // A further one, for nobody in particular.
+    machine.hear(response("3", vec![member(3)]), NOW);
+    assert!(builder.update_set(&machine, WEB_SET, NOW));
+    assert_eq!(order(&own).1, 0);
+    let mut local = v1::Service::decode(web(&[]).resource.unwrap().value.as_slice()).unwrap();
+    local.node_local = true;
+    machine.hear(response("4", vec![resource(WEB, &local)]), NOW);
+    let own = Arc::clone(&service(&builder.snapshot(&machine, NOW)).own);
+    assert_eq!(places(&own), ["10.0.0.2:8080"]);
+}
