@@ -19,6 +19,7 @@ pub mod issue;
 mod listed;
 pub mod metrics;
 pub mod model;
+mod multi;
 pub mod revoked;
 pub mod rotation;
 pub mod server;
@@ -42,18 +43,17 @@ use tracing_subscriber::EnvFilter;
 pub use config::{Args, Config};
 
 use cluster::Access;
-use distribute::Hub;
+use distribute::{Feed, Hub};
 use federation::Federation;
 use issue::signers::Keeper;
 use metrics::Metrics;
+use model::Model;
 use revoked::Revocations;
 use rotation::Authority;
 use sources::files::{self, Loaded, Watch};
 use svid_roots::SvidRoots;
 use trust::Trust;
 
-/// Of endpoints that are left out this many are named in the log; the metric counts all.
-const UNRESOLVED_SAID: usize = 20;
 /// How long connections may take to end after control was told to stop.
 const STOP_TIME: Duration = Duration::from_secs(5);
 
@@ -111,6 +111,7 @@ pub struct Control {
     stopping: CancellationToken,
     served: AbortOnDropHandle<anyhow::Result<()>>,
     _source: AbortOnDropHandle<()>,
+    _feed: AbortOnDropHandle<()>,
     _ca: AbortOnDropHandle<()>,
     _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
@@ -157,7 +158,8 @@ impl Control {
         let stopping = CancellationToken::new();
         let admin = server::admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
-        let source = tokio::spawn(follow(watch, Arc::clone(&hub), metrics));
+        let (feed, feeding) = Feed::start(Arc::clone(&hub));
+        let source = tokio::spawn(follow(watch, feed, Arc::clone(&hub), metrics));
         let following = tokio::spawn(keeper.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
         let listeners = server::Listeners { discovery: listener, svid_roots, bundle };
@@ -172,6 +174,7 @@ impl Control {
             stopping,
             served: AbortOnDropHandle::new(served),
             _source: AbortOnDropHandle::new(source),
+            _feed: feeding,
             _ca: AbortOnDropHandle::new(following),
             _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
@@ -224,11 +227,15 @@ async fn bind(addr: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
 }
 
 /// Takes over each new state of the files.
-async fn follow(mut watch: Watch, hub: Arc<Hub>, metrics: Arc<Metrics>) {
+async fn follow(mut watch: Watch, feed: Feed, hub: Arc<Hub>, metrics: Arc<Metrics>) {
+    // The state whose model is in force.
+    let mut told: Option<Arc<Loaded>> = None;
     let mut age = tokio::time::interval(Duration::from_secs(1));
     let mut loaded = Arc::clone(&watch.borrow_and_update());
     loop {
-        take(&loaded, &hub, &metrics).await;
+        if take(&loaded, &hub, &metrics) {
+            tell(&mut told, Arc::clone(&loaded), &feed).await;
+        }
         loop {
             tokio::select! {
                 changed = watch.changed() => {
@@ -247,13 +254,14 @@ async fn follow(mut watch: Watch, hub: Arc<Hub>, metrics: Arc<Metrics>) {
     }
 }
 
-async fn take(loaded: &Arc<Loaded>, hub: &Arc<Hub>, metrics: &Metrics) {
+/// Says what there is to say of a new state; whether its model may come into force.
+fn take(loaded: &Loaded, hub: &Hub, metrics: &Metrics) -> bool {
     metrics.loaded(loaded);
     if !loaded.complete && !*hub.loaded().borrow() {
         // What was never read is not empty: nobody is told anything before all of it has been there once.
         tracing::error!("some of the files have never been readable: waiting for them before serving any proxy");
         state(metrics, loaded.state.label());
-        return;
+        return false;
     }
     state(metrics, loaded.state.label());
     for problem in loaded.problems.iter().chain(&loaded.warnings) {
@@ -262,21 +270,21 @@ async fn take(loaded: &Arc<Loaded>, hub: &Arc<Hub>, metrics: &Metrics) {
     if !loaded.complete {
         // Contract C6: what was never read is not "nothing".
         tracing::error!("not all of the given paths could be read yet: nobody is answered from what there is so far");
-        return;
     }
-    let (hub, loaded) = (Arc::clone(hub), Arc::clone(loaded));
-    let published = tokio::task::spawn_blocking(move || {
-        let changed = hub.publish(Arc::new(loaded.model.clone()));
-        hub.compiled(|compiled| {
-            for sentence in compiled.unresolved().take(UNRESOLVED_SAID) {
-                tracing::warn!("{sentence}");
-            }
-        });
-        changed
-    });
-    match published.await {
-        Ok(changed) => tracing::info!(changed, "the model changed"),
-        Err(error) => tracing::error!(%error, "the model could not be compiled; what was in force stays"),
+    loaded.complete
+}
+
+/// The files say all there is each time; what differs is found by looking at each object, not on the runtime's threads.
+async fn tell(told: &mut Option<Arc<Loaded>>, new: Arc<Loaded>, feed: &Feed) {
+    let (old, now, nothing) = (told.clone(), Arc::clone(&new), Model::default());
+    let compared =
+        tokio::task::spawn_blocking(move || old.as_ref().map_or(&nothing, |old| &old.model).changes_to(&now.model));
+    match compared.await {
+        Ok(changes) => {
+            *told = Some(new);
+            feed.send(changes).await;
+        }
+        Err(error) => tracing::error!(%error, "the model could not be compared; what was in force stays"),
     }
 }
 

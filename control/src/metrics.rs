@@ -15,7 +15,7 @@ use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
 
 pub use self::ca::CaMetrics;
-use crate::compile::Compiled;
+use crate::compile::{Changes, Compiled};
 use crate::distribute::session::Heard;
 use crate::sources::files::Loaded;
 
@@ -30,6 +30,7 @@ pub struct Metrics {
     draining: IntGauge,
     unresolved: IntGauge,
     compile_seconds: Histogram,
+    recomputed: IntCounter,
     changed: IntCounter,
     pushes: IntCounterVec,
     pushed_resources: IntCounterVec,
@@ -124,6 +125,8 @@ impl Metrics {
             draining: make.gauge("draining_workloads", "Workloads that have said that they leave.")?,
             unresolved: make.gauge("unresolved_endpoints", "Endpoints left out because their pod is not known.")?,
             compile_seconds: make.histogram("compile_duration_seconds", "Time to compile a change.")?,
+            recomputed: make
+                .counter("recomputed_total", "Resources that a change made again, whether or not they came out as they were.")?,
             changed: make.counter("resources_changed_total", "Resources that a change made new, different or gone.")?,
             pushes: make.counters("pushes_total", "Responses sent, by the type they answer for.", "type")?,
             pushed_resources: make.counters(
@@ -209,13 +212,14 @@ impl Metrics {
     }
 
     /// A change was compiled.
-    pub fn compiled(&self, took: Duration, compiled: &Compiled, changed: usize, draining: usize) {
+    pub fn compiled(&self, took: Duration, compiled: &Compiled, changes: &Changes, draining: usize) {
         self.compile_seconds.observe(took.as_secs_f64());
-        self.changed.inc_by(changed as u64);
+        self.recomputed.inc_by(changes.recomputed as u64);
+        self.changed.inc_by(changes.len() as u64);
         self.draining.set(whole(draining));
-        self.unresolved.set(whole(compiled.unresolved().count()));
+        self.unresolved.set(whole(compiled.unresolved_count()));
         for (type_url, count) in compiled.counts() {
-            self.resources.with_label_values(&[short_type(type_url)]).set(whole(count));
+            self.resources.with_label_values(&[short_type(type_url)]).set(whole(*count));
         }
     }
 

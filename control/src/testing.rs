@@ -2,15 +2,14 @@
 
 pub mod cluster;
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use weft_api::names;
 use weft_api::wire::v1;
 
 use crate::model::{
-    AuthorizationPolicy, Model, Name, Namespace, RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service, ServiceParent,
-    ServicePort, Slice, SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, Change, ForeignRef, Grant, Model, Name, Namespace, RateLimitPolicy, Route, SYSTEM_NAMESPACE,
+    Service, ServiceParent, ServicePort, Slice, SliceEndpoint, Target, Workload,
 };
 
 /// Nothing said, strict or permissive.
@@ -74,96 +73,163 @@ pub fn shop() -> Model {
     model
 }
 
-/// One random edit, from five random bytes. The universe is small, so that edits meet.
-pub fn edit(model: &mut Model, [what, which, one, two, three]: [u8; 5]) {
-    let service_name = name(["web", "cart", "db", "ext"][usize::from(which % 4)]);
-    let pod_number = which % 5;
-    let pod_name = name(&format!("pod-{pod_number}"));
-    let route_kind = ["HTTPRoute", "TLSRoute", "TCPRoute"][usize::from(which % 3)];
-    let route_key = (route_kind.to_owned(), name(&format!("route-{}", which % 3)));
+/// One random edit, from five random bytes.
+pub fn edit(model: &mut Model, bytes: [u8; 5]) {
+    model.apply(change(bytes));
+}
+
+/// One random change, from five random bytes. The universe is small, so that changes meet.
+pub fn change([what, which, one, two, three]: [u8; 5]) -> Change {
+    let gone = three.is_multiple_of(5);
+    let service_name = some_service(which);
     let policy_name = name(&format!("policy-{}", which % 2));
-    let gone = three % 5 == 0;
-    match what % 7 {
-        0 => put(&mut model.services, service_name, random_service(which % 4, one, two), gone),
+    match what % 9 {
+        0 => Change::Service(service_name, (!gone).then(|| random_service(which % 5, one, two))),
         1 | 2 => {
-            let key = name(&format!("slice-{}", which % 6));
-            put(&mut model.slices, key, random_slice(one, two, three), gone);
+            let namespace = if which % 6 == 5 { "other" } else { "shop" };
+            let key = Name::new(namespace, format!("slice-{}", which % 6));
+            Change::Slice(key, (!gone).then(|| random_slice(one, two, three)))
         }
-        3 => {
-            let found = Workload {
-                ips: vec![ip(0, 0, pod_number + one % 2 * 100)],
-                service_account: ["web", "cart"][usize::from(two % 2)].to_owned(),
-                meshed: two % 3 != 0,
-                terminating: three % 4 == 1,
-                strict: mode(one),
-                strict_ports: (0..two % 3).map(|port| (8080 + u16::from(port), three % 2 == 0)).collect(),
-                ..Workload::default()
-            };
-            put(&mut model.workloads, pod_name, found, gone);
+        3 | 4 => {
+            let number = which % 5;
+            let namespace = if which.is_multiple_of(16) { "other" } else { "shop" };
+            let key = Name::new(namespace, format!("pod-{number}"));
+            Change::Workload(key, (!gone).then(|| random_workload(number, one, two, three)))
         }
-        4 => put(&mut model.routes, route_key, random_route(one, two, three), gone),
         5 => {
-            let posture = Namespace { strict: mode(one), default_deny: two % 2 == 0, mesh_strict: mode(three) };
+            let kind = ["HTTPRoute", "TLSRoute", "TCPRoute"][usize::from(which % 3)];
+            let key = (kind.to_owned(), name(&format!("route-{}", which % 3)));
+            Change::Route(key, (!gone).then(|| random_route(one, two, three)))
+        }
+        6 => {
+            let posture =
+                Namespace { strict: mode(one), default_deny: two.is_multiple_of(2), mesh_strict: mode(three) };
             let name = if two % 4 < 2 { "shop" } else { SYSTEM_NAMESPACE };
-            put(&mut model.namespaces, name.to_owned(), posture, gone);
+            Change::Namespace(name.to_owned(), (!gone).then_some(posture))
+        }
+        7 => {
+            let kind = ["HTTPRoute", "TLSRoute"][usize::from(one % 2)];
+            let from = vec![(kind.to_owned(), ["shop", "third"][usize::from(two.is_multiple_of(8))].to_owned())];
+            let to = vec![(!two.is_multiple_of(3)).then(|| "far".to_owned())];
+            let key = Name::new("other", format!("grant-{}", which % 2));
+            Change::Grant(key, (!gone).then_some(Grant { from, to }))
+        }
+        _ if two.is_multiple_of(2) => {
+            let policy = v1::AuthorizationPolicy { source: format!("f:{three}"), ..Default::default() };
+            let made = AuthorizationPolicy { targets: random_targets(one), policy };
+            Change::Authorization(policy_name, (!gone).then_some(made))
         }
         _ => {
-            let targets = match one % 3 {
-                0 => vec![Target::Namespace],
-                1 => vec![Target::Service("web".to_owned())],
-                _ => vec![Target::Service("cart".to_owned()), Target::Service("db".to_owned())],
-            };
-            if two % 2 == 0 {
-                let policy = v1::AuthorizationPolicy { source: format!("f:{three}"), ..Default::default() };
-                put(&mut model.authorization, policy_name, AuthorizationPolicy { targets, policy }, gone);
-            } else {
-                let policy = v1::RateLimitPolicy { source: format!("f:{three}"), ..Default::default() };
-                put(&mut model.rate_limits, policy_name, RateLimitPolicy { targets, policy }, gone);
-            }
+            let policy = v1::RateLimitPolicy { source: format!("f:{three}"), ..Default::default() };
+            let made = RateLimitPolicy { targets: random_targets(one), policy };
+            Change::RateLimit(policy_name, (!gone).then_some(made))
         }
     }
 }
 
-fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: V, gone: bool) {
-    if gone {
-        map.remove(&key);
-    } else {
-        map.insert(key, value);
+fn some_service(number: u8) -> Name {
+    let (namespace, service) =
+        [("shop", "web"), ("shop", "cart"), ("shop", "db"), ("shop", "ext"), ("other", "far")][usize::from(number % 5)];
+    Name::new(namespace, service)
+}
+
+fn random_targets(one: u8) -> Vec<Target> {
+    let service = |name: &str| Target::Service(name.to_owned());
+    match one % 4 {
+        0 => vec![Target::Namespace],
+        1 => vec![service("web")],
+        2 => vec![Target::Namespace, service("web")],
+        _ => vec![service("cart"), service("db")],
     }
+}
+
+fn random_workload(number: u8, one: u8, two: u8, three: u8) -> Workload {
+    let mut ips = vec![ip(0, 0, number + one % 2 * 100)];
+    match one % 7 {
+        // As pods of the host's network do.
+        0 => ips = vec![ip(0, 0, 50)],
+        1 => ips.push(ip6(number)),
+        _ => {}
+    }
+    Workload {
+        uid: format!("u{}", three % 3),
+        ips,
+        service_account: ["web", "cart"][usize::from(two % 2)].to_owned(),
+        meshed: !two.is_multiple_of(3),
+        terminating: three % 4 == 1,
+        strict: mode(one),
+        strict_ports: (0..two % 3).map(|port| (8080 + u16::from(port), three.is_multiple_of(2))).collect(),
+        ..Workload::default()
+    }
+}
+
+/// `fd00::NUMBER`.
+pub fn ip6(number: u8) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()))
 }
 
 fn random_service(which: u8, one: u8, two: u8) -> Service {
     let mut ports = vec![port("http", 80)];
     if one.is_multiple_of(2) {
-        ports.push(port("more", 81));
+        ports.push(port(if one.is_multiple_of(4) { "more" } else { "named" }, 81));
     }
+    // Two may claim one address.
+    let last = if two % 16 == 15 { 0 } else { which };
     match two % 5 {
         0 => Service { headless: true, ports, ..Service::default() },
         1 => Service { external_name: Some(format!("{one}.example.com")), ports, ..Service::default() },
-        _ => Service { cluster_ips: vec![ip(96, 0, which)], ports, ..Service::default() },
+        _ => Service { cluster_ips: vec![ip(96, 0, last)], ports, ..Service::default() },
     }
 }
 
 fn random_slice(one: u8, two: u8, three: u8) -> Slice {
-    let service = ["web", "cart", "db"][usize::from(one % 3)];
-    let endpoints = (0..5u8).filter(|bit| two & (1 << bit) != 0).map(|bit| SliceEndpoint {
-        ready: three & (1 << bit) != 0,
-        terminating: one & (1 << bit) != 0,
-        hostname: (bit == 0).then(|| "first".to_owned()),
-        ..ready(bit, (bit != 4).then(|| format!("pod-{bit}")).as_deref())
-    });
-    let mut slice = slice(service, endpoints.collect());
-    slice.ports.push(("more".to_owned(), 8081));
+    let service = ["web", "cart", "db", "far"][usize::from(one % 4)];
+    let mut endpoints: Vec<SliceEndpoint> = (0..5u8)
+        .filter(|bit| two & (1 << bit) != 0)
+        .map(|bit| SliceEndpoint {
+            ready: three & (1 << bit) != 0,
+            terminating: one & (1 << bit) != 0,
+            hostname: (bit == 0).then(|| "first".to_owned()),
+            ..ready(bit, (bit != 4).then(|| format!("pod-{bit}")).as_deref())
+        })
+        .collect();
+    if let Some(first) = endpoints.first().cloned() {
+        match one / 64 {
+            // The same pod at another address, one of the other family, and somebody nameless where a pod stands.
+            0 => endpoints.push(SliceEndpoint { ip: ip(0, 0, 50), ..first }),
+            1 => endpoints.push(SliceEndpoint { ip: ip6(three % 4), ..first }),
+            2 => endpoints.insert(0, SliceEndpoint { ready: true, ..ready(two % 5, None) }),
+            _ => endpoints.push(SliceEndpoint { workload: Some(Name::new("other", "pod-0")), ..first }),
+        }
+    }
+    let mut slice = slice(service, endpoints);
+    slice.ports.push((if three.is_multiple_of(2) { "more" } else { "named" }.to_owned(), 8081));
+    if three % 8 == 7 {
+        slice.ports.push(("http".to_owned(), 9090));
+    }
     slice
 }
 
 fn random_route(one: u8, two: u8, three: u8) -> Route {
     let backend = |number: u8| {
-        let service = ["web", "cart", "db", "ext"][usize::from(number % 4)];
-        v1::RouteBackend { service: names::service("shop", service, 80 + u16::from(number % 3)), ..Default::default() }
+        let Name { namespace, name } = some_service(number);
+        v1::RouteBackend {
+            service: names::service(&namespace, &name, 80 + u16::from(number % 3)),
+            ..Default::default()
+        }
     };
     let rule = v1::RouteRule { backends: vec![backend(two), backend(three)], ..Default::default() };
-    let parent = ["web", "cart", "db"][usize::from(one % 3)];
-    let parents = vec![ServiceParent { port: one.is_multiple_of(2).then_some(80), ..parent_of(parent) }];
-    Route { parents, rules: vec![rule], ..Route::default() }
+    let foreign = [two, three].into_iter().enumerate().filter(|(_, number)| number % 5 == 4);
+    let foreign = foreign.map(|(backend, _)| ForeignRef {
+        backend,
+        namespace: "other".to_owned(),
+        name: "far".to_owned(),
+        ..ForeignRef::default()
+    });
+    let parent = |number: u8| ["web", "cart", "db"][usize::from(number % 3)];
+    let mut parents = vec![ServiceParent { port: one.is_multiple_of(2).then_some(80), ..parent_of(parent(one)) }];
+    if one.is_multiple_of(3) {
+        parents.push(ServiceParent { section: Some("named".to_owned()), ..parent_of(parent(two)) });
+    }
+    Route { parents, foreign: foreign.collect(), rules: vec![rule], created: u64::from(three % 2), ..Route::default() }
 }

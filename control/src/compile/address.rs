@@ -7,16 +7,15 @@
 //!   be said, so nothing is sent to it in the clear.
 //! - Anything else is outside.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use weft_api::names;
 use weft_api::wire::v1::{self, address::Target};
 
-use super::index::owned_workloads_by_ip;
+use super::index::{endpoints_at, service_of};
 use super::{Compiled, Resource, endpoints};
-use crate::model::{Model, Name, ServiceRef, SliceEndpoint};
+use crate::model::{Name, ServiceRef};
 
 /// The cluster's DNS suffix.
 pub const CLUSTER_DOMAIN: &str = "cluster.local";
@@ -84,32 +83,6 @@ pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
     }
 }
 
-/// Addresses of services and pods.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Lookup {
-    services: HashMap<IpAddr, Name>,
-    workloads: HashMap<IpAddr, Name>,
-    /// Endpoints at nobody's address that name a pod which is not known, with their service.
-    unresolved: HashMap<IpAddr, Name>,
-}
-
-impl Lookup {
-    pub(super) fn new(model: &Model) -> Self {
-        let mut services = HashMap::new();
-        for (name, service) in &model.services {
-            for ip in &service.cluster_ips {
-                services.entry(ip.to_canonical()).or_insert_with(|| name.clone());
-            }
-        }
-        let workloads = owned_workloads_by_ip(model);
-        let unresolved = endpoints::unresolved(model).map(|(slice_name, slice, endpoint)| {
-            (endpoint.ip.to_canonical(), Name::new(&slice_name.namespace, &slice.service))
-        });
-        let unresolved = unresolved.filter(|(ip, _)| !workloads.contains_key(ip)).collect();
-        Self { services, workloads, unresolved }
-    }
-}
-
 /// The address resource that leads to a service.
 pub(super) fn to_service(service: &Arc<str>) -> Resource {
     let message = v1::Address { target: Some(Target::Service(service.to_string())) };
@@ -128,7 +101,7 @@ impl Compiled {
             Asked::Nonsense => outside("not of the form IP:PORT or HOST:PORT"),
             Asked::Ip(addr) => self.by_ip(addr),
             Asked::Host { service, member, port } => {
-                if let Some(found) = service.filter(|service| self.model.services.contains_key(service)) {
+                if let Some(found) = service.filter(|service| self.index.model.services.contains_key(service)) {
                     return self.by_service(&found, port);
                 }
                 member
@@ -139,19 +112,27 @@ impl Compiled {
     }
 
     fn by_ip(&self, addr: SocketAddr) -> Arc<Resource> {
-        if let Some(service) = self.lookup.services.get(&addr.ip()) {
+        if let Some(service) = self.index.services_at.get(&addr.ip()).first() {
             return self.by_service(service, addr.port());
         }
-        let Some(name) = self.lookup.workloads.get(&addr.ip()) else {
-            if let Some(service) = self.lookup.unresolved.get(&addr.ip()) {
-                return self.closed(service);
-            }
-            return outside("no service and no pod of the mesh has this address");
+        let Some((name, workload)) = self.index.workload_at(addr.ip()) else {
+            return match self.unresolved_at(addr.ip()) {
+                Some(service) => self.closed(&service),
+                None => outside("no service and no pod of the mesh has this address"),
+            };
         };
-        let workload = self.model.workloads.get_key_value(name);
-        let draining = self.draining.contains(name);
-        let endpoint = endpoints::message(addr.ip(), addr.port(), workload, draining);
+        let draining = self.index.draining.contains(name);
+        let endpoint = endpoints::message(addr.ip(), addr.port(), Some((name, workload)), draining);
         Arc::new(Resource::new(&v1::Address { target: Some(Target::Workload(endpoint)) }, Vec::new()))
+    }
+
+    /// The service of an endpoint at this address that names a pod which is not known.
+    fn unresolved_at(&self, ip: IpAddr) -> Option<Name> {
+        let slices = self.index.slices_at.get(&ip).iter();
+        slices.filter_map(|name| Some((name, self.index.model.slices.get(&**name)?))).find_map(|(name, slice)| {
+            let mut endpoints = endpoints_at(slice, ip).iter();
+            endpoints.any(|endpoint| self.index.is_unresolved(endpoint)).then(|| service_of(name, slice))
+        })
     }
 
     fn by_service(&self, service: &Name, port: u16) -> Arc<Resource> {
@@ -161,31 +142,24 @@ impl Compiled {
 
     /// Leads to a service port that has no endpoints, so that a proxy refuses with `no_endpoints`.
     fn closed(&self, service: &Name) -> Arc<Resource> {
-        let ports = self.model.services.get(service).map(|service| service.ports.as_slice()).unwrap_or_default();
+        let ports = self.index.model.services.get(service).map(|service| service.ports.as_slice()).unwrap_or_default();
         let free = (1..=u16::MAX).rev().find(|free| ports.iter().all(|port| port.port != *free));
         self.by_service(service, free.unwrap_or(u16::MAX))
     }
 
     /// A member of a headless service by its own name. The port is the pod's: nothing translates ports of a headless service.
     fn by_member(&self, hostname: &str, service: &Name, port: u16) -> Option<Arc<Resource>> {
-        self.model.services.get(service).filter(|service| service.headless)?;
-        let endpoint = self.slices_of(service).find(|endpoint| endpoint.hostname.as_deref() == Some(hostname))?;
+        self.index.model.services.get(service).filter(|service| service.headless)?;
+        let endpoint = self.index.endpoints(service).find(|endpoint| endpoint.hostname.as_deref() == Some(hostname))?;
         let workload = match &endpoint.workload {
-            Some(name) => match self.model.workloads.get_key_value(name) {
+            Some(name) => match self.index.model.workloads.get_key_value(name) {
                 Some(found) => Some(found),
                 None => return Some(self.closed(service)),
             },
             None => None,
         };
-        let draining = endpoint.terminating || workload.is_some_and(|(name, _)| self.draining.contains(name));
+        let draining = endpoint.terminating || workload.is_some_and(|(name, _)| self.index.draining.contains(name));
         let message = endpoints::message(endpoint.ip, port, workload, draining);
         Some(Arc::new(Resource::new(&v1::Address { target: Some(Target::HeadlessMember(message)) }, Vec::new())))
-    }
-
-    fn slices_of<'m>(&'m self, service: &'m Name) -> impl Iterator<Item = &'m SliceEndpoint> {
-        let from = Name::new(&service.namespace, "");
-        let slices = self.model.slices.range(from..).take_while(|(name, _)| name.namespace == service.namespace);
-        let ours = slices.filter(|(_, slice)| slice.service == service.name);
-        ours.flat_map(|(_, slice)| &slice.endpoints)
     }
 }

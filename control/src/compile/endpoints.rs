@@ -2,10 +2,13 @@
 //!
 //! Who is in: every endpoint that is ready. If none is, those that still serve while they terminate, marked draining (the rule of
 //! kube-proxy: EndpointSlice `conditions.serving`). An endpoint whose pod is known to leave is in, marked draining.
+//!
+//! Endpoints are made by [`Who`] they are, so that one is made again without the others: what is at its addresses counts, and whether
+//! any of the port is ready.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,8 +16,8 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use super::Resource;
-use super::index::Index;
-use crate::model::{Model, Name, ServicePort, Slice, SliceEndpoint, Workload};
+use super::index::{Index, Who};
+use crate::model::{Name, SliceEndpoint, Workload};
 
 /// Mesh protocols that every sidecar of this build takes, on every port.
 const ALPN: [&str; 3] = ["weft1-h1", "weft1-h2", "weft1-tcp"];
@@ -44,76 +47,104 @@ fn octets(ip: IpAddr) -> Bytes {
     }
 }
 
-/// The endpoints of one port of a service, by name.
-pub(super) fn members(
-    index: &Index<'_>,
-    service: &Name,
-    port: &ServicePort,
-    head: &str,
-) -> BTreeMap<Arc<str>, Resource> {
-    let candidates = candidates(index, service, port);
-    let any_ready = candidates.values().any(|endpoint| endpoint.ready);
-    let mut members = BTreeMap::new();
-    for ((ip, target), endpoint) in candidates {
-        let fallback = !any_ready && endpoint.terminating && endpoint.serving;
-        if !endpoint.ready && !fallback {
-            continue;
-        }
-        let Ok(workload) = pod(index.model, endpoint) else { continue };
-        let draining = endpoint.terminating || workload.is_some_and(|(name, _)| index.draining.contains(name));
-        let mut message = message(ip, target, workload, draining);
-        message.zone.clone_from(&endpoint.zone);
-        let mut name = names::endpoint(head, &id(endpoint, ip));
-        if members.contains_key(name.as_str()) {
-            // The same pod twice, by another address or target port.
-            name = format!("{name}@{ip}:{target}");
-        }
-        members.insert(name.into(), Resource::new(&message, Vec::new()));
-    }
-    members
+/// A port of a service.
+pub(super) struct Port<'p> {
+    pub(super) service: &'p Name,
+    /// Its name.
+    pub(super) name: &'p str,
+    /// The name of its `EndpointHead`.
+    pub(super) head: &'p str,
+    /// Whether any of its endpoints is ready.
+    pub(super) any_ready: bool,
 }
 
-/// One entry an address and port: of duplicates the one that is ready and stays counts.
-fn candidates<'m>(index: &Index<'m>, service: &Name, port: &ServicePort) -> BTreeMap<(IpAddr, u16), &'m SliceEndpoint> {
-    let rank = |endpoint: &SliceEndpoint| (!endpoint.ready, endpoint.terminating, endpoint.workload.is_none());
-    let mut found: BTreeMap<(IpAddr, u16), &SliceEndpoint> = BTreeMap::new();
-    for slice in index.slices(service) {
-        for (_, target) in slice.ports.iter().filter(|(name, _)| *name == port.name) {
-            for endpoint in &slice.endpoints {
-                match found.entry((endpoint.ip.to_canonical(), *target)) {
-                    Entry::Vacant(entry) => {
-                        entry.insert(endpoint);
+impl Port<'_> {
+    /// The resources of one endpoint, by name: one for each of its addresses and target ports.
+    pub(super) fn make(&self, index: &Index, who: &Who) -> BTreeMap<String, Resource> {
+        let mut made = BTreeMap::new();
+        let workload = match who {
+            Who::At(_) => None,
+            Who::Pod(pod) => match index.model.workloads.get_key_value(pod) {
+                // Whether it takes mesh TLS cannot be said.
+                None => return made,
+                found => found,
+            },
+        };
+        let left = workload.is_some_and(|(name, _)| index.draining.contains(name));
+        let own = self.name_of(who);
+        for ((ip, target), endpoint) in self.candidates(index, who) {
+            let fallback = !self.any_ready && endpoint.terminating && endpoint.serving;
+            if !endpoint.ready && !fallback {
+                continue;
+            }
+            let mut message = message(ip, target, workload, endpoint.terminating || left);
+            message.zone.clone_from(&endpoint.zone);
+            let by_pod = matches!(who, Who::Pod(_));
+            let mut name = if by_pod && ip.is_ipv6() { format!("{own}@6") } else { own.clone() };
+            if made.contains_key(&name) {
+                // The same pod twice, by another address or target port.
+                name = format!("{name}@{ip}:{target}");
+            }
+            made.insert(name, Resource::new(&message, Vec::new()));
+        }
+        made
+    }
+
+    /// One entry an address and port: of duplicates the one that is ready and stays counts, and it may be somebody else's.
+    fn candidates<'i>(&self, index: &'i Index, who: &Who) -> BTreeMap<(IpAddr, u16), &'i SliceEndpoint> {
+        let rank = |endpoint: &SliceEndpoint| (!endpoint.ready, endpoint.terminating, endpoint.workload.is_none());
+        let mut found: BTreeMap<(IpAddr, u16), &SliceEndpoint> = BTreeMap::new();
+        let ips: BTreeSet<IpAddr> = match who {
+            Who::At(ip) => [*ip].into(),
+            Who::Pod(pod) => index.naming.get(pod).iter().map(|(ip, _)| *ip).collect(),
+        };
+        for ip in ips {
+            for (slice, endpoint) in index.at(self.service, ip) {
+                for (_, target) in slice.ports.iter().filter(|(name, _)| name == self.name) {
+                    let best = found.entry((ip, *target)).or_insert(endpoint);
+                    if rank(endpoint) < rank(best) {
+                        *best = endpoint;
                     }
-                    Entry::Occupied(mut entry) if rank(endpoint) < rank(entry.get()) => {
-                        entry.insert(endpoint);
-                    }
-                    Entry::Occupied(_) => {}
                 }
             }
         }
+        found.retain(|_, endpoint| match who {
+            Who::At(_) => endpoint.workload.is_none(),
+            Who::Pod(pod) => endpoint.workload.as_ref() == Some(pod),
+        });
+        found
     }
-    found
+
+    /// The name that an endpoint has if it has one address.
+    pub(super) fn name_of(&self, who: &Who) -> String {
+        names::endpoint(self.head, &id(&self.service.namespace, who))
+    }
+
+    /// Names that the endpoints of this one may have.
+    pub(super) fn names<'s, V>(
+        &self,
+        members: &'s BTreeMap<Arc<str>, V>,
+        who: &Who,
+    ) -> impl Iterator<Item = &'s Arc<str>> + use<'s, V> {
+        let own = self.name_of(who);
+        let others = format!("{own}@");
+        let first = members.get_key_value(own.as_str()).map(|(name, _)| name);
+        let rest = members.range::<str, _>((Bound::Included(others.as_str()), Bound::Unbounded)).map(|(name, _)| name);
+        first.into_iter().chain(rest.take_while(move |name| name.starts_with(&others)))
+    }
+
+    /// Everybody who has an endpoint.
+    pub(super) fn everybody(&self, index: &Index) -> BTreeSet<Who> {
+        index.endpoints(self.service).map(Who::of).collect()
+    }
 }
 
-/// The pod's name, so that a pod that gets another address stays the same endpoint; without one its address.
-fn id(endpoint: &SliceEndpoint, ip: IpAddr) -> String {
-    match &endpoint.workload {
-        Some(workload) if ip.is_ipv4() => workload.name.clone(),
-        Some(workload) => format!("{}@6", workload.name),
-        None => ip.to_string(),
+/// The pod's name, so that a pod that gets another address stays the same endpoint; without one its address. A pod of another namespace than
+/// the service, or one that is called like an address, says its namespace.
+pub(super) fn id(namespace: &str, who: &Who) -> String {
+    match who {
+        Who::Pod(pod) if pod.namespace == namespace && pod.name.parse::<IpAddr>().is_err() => pod.name.clone(),
+        Who::Pod(pod) => pod.to_string(),
+        Who::At(ip) => ip.to_string(),
     }
-}
-
-/// The pod that an endpoint says it is; `Err` if the model does not know it.
-fn pod<'m>(model: &'m Model, endpoint: &'m SliceEndpoint) -> Result<Option<(&'m Name, &'m Workload)>, &'m Name> {
-    match &endpoint.workload {
-        None => Ok(None),
-        Some(name) => model.workloads.get_key_value(name).map(Some).ok_or(name),
-    }
-}
-
-/// Endpoints that are left out since the pod that they name is not known, with the slice they stand in.
-pub(super) fn unresolved(model: &Model) -> impl Iterator<Item = (&Name, &Slice, &SliceEndpoint)> {
-    let all = model.slices.iter().flat_map(|(name, slice)| slice.endpoints.iter().map(move |one| (name, slice, one)));
-    all.filter(|(_, _, endpoint)| pod(model, endpoint).is_err())
 }

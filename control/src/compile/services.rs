@@ -7,44 +7,29 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use super::Resource;
-use super::endpoints;
 use super::index::Index;
 use crate::model::{Model, Name, Service, ServicePort, ServiceRef};
 
-/// What one port of a service is made into; nothing if the port is gone.
-#[derive(Default)]
-pub(super) struct PortMade {
-    pub(super) service: Option<Resource>,
-    pub(super) members: Option<BTreeMap<Arc<str>, Resource>>,
-}
-
-/// All ports of a service; empty if the service is gone.
-pub(super) fn build(index: &Index<'_>, name: &Name) -> BTreeMap<u16, PortMade> {
-    let Some(service) = index.model.services.get(name) else { return BTreeMap::new() };
-    let mut made = BTreeMap::new();
-    for port in &service.ports {
-        let own = names::service(&name.namespace, &name.name, port.port);
-        let head = names::endpoints_of(&own);
-        let members = service.external_name.is_none().then(|| endpoints::members(index, name, port, &head));
-        let resource = resource(name, service, port, routes(index, name, port.port));
-        made.insert(port.port, PortMade { service: Some(resource), members });
-    }
-    made
+/// The ports of a service by number; of one that is gone none.
+pub(super) fn ports<'i>(index: &'i Index, name: &Name) -> BTreeMap<u16, &'i ServicePort> {
+    let ports = index.model.services.get(name).into_iter().flat_map(|service| &service.ports);
+    ports.map(|port| (port.port, port)).collect()
 }
 
 /// Names of the routes attached to a port, sorted.
-fn routes(index: &Index<'_>, name: &Name, port: u16) -> Vec<String> {
-    let attached = index.routes_on(name).filter(|key| {
-        let parents = index.model.routes.get(*key).into_iter().flat_map(|route| &route.parents);
+pub(super) fn routes(index: &Index, name: &Name, port: u16) -> Vec<String> {
+    let attached = index.routes_on.get(name).iter().filter(|key| {
+        let parents = index.model.routes.get(&***key).into_iter().flat_map(|route| &route.parents);
         let mut parents = parents.filter(|parent| parent.name == name.name);
         parents.any(|parent| {
-            index.model.parent_port(&name.namespace, parent).is_ok_and(|only| only.is_none_or(|only| only == port))
+            let only = index.model.parent_port(&name.namespace, parent);
+            only.is_ok_and(|only| only.is_none_or(|only| only == port))
         })
     });
-    attached.map(|(kind, route)| names::object(kind, &route.namespace, &route.name)).collect()
+    attached.map(|key| names::object(&key.0, &key.1.namespace, &key.1.name)).collect()
 }
 
-fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<String>) -> Resource {
+pub(super) fn resource(name: &Name, service: &Service, port: &ServicePort, routes: Vec<String>) -> Resource {
     let own = names::service(&name.namespace, &name.name, port.port);
     let mut points_to: Vec<Arc<str>> = routes.iter().map(|route| route.as_str().into()).collect();
     if service.external_name.is_none() {

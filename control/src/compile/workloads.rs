@@ -1,16 +1,20 @@
 //! A workload's own side: the ports that services give it, and the policies that cover them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use weft_api::names;
 use weft_api::wire::v1;
 
 use super::Resource;
-use super::index::Index;
+use super::index::{Index, covers, service_of};
 use crate::model::{AuthorizationPolicy, Name, RateLimitPolicy, SYSTEM_NAMESPACE, Target, Workload};
+use crate::multi::Multi;
 
 const SCHEME: &str = "spiffe://";
+
+/// Whom to believe and whom not: every workload points to both.
+static BELIEF: LazyLock<[Arc<str>; 2]> = LazyLock::new(|| [names::TRUST.into(), names::REVOKED.into()]);
 
 /// Target ports of one workload: protocol, the services behind which they stand.
 #[derive(Default)]
@@ -19,19 +23,19 @@ struct Ports {
 }
 
 /// The `Workload` resource. It points to the policies that cover it, and to whom it may believe and whom not.
-pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> Resource {
+pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resource {
     let posture = index.model.namespaces.get(&name.namespace).copied().unwrap_or_default();
-    let ports = ports(index, name);
-    let in_namespace = |other: &Name| other.namespace == name.namespace;
-    let authorization = index.model.authorization.iter().filter(|(policy, _)| in_namespace(policy));
-    let rate_limits = index.model.rate_limits.iter().filter(|(policy, _)| in_namespace(policy));
-    let authorization: Vec<_> = authorization
-        .filter_map(|(policy, found)| binding("AuthorizationPolicy", policy, &found.targets, &ports))
-        .collect();
-    let rate_limits: Vec<_> =
-        rate_limits.filter_map(|(policy, found)| binding("RateLimitPolicy", policy, &found.targets, &ports)).collect();
+    let ports = ports(index, name, workload);
+    let authorization = covering(&index.authorization_on, name, &ports).into_iter().filter_map(|policy| {
+        binding("AuthorizationPolicy", policy, &index.model.authorization.get(policy)?.targets, &ports)
+    });
+    let authorization: Vec<_> = authorization.collect();
+    let rate_limits = covering(&index.rate_limits_on, name, &ports)
+        .into_iter()
+        .filter_map(|policy| binding("RateLimitPolicy", policy, &index.model.rate_limits.get(policy)?.targets, &ports));
+    let rate_limits: Vec<_> = rate_limits.collect();
     let policies = authorization.iter().chain(&rate_limits).map(|binding| binding.policy.as_str().into());
-    let points_to: Vec<Arc<str>> = policies.chain([names::TRUST.into(), names::REVOKED.into()]).collect();
+    let points_to: Vec<Arc<str>> = policies.chain(BELIEF.iter().cloned()).collect();
     let mesh = index.model.namespaces.get(SYSTEM_NAMESPACE).and_then(|system| system.mesh_strict);
     let strict = workload.strict.or(posture.strict).or(mesh).unwrap_or_default();
     let mode = if strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
@@ -58,25 +62,26 @@ pub(super) fn resource(index: &Index<'_>, name: &Name, workload: &Workload) -> R
 
 /// Ports of every service that has an endpoint which is this pod, by reference or by address: a policy on a service must not be
 /// escaped by a slice that names no pod.
-fn ports(index: &Index<'_>, workload: &Name) -> Ports {
+fn ports(index: &Index, name: &Name, workload: &Workload) -> Ports {
     let mut ports = Ports::default();
-    for service_name in index.services_of(workload) {
-        let Some(service) = index.model.services.get(service_name) else { continue };
-        for slice in index.slices(service_name) {
-            let ours = slice.endpoints.iter().any(|endpoint| match &endpoint.workload {
-                Some(named) => named == workload,
-                None => index.workload_at(endpoint.ip) == Some(workload),
-            });
-            if !ours {
-                continue;
-            }
-            for (port_name, target) in &slice.ports {
-                let Some(port) = service.ports.iter().find(|port| port.name == *port_name) else { continue };
-                ports.add(*target, port.protocol, service_name);
-            }
+    for slice_name in index.slices_with(name, workload) {
+        let Some(slice) = index.model.slices.get(slice_name) else { continue };
+        let service_name = service_of(slice_name, slice);
+        let Some(service) = index.model.services.get(&service_name) else { continue };
+        for (port_name, target) in &slice.ports {
+            let Some(port) = service.ports.iter().find(|port| port.name == *port_name) else { continue };
+            ports.add(*target, port.protocol, &service_name);
         }
     }
     ports
+}
+
+/// Policies whose targets are the workload's namespace, or a service of it behind which it stands.
+fn covering<'i>(on: &'i Multi<Name, Name>, workload: &Name, ports: &Ports) -> BTreeSet<&'i Name> {
+    let services: BTreeSet<&Name> = ports.by_port.values().flat_map(|(_, services)| services).collect();
+    let services = services.into_iter().filter(|service| service.namespace == workload.namespace);
+    let namespace = on.get(&covers(&workload.namespace, &Target::Namespace));
+    namespace.iter().chain(services.flat_map(|service| on.get(service))).collect()
 }
 
 impl Ports {

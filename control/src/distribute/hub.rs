@@ -1,17 +1,17 @@
 //! The store of compiled resources and the streams that are told of its changes.
 //!
-//! Locks, always in this order, none held across an await: `inputs`, `compiled`, `absent`, a stream's `session`,
+//! Locks, always in this order, none held across an await: `leaves`, `compiled`, `absent`, a stream's `session`,
 //! `subscribers`. A session is asked
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use prost::Message as _;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -25,10 +25,10 @@ use super::audit::Audit;
 use super::session::{Heard, Limits, Session, Version, Violation};
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
-use crate::compile::{Changes, Compiled};
+use crate::compile::{Changes, Compiled, Dirty};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
-use crate::model::{Model, Name, Workload};
+use crate::model::{Change, Model, Name, Workload};
 use crate::revoked::List;
 use crate::rotation::Waiting;
 
@@ -87,17 +87,14 @@ struct Leaving {
     instance: Option<String>,
 }
 
-/// What is compiled.
-#[derive(Debug, Default)]
-struct Inputs {
-    model: Arc<Model>,
-    leaving: BTreeMap<Name, Leaving>,
-}
+/// Workloads that have said that they leave, by name.
+type Leaves = BTreeMap<Name, Leaving>;
 
 /// The store and its streams.
 #[derive(Debug)]
 pub struct Hub {
-    inputs: Mutex<Inputs>,
+    /// Held while anything is compiled: there is one writer at a time.
+    leaves: Mutex<Leaves>,
     compiled: RwLock<Compiled>,
     subscribers: Mutex<Subscribers>,
     streams: RwLock<HashMap<u64, Arc<Stream>>>,
@@ -121,7 +118,7 @@ impl Hub {
     /// An empty store.
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
         Self {
-            inputs: Mutex::default(),
+            leaves: Mutex::default(),
             compiled: RwLock::default(),
             subscribers: Mutex::default(),
             streams: RwLock::default(),
@@ -143,17 +140,20 @@ impl Hub {
         self.started.elapsed()
     }
 
-    /// Takes a new model: compiles what changed and tells the streams that hold it. Takes as long as the compilation: call it where
-    /// blocking is allowed. Returns how many resources changed.
-    pub fn publish(&self, model: Arc<Model>) -> usize {
-        let mut inputs = self.inputs.lock();
-        if !self.loaded.send_replace(true) {
+    /// Takes changes over: compiles what depends on them and tells the streams that hold it. The first time, they are all there is, and from
+    /// then on proxies are answered. Takes as long as the compilation: call it where blocking is allowed, or send to a
+    /// [`Feed`](super::Feed). Returns how many resources changed.
+    pub fn publish(&self, changes: impl IntoIterator<Item = Change>) -> usize {
+        let mut leaves = self.leaves.lock();
+        let changed = self.recompile(&mut leaves, changes);
+        if !*self.loaded.borrow() {
             let now = Instant::now();
-            let expected = model.workloads.iter().filter(|(_, found)| found.meshed && !found.terminating);
+            let compiled = self.compiled.read();
+            let expected = compiled.model().workloads.iter().filter(|(_, found)| found.meshed && !found.terminating);
             *self.absent.lock() = expected.map(|(name, _)| (name.clone(), now)).collect();
+            self.loaded.send_replace(true);
         }
-        inputs.model = model;
-        self.recompile(&mut inputs)
+        changed
     }
 
     /// True once there is a model.
@@ -163,21 +163,21 @@ impl Hub {
 
     /// Marks a workload's endpoints as draining until its pod is gone, and tells everybody who holds them.
     pub(super) fn mark_leaving(&self, workload: &Name, instance: Option<String>) {
-        let mut inputs = self.inputs.lock();
-        let Some(found) = inputs.model.workloads.get(workload) else { return };
-        let leaving = Leaving { since: Instant::now(), ips: found.ips.clone(), instance };
-        if inputs.leaving.insert(workload.clone(), leaving).is_none() {
-            self.recompile(&mut inputs);
+        let mut leaves = self.leaves.lock();
+        let found = self.compiled(|compiled| Some(compiled.model().workloads.get(workload)?.ips.clone()));
+        let Some(ips) = found else { return };
+        let leaving = Leaving { since: Instant::now(), ips, instance };
+        if leaves.insert(workload.clone(), leaving).is_none() {
+            self.recompile(&mut leaves, []);
         }
     }
 
     /// Takes another set of roots, and tells everybody. Returns whether it is another one.
     pub fn trust(&self, trust: &v1::Trust) -> bool {
         // Held for as long as it takes: a model that is compiled meanwhile must not miss it.
-        let _inputs = self.inputs.lock();
-        let mut patch = self.compiled.read().update_trust(trust);
-        let changes = std::mem::take(&mut patch.changes);
-        self.compiled.write().apply(patch);
+        let _leaves = self.leaves.lock();
+        let patch = self.compiled.read().update_trust(trust);
+        let changes = self.compiled.write().apply(patch);
         self.dispatch(&changes);
         !changes.is_empty()
     }
@@ -193,12 +193,11 @@ impl Hub {
     /// Takes another list of who is revoked, and tells everybody: those who are on it too, whose streams go on until
     /// [`Hub::end_revoked`]. Returns whether it is another one.
     pub fn revoke(&self, list: List) -> bool {
-        let _inputs = self.inputs.lock();
+        let _leaves = self.leaves.lock();
         self.metrics.revoked.set(i64::try_from(list.denied.len()).unwrap_or(i64::MAX));
         self.denied.set(Arc::new(list.denied));
-        let mut patch = self.compiled.read().update_revoked(&list.message);
-        let changes = std::mem::take(&mut patch.changes);
-        self.compiled.write().apply(patch);
+        let patch = self.compiled.read().update_revoked(&list.message);
+        let changes = self.compiled.write().apply(patch);
         self.dispatch(&changes);
         !changes.is_empty()
     }
@@ -232,22 +231,35 @@ impl Hub {
         }
     }
 
-    fn recompile(&self, inputs: &mut Inputs) -> usize {
+    /// Readers wait while the model takes the changes over and while what was made of them is put in, and of a large change not while it is
+    /// made: then they may be told what was true before it, and are told the rest afterwards.
+    fn recompile(&self, leaves: &mut Leaves, changes: impl IntoIterator<Item = Change>) -> usize {
         let started = Instant::now();
-        let model = Arc::clone(&inputs.model);
-        inputs.leaving.retain(|name, leaving| {
+        let mut dirty = Dirty::default();
+        let mut compiled = self.compiled.write();
+        for change in changes {
+            compiled.take(change, &mut dirty);
+        }
+        leaves.retain(|name, leaving| {
             // A pod of the same name with other addresses is another pod.
-            let same = model.workloads.get(name).is_some_and(|found| found.ips == leaving.ips);
+            let same = compiled.model().workloads.get(name).is_some_and(|found| found.ips == leaving.ips);
             same && leaving.since.elapsed() < DRAIN_LIFE
         });
-        let draining: Arc<BTreeSet<Name>> = Arc::new(inputs.leaving.keys().cloned().collect());
-        let mut patch = self.compiled.read().update(&inputs.model, &draining);
-        let changes = std::mem::take(&mut patch.changes);
-        {
-            let mut compiled = self.compiled.write();
-            compiled.apply(patch);
-        }
-        self.metrics.compiled(started.elapsed(), &self.compiled.read(), changes.len(), draining.len());
+        compiled.leaving(leaves.keys().cloned().collect(), &mut dirty);
+        let patch = if compiled.is_small(&dirty) {
+            compiled.make(&dirty)
+        } else {
+            let reading = RwLockWriteGuard::downgrade(compiled);
+            let patch = reading.make(&dirty);
+            drop(reading);
+            // Nobody else can have changed anything: that takes the lock on `leaves`.
+            compiled = self.compiled.write();
+            patch
+        };
+        let changes = compiled.apply(patch);
+        let compiled = RwLockWriteGuard::downgrade(compiled);
+        self.metrics.compiled(started.elapsed(), &compiled, &changes, leaves.len());
+        drop(compiled);
         self.dispatch(&changes);
         changes.len()
     }
@@ -312,11 +324,11 @@ impl Hub {
     /// A proxy that was started anew does not leave any more.
     fn restarted(&self, client: &Client) {
         let Some(instance) = &client.instance else { return };
-        let mut inputs = self.inputs.lock();
-        let leaving = inputs.leaving.get(&client.workload).and_then(|leaving| leaving.instance.as_ref());
+        let mut leaves = self.leaves.lock();
+        let leaving = leaves.get(&client.workload).and_then(|leaving| leaving.instance.as_ref());
         if leaving.is_some_and(|leaving| leaving != instance) {
-            inputs.leaving.remove(&client.workload);
-            self.recompile(&mut inputs);
+            leaves.remove(&client.workload);
+            self.recompile(&mut leaves, []);
         }
     }
 
@@ -387,6 +399,12 @@ impl Hub {
     /// Looks at what is compiled.
     pub fn compiled<T>(&self, look: impl FnOnce(&Compiled) -> T) -> T {
         look(&self.compiled.read())
+    }
+
+    /// What the sources say; nothing before they were read. Not to be kept: as long as it is held nothing changes.
+    pub fn model(&self) -> Option<MappedRwLockReadGuard<'_, Model>> {
+        let loaded = *self.loaded.borrow();
+        loaded.then(|| RwLockReadGuard::map(self.compiled.read(), Compiled::model))
     }
 
     /// All open streams.

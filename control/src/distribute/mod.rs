@@ -3,6 +3,7 @@
 //! - [`session`]: a stream's state, pure: what the proxy holds, what it has acknowledged, what is to be sent next.
 //! - [`subscribers`]: which stream listens to what.
 //! - [`hub`]: the store, the streams, and how a change gets from one to the others.
+//! - [`feed`]: how changes get from the sources to the hub, in batches.
 //! - [`ads`]: the gRPC service, a thin shell around a session.
 //! - [`drain`]: how a pod leaves.
 //! - [`audit`]: who was refused either.
@@ -12,8 +13,10 @@
 pub mod ads;
 mod audit;
 pub mod drain;
+pub mod feed;
 pub mod hub;
 pub mod session;
 pub mod subscribers;
 
+pub use feed::Feed;
 pub use hub::{Hub, Stream};

@@ -4,7 +4,7 @@
 //! One that was issued to a pod proves that pod and no other, and only while it is there: who has copied the key of a pod that is gone
 //! cannot keep it alive. One of another CA ([`crate::svid_roots`]) proves nothing.
 
-use std::sync::Arc;
+use std::ops::Deref;
 use std::time::SystemTime;
 
 use weft_engine::identity::Identity;
@@ -14,10 +14,10 @@ use crate::auth::Proved;
 use crate::model::{Model, Name};
 
 /// Whom the connection's certificate proves; nobody once it has run out.
-pub fn prove(
+pub fn prove<M: Deref<Target = Model>>(
     proved: Option<&Proved>,
     now: SystemTime,
-    model: impl FnOnce() -> Option<Arc<Model>>,
+    model: impl FnOnce() -> Option<M>,
 ) -> Option<Result<Proof, Refusal>> {
     let Proved { identity, pod, further, .. } = proved.filter(|proved| now < proved.not_after)?;
     let proof = |pod| Proof { identity: identity.clone(), method: Method::Certificate, pod, once: None, token: None };
@@ -31,7 +31,11 @@ pub fn prove(
 }
 
 /// The pod of this uid, as long as it is there and runs as that service account.
-fn live(identity: &Identity, uid: &str, model: impl FnOnce() -> Option<Arc<Model>>) -> Result<Pod, Refusal> {
+fn live<M: Deref<Target = Model>>(
+    identity: &Identity,
+    uid: &str,
+    model: impl FnOnce() -> Option<M>,
+) -> Result<Pod, Refusal> {
     let message = "control has not read its sources yet, so no pod is known; try again";
     let model = model().ok_or_else(|| Refusal::new(Cause::Unavailable, message))?;
     let from = Name::new(&*identity.namespace, "");

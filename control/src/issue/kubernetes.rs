@@ -6,7 +6,7 @@
 //! What nobody can tell is who shows a token: it is as good in another pod as in its own. So it must be bound to a pod, live 24 h at most
 //! (the kubelet's default is one), and be for our audience alone by the operator's choice.
 
-use std::sync::Arc;
+use std::ops::Deref;
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
@@ -62,12 +62,12 @@ impl Kubernetes {
     }
 
     /// Whom the token proves. The model is looked at after the token was proved.
-    pub async fn prove(
+    pub async fn prove<M: Deref<Target = Model>>(
         &self,
         text: &str,
         token: Unproved<'_>,
         now: SystemTime,
-        model: impl FnOnce() -> Option<Arc<Model>>,
+        model: impl FnOnce() -> Option<M>,
     ) -> Result<Proof, Refusal> {
         // Before anybody is asked: what cannot be right for us is no reason to trouble the API server.
         token.claims().check(Some(&self.issuer), &self.audience, now)?;

@@ -40,7 +40,6 @@ pub use settings::Settings;
 use crate::auth::Proved;
 use crate::distribute::Hub;
 use crate::metrics::Metrics;
-use crate::model::Model;
 use used::{Once, UseError, UsedTokens};
 
 /// What was proved.
@@ -117,7 +116,7 @@ impl Provers {
 
     // A certificate counts for more than a token, which may have run out since the first time; both must agree if both are good.
     async fn by_any(&self, proved: Option<&Proved>, token: Option<&str>, now: SystemTime) -> Result<Proof, Refusal> {
-        let by_certificate = certificate::prove(proved, now, || self.model());
+        let by_certificate = certificate::prove(proved, now, || self.hub.model());
         let by_token = match token {
             Some(token) => Some(self.by_token(token, now).await),
             None => None,
@@ -145,7 +144,7 @@ impl Provers {
         let shown = Some(Bearer::new(text));
         let Some(issuer) = token.issuer() else { return self.by_join(token, now) };
         if let Some(kubernetes) = self.kubernetes.as_ref().filter(|kubernetes| kubernetes.issuer() == issuer) {
-            let proof = kubernetes.prove(text, token, now, || self.model()).await;
+            let proof = kubernetes.prove(text, token, now, || self.hub.model()).await;
             let proof = proof.map(|proof| Proof { token: shown, ..proof });
             return proof.map_err(|refusal| refusal.by(Method::Kubernetes));
         }
@@ -165,12 +164,6 @@ impl Provers {
             return Err(Refusal::new(Cause::TokenIssuer, message).by(Method::Join));
         };
         join.prove(token, now)
-    }
-
-    /// What the sources say; nothing before they were read.
-    fn model(&self) -> Option<Arc<Model>> {
-        let loaded = *self.hub.loaded().borrow();
-        loaded.then(|| self.hub.compiled(|compiled| Arc::clone(compiled.model())))
     }
 
     /// Uses up a token for a key.

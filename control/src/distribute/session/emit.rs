@@ -222,7 +222,7 @@ impl Session {
         if members.phase == Phase::Awaiting {
             return true;
         }
-        let truth = compiled.collection(head).map(|set| &**set);
+        let truth = compiled.collection(head);
         if !send_differences(members, truth, draft) {
             return false;
         }
@@ -245,7 +245,7 @@ impl Session {
 }
 
 /// A set whose digest the proxy has named: it holds all of it.
-fn confirmed_members(truth: Option<&Arc<Collection>>) -> Members {
+fn confirmed_members(truth: Option<&Collection>) -> Members {
     let all = truth.into_iter().flat_map(|set| &set.members);
     let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(&member.version))));
     Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(BTreeSet::new()) }

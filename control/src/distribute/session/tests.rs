@@ -41,9 +41,8 @@ impl Server {
     }
 
     fn publish(&mut self, model: &Model) {
-        let patch = self.compiled.update(&Arc::new(model.clone()), &Arc::default());
-        let changes = patch.changes.clone();
-        self.compiled.apply(patch);
+        let differences = self.compiled.model().changes_to(model);
+        let changes = self.compiled.update(differences, BTreeSet::new());
         self.session.touch(&listened(&self.session, &changes), self.now);
     }
 

@@ -142,9 +142,8 @@ impl World {
             }
             edit => {
                 self.edit(edit);
-                let patch = self.compiled.update(&Arc::new(self.model.clone()), &Arc::default());
-                let changes = patch.changes.clone();
-                self.compiled.apply(patch);
+                let differences = self.compiled.model().changes_to(&self.model);
+                let changes = self.compiled.update(differences, BTreeSet::new());
                 self.session.touch(&Touched::all(&changes), NOW);
             }
         }
