@@ -29,6 +29,7 @@ use crate::compile::{Changes, Compiled, Dirty};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
 use crate::model::{Change, Model, Name, Workload};
+use crate::multi::Multi;
 use crate::revoked::List;
 use crate::rotation::Waiting;
 
@@ -90,6 +91,31 @@ struct Leaving {
 /// Workloads that have said that they leave, by name.
 type Leaves = BTreeMap<Name, Leaving>;
 
+/// The open streams, by id and by workload.
+#[derive(Debug, Default)]
+struct Streams {
+    by_id: HashMap<u64, Arc<Stream>>,
+    of: Multi<Name, u64>,
+}
+
+impl Streams {
+    fn put(&mut self, stream: &Arc<Stream>) {
+        self.of.put(stream.client.workload.clone(), stream.id);
+        self.by_id.insert(stream.id, Arc::clone(stream));
+    }
+
+    /// Whether it was the last of its workload.
+    fn cut(&mut self, stream: &Stream) -> bool {
+        self.of.cut(&stream.client.workload, &stream.id);
+        self.by_id.remove(&stream.id);
+        self.of.get(&stream.client.workload).is_empty()
+    }
+
+    fn of(&self, workload: &Name) -> impl Iterator<Item = &Arc<Stream>> {
+        self.of.get(workload).iter().filter_map(|id| self.by_id.get(id))
+    }
+}
+
 /// The store and its streams.
 #[derive(Debug)]
 pub struct Hub {
@@ -97,7 +123,7 @@ pub struct Hub {
     leaves: Mutex<Leaves>,
     compiled: RwLock<Compiled>,
     subscribers: Mutex<Subscribers>,
-    streams: RwLock<HashMap<u64, Arc<Stream>>>,
+    streams: RwLock<Streams>,
     /// Proxies that ought to be connected and are not, since when.
     absent: Mutex<BTreeMap<Name, Instant>>,
     next_id: AtomicU64,
@@ -224,7 +250,7 @@ impl Hub {
         if denied.is_empty() {
             return;
         }
-        for stream in self.streams.read().values() {
+        for stream in self.streams.read().by_id.values() {
             if stream.client.proved.is_on(&denied) {
                 stream.revoked.cancel();
             }
@@ -269,16 +295,16 @@ impl Hub {
         let now = self.now();
         let streams = self.streams.read();
         for (id, touched) in touched {
-            if let Some(stream) = streams.get(&id) {
+            if let Some(stream) = streams.by_id.get(&id) {
                 stream.session.lock().touch(&touched, now);
                 stream.wake.notify_one();
             }
         }
-        for stream in streams.values() {
-            let Name { namespace, name } = &stream.client.workload;
-            let may_be_another = changes.replaced.contains(&stream.client.workload)
-                || changes.names.contains(names::workload(namespace, name).as_str());
-            if may_be_another && self.disowned(&stream.client) {
+        let changed = changes.names.iter().filter_map(|name| name.strip_prefix("workload/")?.split_once('/'));
+        let changed = changed.map(|(namespace, name)| Name::new(namespace, name));
+        for workload in changed.chain(changes.replaced.iter().cloned()) {
+            // It may be another pod, or run as somebody else.
+            for stream in streams.of(&workload).filter(|stream| self.disowned(&stream.client)) {
                 stream.revoked.cancel();
             }
         }
@@ -311,7 +337,7 @@ impl Hub {
             revoked: CancellationToken::new(),
         });
         self.absent.lock().remove(&stream.client.workload);
-        self.streams.write().insert(id, Arc::clone(&stream));
+        self.streams.write().put(&stream);
         // Between the check of its identity and now the model may have changed.
         if self.disowned(&stream.client) {
             stream.revoked.cancel();
@@ -334,10 +360,7 @@ impl Hub {
 
     /// The stream has ended.
     pub fn close(&self, stream: &Stream) {
-        let mut streams = self.streams.write();
-        streams.remove(&stream.id);
-        let last = streams.values().all(|other| other.client.workload != stream.client.workload);
-        drop(streams);
+        let last = self.streams.write().cut(stream);
         let topics = stream.session.lock().topics();
         let mut subscribers = self.subscribers.lock();
         for topic in topics {
@@ -409,7 +432,7 @@ impl Hub {
 
     /// All open streams.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        self.streams.read().values().cloned().collect()
+        self.streams.read().by_id.values().cloned().collect()
     }
 
     /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
