@@ -16,6 +16,7 @@ mod life;
 mod opaque;
 mod policy;
 mod revoked;
+mod rollout;
 mod rotation;
 mod routing;
 mod slow;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     trials.extend(away::tests());
     trials.extend(federation::tests());
     trials.extend(revoked::tests());
+    trials.extend(rollout::tests());
     trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)

@@ -164,7 +164,7 @@ impl Service {
 
     /// Its Service, Pods and EndpointSlices, for these addresses: the service's, and each pod's, all of the same families.
     pub fn manifest(&self, cluster_ips: &[IpAddr], pods: &[Vec<IpAddr>]) -> String {
-        let Self { name, namespace, port, target_port, version, meshed, annotations, .. } = self;
+        let Self { name, namespace, port, target_port, .. } = self;
         let protocol =
             self.app_protocol.as_ref().map(|name| format!("\n      appProtocol: {name}")).unwrap_or_default();
         let mut out = format!(
@@ -188,11 +188,20 @@ spec:
             list(cluster_ips),
         );
         for (index, ips) in pods.iter().enumerate() {
-            let pod = self.pod_name(index);
-            let _ = write!(
-                out,
-                "---
-apiVersion: v1
+            out = out + "---\n" + &self.pod(&self.pod_name(index), ips);
+        }
+        for family in 0..cluster_ips.len() {
+            let ips: Vec<_> = pods.iter().map(|ips| ips[family]).collect();
+            out = out + "---\n" + &self.slice(&ips);
+        }
+        out
+    }
+
+    /// One of its Pods.
+    pub fn pod(&self, pod: &str, ips: &[IpAddr]) -> String {
+        let Self { name, namespace, version, meshed, annotations, .. } = self;
+        format!(
+            "apiVersion: v1
 kind: Pod
 metadata:
   name: {pod}
@@ -210,15 +219,9 @@ status:
   podIP: {}
   podIPs: [{}]
 ",
-                quoted(&ips[..1]),
-                ips.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", "),
-            );
-        }
-        for family in 0..cluster_ips.len() {
-            let ips: Vec<_> = pods.iter().map(|ips| ips[family]).collect();
-            out = out + "---\n" + &self.slice(&ips);
-        }
-        out
+            quoted(&ips[..1]),
+            ips.iter().map(|ip| format!("{{ip: \"{ip}\"}}")).collect::<Vec<_>>().join(", "),
+        )
     }
 
     /// Its EndpointSlice with these addresses of one family, the first of which is its first pod's.
@@ -228,8 +231,14 @@ status:
         self.slice_of(suffix, &named)
     }
 
-    /// An EndpointSlice of its with any pods of its namespace; `suffix` tells its slices apart.
+    /// An EndpointSlice of its with any pods of its namespace, all ready; `suffix` tells its slices apart.
     pub fn slice_of(&self, suffix: &str, pods: &[(String, IpAddr)]) -> String {
+        let ready: Vec<_> = pods.iter().map(|(pod, ip)| (pod.as_str(), *ip, true)).collect();
+        self.slice_while(suffix, &ready)
+    }
+
+    /// The same; pods that are not ready are those that are being deleted and still serve.
+    pub fn slice_while(&self, suffix: &str, pods: &[(&str, IpAddr, bool)]) -> String {
         let Self { name, namespace, target_port, .. } = self;
         let protocol = self.app_protocol.as_ref().map(|name| format!("\n    appProtocol: {name}")).unwrap_or_default();
         let mut out = format!(
@@ -247,17 +256,18 @@ ports:
     protocol: TCP{protocol}
 endpoints:{}
 ",
-            if pods.first().is_some_and(|(_, ip)| ip.is_ipv6()) { "IPv6" } else { "IPv4" },
+            if pods.first().is_some_and(|(_, ip, _)| ip.is_ipv6()) { "IPv6" } else { "IPv4" },
             if pods.is_empty() { " []" } else { "" }
         );
-        for (pod, ip) in pods {
+        for (pod, ip, ready) in pods {
+            let terminating = !ready;
             let _ = write!(
                 out,
                 "  - addresses: [\"{ip}\"]
     conditions:
-      ready: true
+      ready: {ready}
       serving: true
-      terminating: false
+      terminating: {terminating}
     targetRef:
       kind: Pod
       name: {pod}

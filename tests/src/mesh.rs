@@ -150,6 +150,16 @@ impl Mesh {
         names
     }
 
+    /// A further pod with a service's application, whose manifests are the test's to write; its sidecar is the test's to start.
+    pub fn another_pod(&mut self, service: &str, name: &str) -> &Pod {
+        let service = &self.services[service].0;
+        let pod = self.lab.pod(&service.namespace, name).unwrap_or_else(|error| panic!("{error}"));
+        let app = start_app(service, &pod);
+        let member = Member { pod, sidecar: None, app, account: service.name.clone(), flags: service.sidecar.clone() };
+        self.members.insert(name.to_owned(), member);
+        self.pod(name)
+    }
+
     /// Starts a pod's sidecar, or starts it again without having told it to stop, and waits until it is ready.
     pub fn start_sidecar(&mut self, pod: &str) {
         let Self { members, lab, .. } = self;

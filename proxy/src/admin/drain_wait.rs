@@ -2,8 +2,8 @@
 //! when nobody chooses it any more.
 //!
 //! ```text
-//! tell control --> every proxy has acknowledged --> no new plain connection for 3 s, if there were plain clients --> 200
-//!      \------- deadline, or control is away ------------------------------------------------------------------> 503
+//! tell control --> every proxy has acknowledged --> no new plain connection for 3 s, if there were plain clients --> the last requests end --> 200
+//!      \------- deadline, or control is away ------------------------------------------------------------------------------------------> 503
 //! ```
 //!
 //! Nothing of the proxy itself stops here: it serves until SIGTERM.
@@ -18,10 +18,16 @@ use weft_api::wire::v1::{DrainReply, DrainRequest};
 use super::{Admin, Body, plain};
 use crate::Shared;
 use crate::control_channel::{Target, channel};
+use crate::telemetry::Direction;
 
 /// Plain clients learn of a leaving endpoint by DNS or the cluster's service proxy, which nobody acknowledges: silence for so long
 /// stands for it.
 const QUIET: Duration = Duration::from_secs(3);
+/// Requests that are in flight when nobody chooses the pod any more get so long to end before its application does. What lasts longer, like a
+/// stream, is the application's to end.
+const LAST_REQUESTS: Duration = Duration::from_secs(3);
+/// Between two looks at them.
+const LOOK: Duration = Duration::from_millis(5);
 /// Taken off the wait that control is granted, so that its answer arrives before ours is due.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 
@@ -38,6 +44,7 @@ pub(super) async fn answer(admin: &Admin) -> Response<Body> {
         Err(why) => return plain(StatusCode::SERVICE_UNAVAILABLE, why),
     };
     if quiet {
+        let _ = timeout_at(deadline.min(Instant::now() + LAST_REQUESTS), last_requests(&admin.shared)).await;
         plain(StatusCode::OK, told)
     } else {
         plain(StatusCode::SERVICE_UNAVAILABLE, format!("{told}; plain connections still come"))
@@ -70,5 +77,12 @@ pub(super) async fn plain_clients_gone(shared: &Shared) {
             return;
         }
         sleep(left).await;
+    }
+}
+
+/// Returns once our application has no request in hand.
+pub(super) async fn last_requests(shared: &Shared) {
+    while shared.telemetry.requests_in_flight(Direction::Inbound) > 0 {
+        sleep(LOOK).await;
     }
 }

@@ -117,3 +117,17 @@ async fn drain_wait_waits_for_plain_clients_to_be_gone() {
     drain_wait::plain_clients_gone(&shared).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn drain_wait_waits_for_the_last_requests() {
+    let shared = crate::testing::shared(web(), Snapshot::default());
+    shared.telemetry.begun(Direction::Inbound);
+    let waiting = tokio::spawn({
+        let shared = Arc::clone(&shared);
+        async move { drain_wait::last_requests(&shared).await }
+    });
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!waiting.is_finished());
+    shared.telemetry.ended(Direction::Inbound);
+    waiting.await.unwrap();
+}

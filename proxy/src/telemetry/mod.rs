@@ -201,6 +201,11 @@ impl Telemetry {
         self.in_flight[direction as usize].fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// Requests that have not ended.
+    pub fn requests_in_flight(&self, direction: Direction) -> i64 {
+        self.in_flight[direction as usize].load(Ordering::Relaxed).max(0)
+    }
+
     /// Counts a connection of our application to a destination outside the mesh.
     pub fn unmeshed(&self) {
         self.unmeshed.fetch_add(1, Ordering::Relaxed);

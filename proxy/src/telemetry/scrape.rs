@@ -89,8 +89,7 @@ impl Telemetry {
         let mut retired = Values::default();
         for direction in Direction::ALL {
             let label = ("direction", direction.label());
-            let flying = self.in_flight[direction as usize].load(Ordering::Relaxed).max(0);
-            in_flight.gauge(&[label], flying as f64);
+            in_flight.gauge(&[label], self.requests_in_flight(direction) as f64);
             for reason in Reason::ALL {
                 let count = self.refusals.get(direction, *reason);
                 refused.counter(&[label, ("reason", reason.code())], count as f64);

@@ -156,7 +156,7 @@ async fn an_external_name_is_resolved_and_called_at_its_port() {
         name: "far".into(),
         label: "shop/far".into(),
         sni: "far.shop.80.weft".into(),
-        spread: Default::default(),
+        spread: weft_engine::balance::Spread::default(),
         external: Some(("localhost".into(), app.addr.port())),
         endpoints: arc_swap::ArcSwap::default(),
         habit: crate::detect::Habit::default(),

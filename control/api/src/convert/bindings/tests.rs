@@ -78,7 +78,7 @@ fn workload(bound: &[(&str, &[u16])], default_deny: bool) -> Workload {
         default_deny,
         ports: vec![InboundPort { port: 8080, protocol: Protocol::default(), services: vec!["shop/web".into()] }],
         authorization: bindings("Authorization"),
-        place: Default::default(),
+        place: weft_engine::balance::Place::default(),
         rate_limits: bindings("RateLimit"),
     }
 }
