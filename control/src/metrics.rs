@@ -4,6 +4,7 @@
 //! two; a test of [`crate::issue::cause`] shows that no two of its series are taken for one.)
 
 mod ca;
+mod sample;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
 
 pub use self::ca::CaMetrics;
+pub use self::sample::Sample;
 use crate::compile::{Changes, Compiled};
 use crate::distribute::session::Heard;
 use crate::sources::files::Loaded;
@@ -263,6 +265,11 @@ impl Metrics {
         if times > 0 {
             self.bounds.with_label_values(&[bound]).inc_by(times);
         }
+    }
+
+    /// Gauges and counters whose names begin so, as they are now.
+    pub fn samples(&self, begins: &str) -> Vec<Sample> {
+        sample::of(&self.registry, begins)
     }
 
     /// The text that Prometheus scrapes.

@@ -5,10 +5,12 @@
 //! - [`wire`]: generated messages and services.
 //! - [`kinds`]: what people write: routes and policies, read strictly.
 //! - [`names`]: names, type URLs and versions of resources.
+//! - [`show`]: resources as data for people.
 
 pub mod convert;
 pub mod kinds;
 pub mod names;
+pub mod show;
 pub mod wire;
 
 /// What this build enforces beyond the plain messages. A resource whose `requires` names anything else is refused; a proxy lists

@@ -20,6 +20,8 @@ use crate::auth::{self, Proved};
 
 /// How long a new stream may say nothing.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
+/// Of what a proxy says of itself.
+const LONGEST_TEXT: usize = 128;
 /// Responses made but not yet taken by the connection. More would be decided too early.
 const IN_HAND: usize = 2;
 
@@ -128,12 +130,13 @@ fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> 
     if !missing.is_empty() {
         tracing::warn!(%workload, ?missing, "a proxy cannot enforce all that control may ask for; it refuses what needs these");
     }
-    Ok(Client { workload, proved: proved.clone(), features, instance, addr })
+    let version = node.user_agent_version.chars().take(LONGEST_TEXT).collect();
+    Ok(Client { workload, proved: proved.clone(), features, instance, addr, version })
 }
 
 fn text(kind: &Kind) -> Option<String> {
     match kind {
-        Kind::StringValue(text) if text.len() <= 128 => Some(text.clone()),
+        Kind::StringValue(text) if text.len() <= LONGEST_TEXT => Some(text.clone()),
         _ => None,
     }
 }

@@ -22,10 +22,10 @@ use weft_api::wire::v1;
 use weft_certs::revoked::{Denied, DenyList};
 
 use super::audit::Audit;
-use super::session::{Heard, Limits, Session, Version, Violation};
+use super::session::{Heard, Limits, Session, Violation};
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
-use crate::compile::{Changes, Compiled, Dirty};
+use crate::compile::{Changes, Compiled, Dirty, Topic};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
 use crate::model::{Change, Model, Name, Workload};
@@ -51,6 +51,8 @@ pub struct Client {
     pub instance: Option<String>,
     /// Where it calls from.
     pub addr: SocketAddr,
+    /// Of its build, as it says.
+    pub version: String,
 }
 
 /// One open stream.
@@ -435,6 +437,13 @@ impl Hub {
         self.streams.read().by_id.values().cloned().collect()
     }
 
+    /// The streams that listen to any of these topics.
+    pub(super) fn listeners<'t>(&self, topics: impl Iterator<Item = &'t Topic>) -> Vec<Arc<Stream>> {
+        let ids = self.subscribers.lock().listeners(topics);
+        let streams = self.streams.read();
+        ids.iter().filter_map(|id| streams.by_id.get(id)).cloned().collect()
+    }
+
     /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
     /// One that leaves is not waited for.
     pub(super) fn absent(&self) -> Vec<(Name, Instant)> {
@@ -470,48 +479,4 @@ impl Hub {
         let lives = |found: &Workload| found.meshed && !found.terminating && !found.ips.is_empty();
         workloads.filter(|(_, found)| lives(found)).map(|(name, _)| name.clone()).collect()
     }
-
-    /// One line for each open stream, or everything about the streams of one workload.
-    pub fn describe(&self, only: Option<&str>) -> Vec<Described> {
-        let mut described: Vec<Described> = self
-            .streams()
-            .iter()
-            .filter(|stream| only.is_none_or(|only| stream.client.workload.to_string() == only))
-            .map(|stream| {
-                let session = stream.session.lock();
-                Described {
-                    workload: stream.client.workload.to_string(),
-                    identity: stream.client.proved.identity.to_string(),
-                    address: stream.client.addr,
-                    features: stream.client.features.clone(),
-                    connected_seconds: stream.since.elapsed().as_secs(),
-                    subscriptions: session.subscriptions(),
-                    resources: session.len(),
-                    unacknowledged: session.unacknowledged(),
-                    behind: session.behind(),
-                    refused: session.refused(),
-                    versions: only.map(|_| session.versions()),
-                }
-            })
-            .collect();
-        described.sort_by(|one, two| one.workload.cmp(&two.workload));
-        described
-    }
-}
-
-/// A stream, for people.
-#[derive(Debug, serde::Serialize)]
-pub struct Described {
-    workload: String,
-    identity: String,
-    address: SocketAddr,
-    features: Vec<String>,
-    connected_seconds: u64,
-    subscriptions: usize,
-    resources: usize,
-    unacknowledged: usize,
-    behind: usize,
-    refused: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    versions: Option<Vec<Version>>,
 }

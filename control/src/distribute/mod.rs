@@ -6,15 +6,18 @@
 //! - [`feed`]: how changes get from the sources to the hub, in batches.
 //! - [`ads`]: the gRPC service, a thin shell around a session.
 //! - [`drain`]: how a pod leaves.
+//! - [`picture`]: who runs what, by object and resource; [`describe`]: what each proxy runs, and where that differs from what is true.
 //! - [`audit`]: who was refused either.
 //!
-//! Nothing here looks inside a resource: other façades can stand on the same store.
+//! Nothing here looks inside a resource, but to show it to people: other façades can stand on the same store.
 
 pub mod ads;
 mod audit;
+pub mod describe;
 pub mod drain;
 pub mod feed;
 pub mod hub;
+pub mod picture;
 pub mod session;
 pub mod subscribers;
 

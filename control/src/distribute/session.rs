@@ -23,6 +23,7 @@
 mod ack;
 mod emit;
 mod hear;
+mod look;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -31,10 +32,11 @@ use std::time::Duration;
 use weft_api::names::ResourceType;
 use weft_api::wire::v1;
 
-use crate::compile::{Changes, Compiled, Resource, Topic, topics_of};
+use crate::compile::{Changes, Resource, Topic, topics_of};
 use crate::model::Name;
 pub use ack::{Heard, Nack};
 pub use hear::Violation;
+pub use look::{Standing, Version};
 
 /// Names of resources.
 pub type Names = BTreeSet<Arc<str>>;
@@ -65,10 +67,10 @@ impl Default for Limits {
 /// What was sent of one resource, and what came back.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Held {
-    /// Version sent last; `None`: its removal was.
-    pub(super) sent: Option<Arc<str>>,
-    /// Version that the proxy runs.
-    pub(super) acked: Option<Arc<str>>,
+    /// Sent last; `None`: its removal was.
+    pub(super) sent: Option<Arc<Resource>>,
+    /// What the proxy runs. Of what it brought along, and is not as it is now, the version is known and no bytes.
+    pub(super) acked: Option<Arc<Resource>>,
     /// Response in which `sent` went.
     pub(super) nonce: u64,
     /// Why the proxy refused `sent`.
@@ -76,8 +78,18 @@ pub(super) struct Held {
 }
 
 impl Held {
-    fn confirmed(version: Arc<str>) -> Self {
-        Self { sent: Some(Arc::clone(&version)), acked: Some(version), nonce: 0, refused: None }
+    fn confirmed(resource: Arc<Resource>) -> Self {
+        Self { sent: Some(Arc::clone(&resource)), acked: Some(resource), nonce: 0, refused: None }
+    }
+
+    /// The version that was sent last; `None`: its removal was.
+    pub(super) fn sent_version(&self) -> Option<&Arc<str>> {
+        self.sent.as_ref().map(|sent| &sent.version)
+    }
+
+    /// The version that the proxy runs.
+    pub(super) fn acked_version(&self) -> Option<&Arc<str>> {
+        self.acked.as_ref().map(|acked| &acked.version)
     }
 }
 
@@ -130,7 +142,10 @@ struct Entry {
 /// A response that waits for its ACK.
 #[derive(Debug)]
 pub(super) struct Sent {
-    pub(super) versions: Vec<(Arc<str>, Option<Arc<str>>)>,
+    pub(super) resources: Vec<(Arc<str>, Option<Arc<Resource>>)>,
+    /// When it was made.
+    pub(super) at: Duration,
+    /// When the oldest change in it was made; none of what was asked for.
     pub(super) changed: Option<Duration>,
 }
 
@@ -249,35 +264,9 @@ impl Session {
         !self.queue.is_empty() && self.outstanding.len() < self.limits.window
     }
 
-    /// Whether the proxy is known to run what is true of this resource: an endpoint or an address.
-    pub fn settled(&self, compiled: &Compiled, name: &str) -> bool {
-        let head = weft_api::names::collection_of(name);
-        let (held, truth) = match head.and_then(|head| self.collections.get(head)) {
-            Some(collection) if collection.phase != Phase::Steady => return false,
-            Some(collection) => (collection.held.get(name), compiled.get(name)),
-            None if head.is_some() => return true,
-            None => match self.nodes.get(name) {
-                Some(node) => (Some(&node.held), compiled.get(name)),
-                // Subscribed and not yet answered, or not subscribed.
-                None => return !self.roots.contains(name),
-            },
-        };
-        match (held, truth) {
-            (None, None) => true,
-            (Some(held), Some(truth)) => held.acked.as_ref() == Some(&truth.version),
-            _ => false,
-        }
-    }
-
-    /// Whether the proxy holds this resource and has acknowledged it as it is now.
-    pub fn acknowledged(&self, compiled: &Compiled, name: &str) -> bool {
-        let held = self.nodes.get(name).and_then(|node| node.held.acked.as_ref());
-        held.is_some_and(|held| compiled.get(name).is_some_and(|truth| *held == truth.version))
-    }
-
-    /// Names of subscribed addresses that mean this IP.
-    pub fn addresses_of(&self, ip: std::net::IpAddr) -> Vec<Arc<str>> {
-        self.topics.get(&Topic::Ip(ip)).into_iter().flatten().cloned().collect()
+    /// How often a bound refused something since the last call.
+    pub fn take_refused(&mut self) -> u64 {
+        std::mem::take(&mut self.refused_by_bounds)
     }
 
     fn listen(&mut self, name: &Arc<str>) {
@@ -310,7 +299,7 @@ impl Session {
     }
 
     /// Everything that can be reached from `from`, by what the proxy has been told.
-    fn reach<'n>(&self, from: impl Iterator<Item = &'n Arc<str>>) -> HashSet<Arc<str>> {
+    pub(super) fn reach<'n>(&self, from: impl Iterator<Item = &'n Arc<str>>) -> HashSet<Arc<str>> {
         let mut todo: Vec<Arc<str>> = from.cloned().collect();
         let mut reached = HashSet::new();
         while let Some(name) = todo.pop() {
@@ -346,87 +335,6 @@ impl Session {
             _ => true,
         });
     }
-
-    /// All topics that it listens to.
-    pub fn topics(&self) -> Vec<Topic> {
-        self.topics.keys().cloned().collect()
-    }
-
-    /// Whether the proxy has the set that an endpoint of this name belongs to.
-    pub fn holds_collection_of(&self, endpoint: &str) -> bool {
-        weft_api::names::collection_of(endpoint).is_some_and(|head| self.collections.contains_key(head))
-    }
-
-    /// Whether it has asked for addresses yet.
-    pub fn has_asked(&self) -> bool {
-        self.asked.contains(v1::Address::TYPE_URL)
-    }
-
-    /// How often a bound refused something since the last call.
-    pub fn take_refused(&mut self) -> u64 {
-        std::mem::take(&mut self.refused_by_bounds)
-    }
-
-    /// How many resources the proxy holds, endpoints included.
-    pub fn len(&self) -> usize {
-        self.nodes.len() + self.collections.values().map(|collection| collection.held.len()).sum::<usize>()
-    }
-
-    /// It holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// How many names it has subscribed to.
-    pub fn subscriptions(&self) -> usize {
-        self.roots.len()
-    }
-
-    /// Responses not yet acknowledged.
-    pub fn unacknowledged(&self) -> usize {
-        self.outstanding.len()
-    }
-
-    fn all_held(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
-        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.held));
-        nodes.chain(self.collections.values().flat_map(|collection| &collection.held))
-    }
-
-    /// How many resources it does not run as they were sent last.
-    pub fn behind(&self) -> usize {
-        self.all_held().filter(|(_, held)| held.sent != held.acked).count()
-    }
-
-    /// How many resources it refuses.
-    pub fn refused(&self) -> usize {
-        self.all_held().filter(|(_, held)| held.refused.is_some()).count()
-    }
-
-    /// Name, version sent, version acknowledged and refusal of each resource, in the order of their names.
-    pub fn versions(&self) -> Vec<Version> {
-        let version = |(name, held): (&Arc<str>, &Held)| Version {
-            name: Arc::clone(name),
-            sent: held.sent.clone(),
-            acknowledged: held.acked.clone(),
-            refused: held.refused.clone(),
-        };
-        let mut all: Vec<Version> = self.all_held().map(version).collect();
-        all.sort_by(|one, two| one.name.cmp(&two.name));
-        all
-    }
-}
-
-/// Which version of a resource a proxy has.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Version {
-    /// The resource.
-    pub name: Arc<str>,
-    /// Sent last; none if its removal was.
-    pub sent: Option<Arc<str>>,
-    /// In force at the proxy.
-    pub acknowledged: Option<Arc<str>>,
-    /// Why what was sent last is not in force.
-    pub refused: Option<Arc<str>>,
 }
 
 /// The part of some [`Changes`] that one stream listens to.

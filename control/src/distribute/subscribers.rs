@@ -56,6 +56,11 @@ impl Subscribers {
         touched
     }
 
+    /// Who listens to any of these.
+    pub fn listeners<'t>(&self, topics: impl Iterator<Item = &'t Topic>) -> BTreeSet<u64> {
+        topics.filter_map(|topic| self.by_topic.get(topic)).flatten().copied().collect()
+    }
+
     /// How many topics have a listener.
     pub fn topics(&self) -> usize {
         self.by_topic.len()

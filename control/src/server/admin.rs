@@ -1,7 +1,8 @@
-//! Metrics, health, `/debug/proxies` and `/debug/certificates`, for operators, over plain HTTP/1.
+//! Metrics, health, and what `/debug/` shows of the mesh ([`PAGES`]), for operators, over plain HTTP/1.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -14,8 +15,24 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::plain::{accept, http1, plain, typed};
+use super::status::Status;
 use crate::distribute::Hub;
+use crate::distribute::picture::KINDS;
 use crate::rotation::{self, Authority};
+
+/// What can be asked for.
+const PAGES: &str = "\
+/metrics
+/healthz/ready
+/healthz/live
+/debug/status
+/debug/proxies[?workload=NS/POD]
+/debug/tables?workload=NS/POD
+/debug/diff?workload=NS/POD
+/debug/objects[?kind=KIND&name=NS/NAME]
+/debug/resource?name=NAME
+/debug/certificates[?workload=NS/POD]
+";
 
 /// What the page shows, and to whom.
 #[derive(Clone, Debug)]
@@ -58,22 +75,36 @@ impl Admin {
             path if path.starts_with("/debug/") && !self.debug_remote && !addr.ip().to_canonical().is_loopback() => {
                 plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n")
             }
-            "/debug/proxies" => self.proxies(request.uri().query()),
-            "/debug/certificates" => self.certificates(request.uri().query()),
-            _ => plain(
-                StatusCode::NOT_FOUND,
-                "/metrics, /healthz/ready, /healthz/live, /debug/proxies[?workload=NS/POD], /debug/certificates[?workload=NS/POD]\n",
-            ),
+            path if path.starts_with("/debug/") => self.debug(path, request.uri().query()),
+            _ => plain(StatusCode::NOT_FOUND, PAGES),
         }
     }
 
-    fn proxies(&self, query: Option<&str>) -> Response<Full<Bytes>> {
-        json(&self.hub.describe(workload(query).as_deref()))
+    fn debug(&self, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
+        let (hub, workload) = (&self.hub, asked(query, "workload"));
+        match (path, workload) {
+            ("/debug/status", _) => json(&Status::new(hub, SystemTime::now())),
+            ("/debug/proxies", workload) => json(&hub.describe(workload.as_deref())),
+            ("/debug/tables", Some(workload)) => found(hub.tables(&workload), || no_stream(&workload)),
+            ("/debug/diff", Some(workload)) => found(hub.differences(&workload), || no_stream(&workload)),
+            ("/debug/objects", _) => self.objects(query),
+            ("/debug/resource", _) => found(asked(query, "name").map(|name| hub.resource(&name)), || PAGES.to_owned()),
+            ("/debug/certificates", workload) => self.certificates(workload),
+            _ => plain(StatusCode::NOT_FOUND, PAGES),
+        }
     }
 
-    fn certificates(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+    fn objects(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+        let (Some(kind), Some(name)) = (asked(query, "kind"), asked(query, "name")) else {
+            return json(&self.hub.refused_objects());
+        };
+        let unknown = || format!("nothing is compiled from a {kind}; there are {}", KINDS.join(", "));
+        found(self.hub.object(&kind, &name), unknown)
+    }
+
+    fn certificates(&self, workload: Option<String>) -> Response<Full<Bytes>> {
         let ca = Arc::clone(&self.ca.borrow());
-        let Some(workload) = workload(query) else { return json(&rotation::Report::new(&*ca, &self.hub)) };
+        let Some(workload) = workload else { return json(&rotation::Report::new(&*ca, &self.hub)) };
         let streams = self.hub.streams();
         match streams.iter().find(|stream| stream.client.workload.to_string() == workload) {
             Some(stream) => {
@@ -81,7 +112,7 @@ impl Admin {
                 let x5c = stream.client.proved.chain.iter().map(|one| ByteString(one.to_vec())).collect();
                 json(&Shown { workload, x5c, roots })
             }
-            None => plain(StatusCode::NOT_FOUND, &format!("{workload} has no stream to this control\n")),
+            None => plain(StatusCode::NOT_FOUND, &format!("{}\n", no_stream(&workload))),
         }
     }
 }
@@ -104,10 +135,22 @@ impl Shown {
     }
 }
 
-/// The workload that a query names.
-fn workload(query: Option<&str>) -> Option<String> {
-    let workload = query?.split('&').find_map(|part| part.strip_prefix("workload="))?;
-    Some(workload.replace("%2F", "/").replace("%2f", "/"))
+fn no_stream(workload: &str) -> String {
+    format!("{workload} has no stream to this control")
+}
+
+/// What a query says of `key`.
+fn asked(query: Option<&str>, key: &str) -> Option<String> {
+    let mut pairs = query?.split('&').filter_map(|part| part.split_once('='));
+    let (_, value) = pairs.find(|(name, _)| *name == key)?;
+    Some(value.replace("%2F", "/").replace("%2f", "/").replace("%3A", ":").replace("%3a", ":"))
+}
+
+fn found(answer: Option<impl Serialize>, otherwise: impl Fn() -> String) -> Response<Full<Bytes>> {
+    match answer {
+        Some(answer) => json(&answer),
+        None => plain(StatusCode::NOT_FOUND, &format!("{}\n", otherwise())),
+    }
 }
 
 fn json(value: &impl Serialize) -> Response<Full<Bytes>> {

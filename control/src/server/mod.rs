@@ -1,10 +1,11 @@
-//! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`]), HTTPS for
+//! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`], [`status`]), HTTPS for
 //! other meshes ([`bundle`]).
 
 pub mod admin;
 pub mod bundle;
 pub mod ca;
 mod plain;
+pub mod status;
 pub mod tls;
 
 use std::sync::Arc;

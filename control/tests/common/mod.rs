@@ -195,6 +195,13 @@ impl Mesh {
         Ok(client.create_certificate(request).await?.into_inner().cert_chain)
     }
 
+    /// What a page of the metrics port says, as JSON.
+    pub async fn json(&self, path: &str) -> serde_json::Value {
+        let answer = self.get(path).await;
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|_| panic!("{path}: {answer}"))
+    }
+
     /// An HTTP/1 GET of the metrics port.
     pub async fn get(&self, path: &str) -> String {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -241,6 +248,22 @@ impl Proxy {
     pub async fn hear(&mut self) -> Result<DeltaDiscoveryResponse, Status> {
         let next = tokio::time::timeout(Duration::from_secs(10), self.incoming.message()).await;
         next.expect("control said nothing")?.ok_or_else(|| Status::cancelled("the stream ended"))
+    }
+
+    /// Refuses one resource of a response.
+    pub async fn refuse(&self, response: &DeltaDiscoveryResponse, name: &str) {
+        let error =
+            v1::ResourceError { name: name.into(), code: "bad".into(), message: "no".into(), ..Default::default() };
+        let details = prost::Message::encode_to_vec(&v1::NackDetails { errors: vec![error] });
+        let any = prost_types::Any { type_url: v1::NackDetails::TYPE_URL.to_owned(), value: details };
+        let status = weft_api::wire::rpc::Status { code: 3, message: "refused".to_owned(), details: vec![any] };
+        let nack = DeltaDiscoveryRequest {
+            type_url: response.type_url.clone(),
+            response_nonce: response.nonce.clone(),
+            error_detail: Some(status),
+            ..Default::default()
+        };
+        self.out.send(nack).await.unwrap();
     }
 
     pub async fn ack(&self, response: &DeltaDiscoveryResponse) {

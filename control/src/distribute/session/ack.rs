@@ -9,6 +9,7 @@ use weft_api::names::{self, ResourceType};
 use weft_api::wire::{rpc, v1};
 
 use super::{Held, Session, Violation};
+use crate::compile::Resource;
 
 /// What a request said beside its subscriptions, for logs and metrics.
 #[derive(Debug, Default)]
@@ -54,13 +55,13 @@ impl Session {
         }
         let refused: HashMap<&str, &v1::ResourceError> =
             details.iter().map(|error| (error.name.as_str(), error)).collect();
-        for (name, version) in &sent.versions {
+        for (name, resource) in &sent.resources {
             let refusal = match (refused.get(&**name), whole) {
                 (Some(error), _) => Some(format!("{}: {}", error.code, error.message)),
                 (None, Some(error)) => Some(format!("response: {}", error.message)),
                 (None, None) => None,
             };
-            self.settle(name, version.as_ref(), number, refusal);
+            self.settle(name, resource.as_ref(), number, refusal);
         }
         for error in details {
             heard.nacks.push(Nack { name: error.name, code: error.code, message: error.message });
@@ -71,9 +72,9 @@ impl Session {
         Ok(())
     }
 
-    fn settle(&mut self, name: &Arc<str>, version: Option<&Arc<str>>, nonce: u64, refusal: Option<String>) {
+    fn settle(&mut self, name: &Arc<str>, resource: Option<&Arc<Resource>>, nonce: u64, refusal: Option<String>) {
         let members = names::collection_of(name).and_then(|head| self.collections.get_mut(head));
-        let removed = version.is_none() && refusal.is_none();
+        let removed = resource.is_none() && refusal.is_none();
         let held: Option<&mut Held> = match members {
             Some(members) => {
                 // A removal that is done and not overtaken leaves nothing to remember.
@@ -89,7 +90,7 @@ impl Session {
         match refusal {
             Some(refusal) if held.nonce == nonce => held.refused = Some(refusal.into()),
             Some(_) => {}
-            None => held.acked = version.cloned(),
+            None => held.acked = resource.cloned(),
         }
     }
 }

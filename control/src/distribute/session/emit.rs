@@ -20,13 +20,13 @@ struct Draft {
     room: usize,
     resources: Vec<discovery::Resource>,
     removed: Vec<String>,
-    versions: Vec<(Arc<str>, Option<Arc<str>>)>,
+    sent: Vec<(Arc<str>, Option<Arc<Resource>>)>,
     answer: bool,
 }
 
 impl Draft {
     fn is_empty(&self) -> bool {
-        self.versions.is_empty()
+        self.sent.is_empty()
     }
 
     /// Whether `bytes` more fit. One that is larger than a whole response goes alone.
@@ -38,9 +38,9 @@ impl Draft {
         self.fits(name.len() + resource.bytes.len() + OVERHEAD)
     }
 
-    fn push(&mut self, name: &Arc<str>, resource: &Resource) {
+    fn push(&mut self, name: &Arc<str>, resource: &Arc<Resource>) {
         self.room = self.room.saturating_sub(name.len() + resource.bytes.len() + OVERHEAD);
-        self.versions.push((Arc::clone(name), Some(Arc::clone(&resource.version))));
+        self.sent.push((Arc::clone(name), Some(Arc::clone(resource))));
         self.resources.push(discovery::Resource {
             version: resource.version.to_string(),
             resource: Some(prost_types::Any { type_url: resource.type_url.to_owned(), value: resource.bytes.to_vec() }),
@@ -50,7 +50,7 @@ impl Draft {
 
     fn remove(&mut self, name: &Arc<str>) {
         self.room = self.room.saturating_sub(name.len() + 4);
-        self.versions.push((Arc::clone(name), None));
+        self.sent.push((Arc::clone(name), None));
         self.removed.push(name.to_string());
     }
 }
@@ -73,7 +73,7 @@ impl Session {
             room: self.limits.message,
             resources: Vec::new(),
             removed: Vec::new(),
-            versions: Vec::new(),
+            sent: Vec::new(),
             answer: false,
         };
         // Endpoints last: what points to what should be in one response, however many endpoints hang on it.
@@ -112,8 +112,8 @@ impl Session {
             return None;
         }
         self.nonce = draft.nonce;
-        self.outstanding
-            .insert(draft.nonce, Sent { versions: draft.versions, changed: changed.filter(|at| *at <= now) });
+        let changed = changed.filter(|at| *at <= now);
+        self.outstanding.insert(draft.nonce, Sent { resources: draft.sent, at: now, changed });
         Some(discovery::DeltaDiscoveryResponse {
             system_version_info: env!("CARGO_PKG_VERSION").to_owned(),
             resources: draft.resources,
@@ -166,14 +166,14 @@ impl Session {
         }
         let is_head = current.type_url == v1::EndpointHead::TYPE_URL;
         if let Some(node) = self.nodes.get(name) {
-            if is_head || node.held.sent.as_ref() == Some(&current.version) {
+            if is_head || node.held.sent_version() == Some(&current.version) {
                 return true;
             }
         } else if let Some(claimed) = self.claims.get(&**name)
             && **claimed == *current.version
         {
             self.claims.remove(&**name);
-            let confirmed = Held::confirmed(Arc::clone(&current.version));
+            let confirmed = Held::confirmed(Arc::clone(&current));
             if is_head {
                 self.collections.insert(Arc::clone(name), confirmed_members(compiled.collection(name)));
             }
@@ -185,7 +185,7 @@ impl Session {
         }
         draft.push(name, &current);
         let acked = self.nodes.get(name).and_then(|node| node.held.acked.clone());
-        let held = Held { sent: Some(Arc::clone(&current.version)), acked, nonce: draft.nonce, refused: None };
+        let held = Held { sent: Some(Arc::clone(&current)), acked, nonce: draft.nonce, refused: None };
         if is_head {
             // One that holds an empty set needs not be asked what is in it.
             let claimed = self.claims.remove(&**name).filter(|digest| *digest != Digest::default().to_version());
@@ -229,12 +229,12 @@ impl Session {
         if members.phase == Phase::Loading {
             let Some(current) = compiled.get(head) else { return true };
             let Some(node) = self.nodes.get_mut(head) else { return true };
-            if node.held.sent.as_ref() != Some(&current.version) {
+            if node.held.sent_version() != Some(&current.version) {
                 if !draft.fits_resource(head, &current) {
                     return false;
                 }
                 draft.push(head, &current);
-                node.held.sent = Some(Arc::clone(&current.version));
+                node.held.sent = Some(Arc::clone(&current));
                 node.held.nonce = draft.nonce;
                 node.resource = current;
             }
@@ -247,7 +247,7 @@ impl Session {
 /// A set whose digest the proxy has named: it holds all of it.
 fn confirmed_members(truth: Option<&Collection>) -> Members {
     let all = truth.into_iter().flat_map(|set| &set.members);
-    let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(&member.version))));
+    let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(member))));
     Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(BTreeSet::new()) }
 }
 
@@ -285,7 +285,7 @@ fn send_difference(
 ) -> bool {
     let current = truth.and_then(|set| set.members.get(name));
     let held = all.get(name);
-    let sent = held.and_then(|held| held.sent.as_ref());
+    let sent = held.and_then(Held::sent_version);
     if sent == current.map(|current| &current.version) {
         return true;
     }
@@ -301,7 +301,7 @@ fn send_difference(
         None => draft.remove(name),
     }
     let acked = held.and_then(|held| held.acked.clone());
-    let sent = current.map(|current| Arc::clone(&current.version));
+    let sent = current.cloned();
     all.insert(Arc::clone(name), Held { sent, acked, nonce: draft.nonce, refused: None });
     true
 }

@@ -8,7 +8,7 @@ use weft_api::names::{self, ResourceType};
 use weft_api::wire::{discovery, v1};
 
 use super::{Entry, Heard, Held, Members, Pending, Phase, Session, Work};
-use crate::compile::Compiled;
+use crate::compile::{Compiled, Resource};
 
 /// A proxy broke the protocol in a way that ends its stream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -131,12 +131,12 @@ impl Session {
                     continue;
                 }
                 let known = truth.and_then(|set| set.members.get_key_value(name.as_str()));
-                let (name, version) = match known {
-                    Some((name, member)) if *member.version == **version => (name.clone(), member.version.clone()),
-                    Some((name, _)) => (name.clone(), version.as_str().into()),
-                    None => (name.as_str().into(), version.as_str().into()),
+                let (name, resource) = match known {
+                    Some((name, member)) if *member.version == **version => (Arc::clone(name), Arc::clone(member)),
+                    Some((name, _)) => (Arc::clone(name), told(version)),
+                    None => (name.as_str().into(), told(version)),
                 };
-                held.insert(name, Held::confirmed(version));
+                held.insert(name, Held::confirmed(resource));
             }
             let members = Members { phase: Phase::Loading, held, pending: Pending::All };
             self.collections.insert(Arc::clone(&head), members);
@@ -145,4 +145,10 @@ impl Session {
             self.queue.push_back(Entry { group: v1::Endpoint::TYPE_URL, work: Work::Answer });
         }
     }
+}
+
+/// An endpoint of which only the version is known.
+fn told(version: &str) -> Arc<Resource> {
+    let (type_url, bytes) = (v1::Endpoint::TYPE_URL, bytes::Bytes::new());
+    Arc::new(Resource { type_url, version: version.into(), bytes, points_to: Vec::new() })
 }

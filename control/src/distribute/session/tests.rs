@@ -1,6 +1,7 @@
 //! A proxy in memory (the mirror) at the other end of a session: after whatever happened, it holds what is true and nothing else.
 
 mod mirror;
+mod standing;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::v1;
 
 use super::*;
-use crate::compile::compile;
+use crate::compile::{Compiled, compile};
 use crate::model::{Model, Route, SliceEndpoint};
 use crate::testing::{edit, ip, name, parent_of, ready, shop, slice};
 use mirror::{Mirror, subscribe};
