@@ -1,5 +1,7 @@
 //! The command line: what can be typed, and the help that teaches it.
 
+mod live;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use weft_control::cluster::Access;
 use weft_control::config::duration;
 
 use crate::exit::Failure;
+pub use live::{Diff, Proxies, Status};
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
                      nothing of it";
@@ -25,6 +28,7 @@ Examples:
   weft control --files DIR --ca-dir CA      control on a directory of Kubernetes manifests
   weft token --identity shop/web --ca-dir CA --ttl 10m
                                             a join token for a sidecar
+  weft status                               is anything wrong with the mesh, and what is to be done?
   weft certs inspect svid.pem               what is in this certificate, when does it end, who signed it?
 
 Exit codes: 0 ok, 1 a check failed or the answer is \"denied\", 2 wrong command line, 3 cannot run here (the reason is printed),
@@ -57,6 +61,15 @@ pub enum Command {
     /// Say what would happen to a request, step by step, and which line of which file decides it
     #[command(after_help = EXPLAIN_HELP)]
     Explain(Explain),
+    /// Say how control and its mesh are, and what has to be mended
+    #[command(after_help = live::STATUS_HELP)]
+    Status(Status),
+    /// List the proxies: who is connected, in sync, behind or refuses something; of one, its tables
+    #[command(after_help = live::PROXIES_HELP)]
+    Proxies(Proxies),
+    /// Compare what a sidecar runs with what control has for it now
+    #[command(after_help = live::DIFF_HELP)]
+    Diff(Diff),
     /// Run control: watch manifests, tell the proxies, issue certificates
     Control(Box<weft_control::Args>),
     /// Run a sidecar: take a pod's connections and give them the mesh

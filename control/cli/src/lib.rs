@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: what can be typed.
 //! - [`explain`]: what would happen to a request, decided by the engine on the encoded resources.
+//! - `live`: how the mesh is now, asked of control.
 //! - [`demo`]: a shop in network namespaces, its traffic, and what should hold while parts of it die.
 //! - [`lab`]: pods as network namespaces with sidecars as processes; the demo and the tests build on it.
 //! - [`app`]: workloads that know nothing of the mesh.
@@ -19,6 +20,7 @@ pub mod demo;
 pub mod exit;
 pub mod explain;
 pub mod lab;
+mod live;
 pub mod output;
 mod plain_http;
 mod token;
@@ -46,6 +48,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
         Command::Demo(args) => demo::run(&args)?,
+        Command::Status(args) => live::status(&args)?,
+        Command::Proxies(args) => live::proxies(&args)?,
+        Command::Diff(args) => live::diff(&args)?,
         Command::Certs(command) => certs::run(&command)?,
         Command::Policy(Policy::Check(args)) => check::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,

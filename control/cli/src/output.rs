@@ -39,6 +39,19 @@ pub fn json(value: &impl serde::Serialize) {
     }
 }
 
+/// A table as lines, its head first, in columns as wide as they need to be.
+pub fn columns(head: &[&str], rows: &[Vec<String>]) -> Vec<String> {
+    let cell = |row: &[String], at: usize| row.get(at).map_or(0, |cell| cell.chars().count());
+    let width = |at: usize| rows.iter().map(|row| cell(row, at)).chain([head[at].len()]).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let laid = |cells: Vec<&str>| {
+        let padded = cells.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
+        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
+    };
+    let rows = rows.iter().map(|row| laid(row.iter().map(String::as_str).collect()));
+    std::iter::once(laid(head.to_vec())).chain(rows).collect()
+}
+
 /// Whether standard error is a terminal that a person looks at.
 pub fn interactive() -> bool {
     std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb")

@@ -12,8 +12,8 @@ use weft_control::rotation::{AuthorityReport, ProxyReport, Report, RotationRepor
 use crate::args::CertsStatus;
 use crate::exit::{Exit, Failure};
 
+use crate::live;
 use crate::output::{self, Paint};
-use crate::plain_http;
 
 /// Prints what control says.
 pub fn run(args: &CertsStatus) -> Result<Exit, Failure> {
@@ -33,13 +33,7 @@ pub fn run(args: &CertsStatus) -> Result<Exit, Failure> {
 
 /// Asks control's metrics port.
 pub fn ask(control: SocketAddr) -> Result<Report, String> {
-    let failed =
-        |what: String| format!("control cannot be asked at {control}: {what}; give its metrics address by --control");
-    let answer = plain_http::get(control, "/debug/certificates").map_err(|error| failed(error.to_string()))?;
-    if answer.status != 200 {
-        return Err(failed(format!("it answers {} {}", answer.status, answer.body.trim())));
-    }
-    serde_json::from_str(&answer.body).map_err(|error| failed(format!("its answer cannot be read ({error})")))
+    live::ask(control, "/debug/certificates").map_err(|failure| failure.message)
 }
 
 fn print(report: &Report, now: SystemTime) {
@@ -63,14 +57,14 @@ fn print(report: &Report, now: SystemTime) {
     if report.proxies.is_empty() {
         return;
     }
-    let lines: Vec<[String; 5]> = report.proxies.iter().map(|proxy| row(proxy, now)).collect();
-    let head = ["WORKLOAD", "IDENTITY", "ISSUER", "CERTIFICATE", "STATE"].map(str::to_owned);
-    let width = |column: usize| lines.iter().chain([&head]).map(|cells| cells[column].len()).max().unwrap_or_default();
-    let widths = [width(0), width(1), width(2), width(3)];
-    output::out(paint.faint(laid(&head, &widths)));
-    for (cells, proxy) in lines.iter().zip(&report.proxies) {
-        let text = laid(cells, &widths);
-        output::out(if trouble(proxy, now).is_some() { paint.bad(text) } else { text });
+    let rows: Vec<Vec<String>> = report.proxies.iter().map(|proxy| row(proxy, now)).collect();
+    let head = ["WORKLOAD", "IDENTITY", "ISSUER", "CERTIFICATE", "STATE"];
+    for (at, line) in output::columns(&head, &rows).into_iter().enumerate() {
+        output::out(match at.checked_sub(1).map(|at| &report.proxies[at]) {
+            None => paint.faint(line),
+            Some(proxy) if trouble(proxy, now).is_some() => paint.bad(line),
+            Some(_) => line,
+        });
     }
 }
 
@@ -109,13 +103,13 @@ pub fn rotating(rotation: &RotationReport, now: SystemTime) -> Vec<String> {
     lines
 }
 
-fn row(proxy: &ProxyReport, now: SystemTime) -> [String; 5] {
+fn row(proxy: &ProxyReport, now: SystemTime) -> Vec<String> {
     let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
     let end = proxy.not_after.map_or_else(|| "-".to_owned(), |end| words::end(at(end), now));
     let issuer =
         if proxy.connected && proxy.issuer.is_none() { "another CA".to_owned() } else { or_dash(&proxy.issuer) };
     let state = trouble(proxy, now).unwrap_or("ok").to_owned();
-    [proxy.workload.clone(), or_dash(&proxy.identity), issuer, end, state]
+    vec![proxy.workload.clone(), or_dash(&proxy.identity), issuer, end, state]
 }
 
 /// What is not as it should be with a proxy.
@@ -129,12 +123,6 @@ fn trouble(proxy: &ProxyReport, now: SystemTime) -> Option<&'static str> {
     } else {
         None
     }
-}
-
-fn laid(cells: &[String; 5], widths: &[usize; 4]) -> String {
-    let [workload, identity, issuer, end, state] = cells;
-    let [w0, w1, w2, w3] = widths;
-    format!("{workload:<w0$}  {identity:<w1$}  {issuer:<w2$}  {end:<w3$}  {state}")
 }
 
 fn at(seconds: u64) -> SystemTime {
