@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
@@ -18,6 +19,7 @@ use weft_api::names::short_type;
 pub use self::ca::CaMetrics;
 pub use self::sample::Sample;
 use crate::compile::{Changes, Compiled};
+use crate::distribute::drain::Ended;
 use crate::distribute::session::Heard;
 use crate::sources::files::Loaded;
 
@@ -41,6 +43,7 @@ pub struct Metrics {
     acks: IntCounter,
     nacks: IntCounterVec,
     convergence_seconds: Histogram,
+    drain_seconds: HistogramVec,
     bounds: IntCounterVec,
     pub issued: IntCounterVec,
     pub refused: IntCounterVec,
@@ -67,6 +70,9 @@ pub struct Metrics {
 }
 
 const CONVERGENCE: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// A drain may wait for people's applications.
+const DRAIN: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// A count as the crate's gauges take it.
 fn whole(count: usize) -> i64 {
@@ -113,6 +119,19 @@ impl Make<'_> {
     }
 }
 
+impl Make<'_> {
+    fn drains(&self) -> prometheus::Result<HistogramVec> {
+        let help = "Time from a workload's word that it leaves until the wait for others ended, by what ended it.";
+        let options = HistogramOpts::new("weft_control_drain_duration_seconds", help).buckets(DRAIN.to_vec());
+        let made = HistogramVec::new(options, &["ended"])?;
+        self.0.register(Box::new(made.clone()))?;
+        for ended in Ended::ALL {
+            made.with_label_values(&[ended.label()]);
+        }
+        Ok(made)
+    }
+}
+
 impl Metrics {
     /// Registers all of them; fails only if two have one name.
     pub fn new() -> prometheus::Result<Self> {
@@ -148,6 +167,7 @@ impl Metrics {
                 "convergence_duration_seconds",
                 "Time from a change in the tables until one proxy has acknowledged it.",
             )?,
+            drain_seconds: make.drains()?,
             bounds: make.counters("bound_hits_total", "How often a bound refused something, by bound.", "bound")?,
             issued: make.counters(
                 "certificates_issued_total",
@@ -252,6 +272,11 @@ impl Metrics {
         if let Some(took) = heard.converged {
             self.convergence_seconds.observe(took.as_secs_f64());
         }
+    }
+
+    /// A workload waited so long for others to know that it leaves.
+    pub fn drained(&self, ended: Ended, took: Duration) {
+        self.drain_seconds.with_label_values(&[ended.label()]).observe(took.as_secs_f64());
     }
 
     /// Codes that this build does not know are counted as `other`: a proxy must not be able to make series.

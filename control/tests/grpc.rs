@@ -158,6 +158,25 @@ async fn a_drain_ends_when_everybody_knows() {
     let leaves = v1::DrainRequest { workload: "shop/web-1".into(), deadline_ms: 300 };
     let reply = client.begin(leaves).await.unwrap().into_inner();
     assert_eq!((reply.acknowledged, reply.lagging), (0, vec!["shop/cart-1".to_owned()]));
+
+    // Who waits for it may go; and one that nobody uses has nobody to wait for.
+    let web_1 = weft_control::model::Name::new("shop", "web-1");
+    let again = weft_control::distribute::drain::drain(&mesh.hub, &web_1, Duration::from_mins(1));
+    assert!(tokio::time::timeout(Duration::from_millis(50), again).await.is_err(), "cart-1 has not answered");
+    let mut of_cart = DrainClient::new(mesh.channel(Some(&mesh.svid("cart", Duration::from_mins(1)))).await);
+    let alone = v1::DrainRequest { workload: "shop/cart-1".into(), deadline_ms: 60_000 };
+    assert_eq!(of_cart.begin(alone).await.unwrap().into_inner(), v1::DrainReply::default());
+    let counted =
+        |text: &str, ended: &str| text.contains(&format!("drain_duration_seconds_count{{ended=\"{ended}\"}} 1\n"));
+    let begun = Instant::now();
+    loop {
+        let text = mesh.get("/metrics").await;
+        if ["acknowledged", "deadline", "caller_gone", "nobody"].iter().all(|ended| counted(&text, ended)) {
+            break;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10), "{text}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use prost::Message as _;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_api::names;
@@ -23,18 +23,20 @@ use weft_certs::revoked::{Denied, DenyList};
 
 use super::audit::Audit;
 use super::session::{Heard, Limits, Session, Violation};
+use super::streams::Streams;
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
 use crate::compile::{Changes, Compiled, Dirty, Topic};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
 use crate::model::{Change, Model, Name, Workload};
-use crate::multi::Multi;
 use crate::revoked::List;
 use crate::rotation::Waiting;
 
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
+/// Of what happened to proxies so much is kept for who waits for it; who is slower looks at all of them.
+const PROGRESS: usize = 1024;
 /// A workload that said it leaves, and whose pod is still there after this, has changed its mind.
 const DRAIN_LIFE: Duration = Duration::from_hours(1);
 
@@ -58,7 +60,7 @@ pub struct Client {
 /// One open stream.
 #[derive(Debug)]
 pub struct Stream {
-    id: u64,
+    pub(super) id: u64,
     /// Who is at the other end.
     pub client: Client,
     /// When it was opened.
@@ -93,31 +95,6 @@ struct Leaving {
 /// Workloads that have said that they leave, by name.
 type Leaves = BTreeMap<Name, Leaving>;
 
-/// The open streams, by id and by workload.
-#[derive(Debug, Default)]
-struct Streams {
-    by_id: HashMap<u64, Arc<Stream>>,
-    of: Multi<Name, u64>,
-}
-
-impl Streams {
-    fn put(&mut self, stream: &Arc<Stream>) {
-        self.of.put(stream.client.workload.clone(), stream.id);
-        self.by_id.insert(stream.id, Arc::clone(stream));
-    }
-
-    /// Whether it was the last of its workload.
-    fn cut(&mut self, stream: &Stream) -> bool {
-        self.of.cut(&stream.client.workload, &stream.id);
-        self.by_id.remove(&stream.id);
-        self.of.get(&stream.client.workload).is_empty()
-    }
-
-    fn of(&self, workload: &Name) -> impl Iterator<Item = &Arc<Stream>> {
-        self.of.get(workload).iter().filter_map(|id| self.by_id.get(id))
-    }
-}
-
 /// The store and its streams.
 #[derive(Debug)]
 pub struct Hub {
@@ -136,8 +113,8 @@ pub struct Hub {
     /// Copies of the roots, if there are any.
     copies: Mutex<Option<Behind>>,
     pub(super) audit: Audit,
-    /// Counts acknowledgements, openings and ends of streams.
-    pub(super) progress: watch::Sender<u64>,
+    /// The workloads whose proxies acknowledged something, came or went.
+    pub(super) progress: broadcast::Sender<Name>,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -158,7 +135,7 @@ impl Hub {
             denied: Denied::default(),
             copies: Mutex::default(),
             audit: Audit::default(),
-            progress: watch::Sender::new(0),
+            progress: broadcast::Sender::new(PROGRESS),
             metrics,
         }
     }
@@ -252,7 +229,7 @@ impl Hub {
         if denied.is_empty() {
             return;
         }
-        for stream in self.streams.read().by_id.values() {
+        for stream in self.streams.read().all() {
             if stream.client.proved.is_on(&denied) {
                 stream.revoked.cancel();
             }
@@ -297,16 +274,15 @@ impl Hub {
         let now = self.now();
         let streams = self.streams.read();
         for (id, touched) in touched {
-            if let Some(stream) = streams.by_id.get(&id) {
+            if let Some(stream) = streams.get(id) {
                 stream.session.lock().touch(&touched, now);
                 stream.wake.notify_one();
             }
         }
-        let changed = changes.names.iter().filter_map(|name| name.strip_prefix("workload/")?.split_once('/'));
-        let changed = changed.map(|(namespace, name)| Name::new(namespace, name));
+        let workloads = changes.names.iter().filter_map(|name| name.strip_prefix("workload/")?.split_once('/'));
+        let changed = workloads.map(|(namespace, name)| Name::new(namespace, name));
         for workload in changed.chain(changes.replaced.iter().cloned()) {
-            // It may be another pod, or run as somebody else.
-            for stream in streams.of(&workload).filter(|stream| self.disowned(&stream.client)) {
+            for stream in streams.of(&workload).iter().filter(|stream| self.disowned(&stream.client)) {
                 stream.revoked.cancel();
             }
         }
@@ -339,13 +315,13 @@ impl Hub {
             revoked: CancellationToken::new(),
         });
         self.absent.lock().remove(&stream.client.workload);
-        self.streams.write().put(&stream);
+        self.streams.write().insert(&stream);
         // Between the check of its identity and now the model may have changed.
         if self.disowned(&stream.client) {
             stream.revoked.cancel();
         }
         self.metrics.streams.inc();
-        self.progressed();
+        self.progressed(&stream);
         stream
     }
 
@@ -362,7 +338,7 @@ impl Hub {
 
     /// The stream has ended.
     pub fn close(&self, stream: &Stream) {
-        let last = self.streams.write().cut(stream);
+        let last = self.streams.write().remove(stream);
         let topics = stream.session.lock().topics();
         let mut subscribers = self.subscribers.lock();
         for topic in topics {
@@ -375,7 +351,7 @@ impl Hub {
             absent.insert(stream.client.workload.clone(), Instant::now());
         }
         self.metrics.streams.dec();
-        self.progressed();
+        self.progressed(stream);
     }
 
     /// Gives a request to the stream's session.
@@ -393,7 +369,7 @@ impl Hub {
                 message = nack.message, "a proxy refused a resource");
         }
         if heard.acked || !heard.nacks.is_empty() {
-            self.progressed();
+            self.progressed(stream);
         }
         Ok(heard)
     }
@@ -417,8 +393,11 @@ impl Hub {
         self.metrics.bound("subscriptions", session.take_refused());
     }
 
-    fn progressed(&self) {
-        self.progress.send_modify(|count| *count += 1);
+    fn progressed(&self, stream: &Stream) {
+        if self.progress.receiver_count() > 0 {
+            // Nobody may be waiting any more.
+            let _ = self.progress.send(stream.client.workload.clone());
+        }
     }
 
     /// Looks at what is compiled.
@@ -434,14 +413,19 @@ impl Hub {
 
     /// All open streams.
     pub fn streams(&self) -> Vec<Arc<Stream>> {
-        self.streams.read().by_id.values().cloned().collect()
+        self.streams.read().all().cloned().collect()
+    }
+
+    /// The open streams of one workload's proxy.
+    pub fn streams_of(&self, workload: &Name) -> Vec<Arc<Stream>> {
+        self.streams.read().of(workload).to_vec()
     }
 
     /// The streams that listen to any of these topics.
     pub(super) fn listeners<'t>(&self, topics: impl Iterator<Item = &'t Topic>) -> Vec<Arc<Stream>> {
         let ids = self.subscribers.lock().listeners(topics);
         let streams = self.streams.read();
-        ids.iter().filter_map(|id| streams.by_id.get(id)).cloned().collect()
+        ids.iter().filter_map(|id| streams.get(*id)).cloned().collect()
     }
 
     /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
@@ -452,6 +436,12 @@ impl Hub {
         let expected = absent.iter().filter(|(name, _)| !compiled.is_leaving(name));
         let recent = expected.filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
         recent.map(|(name, since)| (name.clone(), *since)).collect()
+    }
+
+    /// The same of one proxy: since when it is away.
+    pub(super) fn absent_since(&self, workload: &Name) -> Option<Instant> {
+        let since = self.absent.lock().get(workload).copied().filter(|since| since.elapsed() < RECONNECT_GRACE);
+        since.filter(|_| !self.compiled(|compiled| compiled.is_leaving(workload)))
     }
 
     /// Whether a stream's proxy is known to have what is true of the given endpoints and addresses; `None` if it holds none of them.

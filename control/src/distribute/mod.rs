@@ -2,6 +2,7 @@
 //!
 //! - [`session`]: a stream's state, pure: what the proxy holds, what it has acknowledged, what is to be sent next.
 //! - [`subscribers`]: which stream listens to what.
+//! - [`streams`]: those that are open.
 //! - [`hub`]: the store, the streams, and how a change gets from one to the others.
 //! - [`feed`]: how changes get from the sources to the hub, in batches.
 //! - [`ads`]: the gRPC service, a thin shell around a session.
@@ -19,6 +20,7 @@ pub mod feed;
 pub mod hub;
 pub mod picture;
 pub mod session;
+mod streams;
 pub mod subscribers;
 
 pub use feed::Feed;
