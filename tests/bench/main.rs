@@ -5,6 +5,7 @@
 
 mod account;
 mod arena;
+mod at_scale;
 mod cases;
 mod envoy;
 mod handshakes;
@@ -124,6 +125,11 @@ enum Part {
     /// A client or the echo, in a pod of the bench
     #[command(subcommand, hide = true)]
     Load(load::Command),
+    /// Control beside many proxies. Started by tests/bench/scale
+    Scale(Box<at_scale::Args>),
+    /// A process of simulated proxies
+    #[command(hide = true)]
+    ScaleClient(at_scale::ClientArgs),
 }
 
 fn main() -> ExitCode {
@@ -134,6 +140,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.part {
         Some(Part::Load(command)) => load::run(command).map(|()| true),
+        Some(Part::Scale(args)) => at_scale::run(&args),
+        Some(Part::ScaleClient(args)) => at_scale::play(&args).map(|()| true),
         None => bench(&cli),
     };
     match done {

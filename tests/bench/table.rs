@@ -135,7 +135,7 @@ impl Results {
 }
 
 /// Three significant digits are more than two cores are worth.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     match value.abs() {
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
