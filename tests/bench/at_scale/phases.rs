@@ -354,5 +354,5 @@ fn since(from: u64, to: u64) -> f64 {
 fn median(all: &[(Counted, f64)], of: impl Fn(&Counted) -> f64) -> f64 {
     let mut values: Vec<f64> = all.iter().map(|(counted, _)| of(counted)).collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
 }
