@@ -5,7 +5,7 @@
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

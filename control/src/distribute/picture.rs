@@ -76,16 +76,16 @@ impl Picture {
         match lagging {
             0 => {}
             1 => said += ", 1 lags behind",
-            more => said += &format!(", {more} lag behind"),
+            more => said = format!("{said}, {more} lag behind"),
         }
         // The reason of most of them; of as many, the first by the alphabet.
         let most = self.refused.iter().rev().max_by_key(|(_, proxies)| proxies.len());
         if let Some((reason, _)) = most {
-            said += &format!(", {refusing} refused: {reason}");
+            said = format!("{said}, {refusing} refused: {reason}");
             match self.refused.len() - 1 {
                 0 => {}
                 1 => said += " (and another reason)",
-                more => said += &format!(" (and {more} other reasons)"),
+                more => said = format!("{said} (and {more} other reasons)"),
             }
         }
         match self.away.len() {

@@ -138,12 +138,7 @@ async fn a_refusal_of_what_was_never_sent_counts_for_nobody() {
     forger.ask(v1::Address::TYPE_URL, &["cart.shop:80"]).await;
     assert_eq!(forger.next().await[0], "cart.shop:80");
     for stream in mesh.hub.streams() {
-        assert_eq!(
-            stream.session(weft_control::distribute::session::Session::refused),
-            0,
-            "{}",
-            stream.client.workload
-        );
+        assert_eq!(stream.session(|session| session.refusals().count()), 0, "{}", stream.client.workload);
     }
 }
 

@@ -48,7 +48,7 @@ fn lines(data: &Value) -> Vec<String> {
             }
             Value::Array(items) if items.is_empty() => {}
             Value::Array(items) => {
-                lines.push(format!("{path}: {}", items.iter().map(word).collect::<Vec<_>>().join(" ")))
+                lines.push(format!("{path}: {}", items.iter().map(word).collect::<Vec<_>>().join(" ")));
             }
             Value::Null | Value::Bool(false) => {}
             Value::String(text) if text.is_empty() => {}
