@@ -20,7 +20,9 @@ pub use self::ca::CaMetrics;
 pub use self::sample::Sample;
 use crate::compile::{Changes, Compiled};
 use crate::distribute::drain::Ended;
+use crate::distribute::events::kind;
 use crate::distribute::session::Heard;
+use crate::model::Change;
 use crate::sources::files::Loaded;
 
 /// All metrics.
@@ -39,10 +41,13 @@ pub struct Metrics {
     pushes: IntCounterVec,
     pushed_resources: IntCounterVec,
     removed: IntCounter,
-    bytes: IntCounter,
+    bytes: IntCounterVec,
     acks: IntCounter,
     nacks: IntCounterVec,
     convergence_seconds: Histogram,
+    changes: IntCounterVec,
+    change_convergence_seconds: Histogram,
+    pub push_seconds: Histogram,
     drain_seconds: HistogramVec,
     bounds: IntCounterVec,
     pub issued: IntCounterVec,
@@ -156,7 +161,11 @@ impl Metrics {
                 "type",
             )?,
             removed: make.counter("pushed_removals_total", "Removals sent.")?,
-            bytes: make.counter("pushed_bytes_total", "Bytes of responses sent, before TLS.")?,
+            bytes: make.counters(
+                "pushed_bytes_total",
+                "Bytes of responses sent, before TLS, by the type they answer for.",
+                "type",
+            )?,
             acks: make.counter("acks_total", "Responses acknowledged, in whole or in part.")?,
             nacks: make.counters(
                 "nacks_total",
@@ -166,6 +175,15 @@ impl Metrics {
             convergence_seconds: make.histogram(
                 "convergence_duration_seconds",
                 "Time from a change in the tables until one proxy has acknowledged it.",
+            )?,
+            changes: make.counters("changes_total", "Objects that came, changed or went, by kind.", "kind")?,
+            change_convergence_seconds: make.histogram(
+                "change_convergence_duration_seconds",
+                "Time from when a change was seen until every proxy that it concerns has acknowledged it.",
+            )?,
+            push_seconds: make.histogram(
+                "push_duration_seconds",
+                "Time from a change in the tables until it was given to a stream.",
             )?,
             drain_seconds: make.drains()?,
             bounds: make.counters("bound_hits_total", "How often a bound refused something, by bound.", "bound")?,
@@ -258,7 +276,7 @@ impl Metrics {
         self.pushes.with_label_values(&[response_type]).inc();
         self.pushed_resources.with_label_values(&[response_type]).inc_by(resources as u64);
         self.removed.inc_by(removed as u64);
-        self.bytes.inc_by(bytes as u64);
+        self.bytes.with_label_values(&[response_type]).inc_by(bytes as u64);
     }
 
     /// A request came.
@@ -271,6 +289,18 @@ impl Metrics {
         }
         if let Some(took) = heard.converged {
             self.convergence_seconds.observe(took.as_secs_f64());
+        }
+    }
+
+    /// This object came, changed or went.
+    pub fn changed(&self, change: &Change) {
+        self.changes.with_label_values(&[kind(change)]).inc();
+    }
+
+    /// Changes took so long each until everybody concerned had acknowledged them.
+    pub fn converged(&self, took: impl IntoIterator<Item = Duration>) {
+        for took in took {
+            self.change_convergence_seconds.observe(took.as_secs_f64());
         }
     }
 

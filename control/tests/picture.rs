@@ -63,6 +63,11 @@ async fn an_object_says_who_runs_it_who_lags_and_who_refused_it() {
     assert!(mend.iter().any(|one| one.starts_with(refused)), "{mend:?}");
     assert_eq!(status["sources"]["states"][""], "synced");
 
+    let events = mesh.json("/debug/events?object=AuthorizationPolicy/shop/only").await;
+    let event = &events.as_array().unwrap()[0];
+    assert_eq!((&event["told"], &event["waiting"], &event["refused"]), (&2.into(), &0.into(), &1.into()), "{event}");
+    assert!(event["answered_ms"].as_f64().unwrap() >= event["compiled_ms"].as_f64().unwrap(), "{event}");
+
     // Mended: one resource, and the proxy says that it runs it.
     mesh.edit("policy.yaml", &POLICY.replace("Allow", "Deny"));
     let mended = web_2.hear().await.unwrap();
@@ -70,6 +75,11 @@ async fn an_object_says_who_runs_it_who_lags_and_who_refused_it() {
     let said = web_1.hear().await.unwrap();
     web_1.ack(&said).await;
     until(&mesh, ONLY, |said| sentence(said) == "applied by 2 of 2 proxies").await;
+    // Of the first nobody can say that it converged.
+    let text = mesh.get("/metrics").await;
+    assert!(text.contains("weft_control_change_convergence_duration_seconds_count 1\n"), "{text}");
+    assert!(text.contains("weft_control_changes_total{kind=\"AuthorizationPolicy\"} 2\n"), "{text}");
+    assert!(text.contains("weft_control_pushed_bytes_total{type=\"Workload\"}"), "{text}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use weft_control::cluster::Access;
 use weft_control::config::duration;
 
 use crate::exit::Failure;
-pub use live::{Diff, Proxies, Status};
+pub use live::{Diff, Events, Proxies, Status};
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
                      nothing of it";
@@ -70,6 +70,9 @@ pub enum Command {
     /// Compare what a sidecar runs with what control has for it now
     #[command(after_help = live::DIFF_HELP)]
     Diff(Diff),
+    /// List the last changes: what was seen, what came of it, who was told, when all had answered
+    #[command(after_help = live::EVENTS_HELP)]
+    Events(Events),
     /// Run control: watch manifests, tell the proxies, issue certificates
     Control(Box<weft_control::Args>),
     /// Run a sidecar: take a pod's connections and give them the mesh

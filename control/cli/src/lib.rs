@@ -51,6 +51,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Status(args) => live::status(&args)?,
         Command::Proxies(args) => live::proxies(&args)?,
         Command::Diff(args) => live::diff(&args)?,
+        Command::Events(args) => live::events(&args)?,
         Command::Certs(command) => certs::run(&command)?,
         Command::Policy(Policy::Check(args)) => check::run(&args)?,
         Command::Explain(args) => explain::run(&args)?,

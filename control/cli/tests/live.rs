@@ -82,6 +82,9 @@ fn the_exit_code_says_whether_something_has_to_be_mended_and_the_words_say_what(
     assert_eq!(lines[1], ["shop/web-1", "-", "-", "-", "not", "connected", "-"]);
     let said = mesh.until(&["status", "--object", "Pod/shop/web-1"], 0);
     assert!(said.starts_with("Pod/shop/web-1 no proxy uses it"), "{said}");
+    let said = mesh.until(&["events", "--object", "Pod/shop/web-1", "--since", "5m"], 0);
+    assert!(said.contains("Z  Pod/shop/web-1: ") && said.contains("nobody uses them"), "{said}");
+    assert_eq!(mesh.until(&["events", "--object", "Pod/shop/web-2", "--json"], 0), "[]\n");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The store of compiled resources and the streams that are told of its changes.
 //!
 //! Locks, always in this order, none held across an await: `leaves`, `compiled`, `absent`, a stream's `session`,
-//! `subscribers`. A session is asked
+//! `subscribers`, the events. A session is asked
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
@@ -22,6 +22,7 @@ use weft_api::wire::v1;
 use weft_certs::revoked::{Denied, DenyList};
 
 use super::audit::Audit;
+use super::events::{Cause, Event, Events};
 use super::session::{Heard, Limits, Session, Violation};
 use super::streams::Streams;
 use super::subscribers::Subscribers;
@@ -113,6 +114,7 @@ pub struct Hub {
     /// Copies of the roots, if there are any.
     copies: Mutex<Option<Behind>>,
     pub(super) audit: Audit,
+    events: Events,
     /// The workloads whose proxies acknowledged something, came or went.
     pub(super) progress: broadcast::Sender<Name>,
     /// Where everything is counted.
@@ -135,6 +137,7 @@ impl Hub {
             denied: Denied::default(),
             copies: Mutex::default(),
             audit: Audit::default(),
+            events: Events::default(),
             progress: broadcast::Sender::new(PROGRESS),
             metrics,
         }
@@ -150,7 +153,7 @@ impl Hub {
     /// [`Feed`](super::Feed). Returns how many resources changed.
     pub fn publish(&self, changes: impl IntoIterator<Item = Change>) -> usize {
         let mut leaves = self.leaves.lock();
-        let changed = self.recompile(&mut leaves, changes);
+        let changed = self.recompile(&mut leaves, changes, Cause::default());
         if !*self.loaded.borrow() {
             let now = Instant::now();
             let compiled = self.compiled.read();
@@ -173,7 +176,7 @@ impl Hub {
         let Some(ips) = found else { return };
         let leaving = Leaving { since: Instant::now(), ips, instance };
         if leaves.insert(workload.clone(), leaving).is_none() {
-            self.recompile(&mut leaves, []);
+            self.recompile(&mut leaves, [], Cause::of("drain", Some(workload.to_string())));
         }
     }
 
@@ -181,9 +184,10 @@ impl Hub {
     pub fn trust(&self, trust: &v1::Trust) -> bool {
         // Held for as long as it takes: a model that is compiled meanwhile must not miss it.
         let _leaves = self.leaves.lock();
+        let seen = self.now();
         let patch = self.compiled.read().update_trust(trust);
         let changes = self.compiled.write().apply(patch);
-        self.dispatch(&changes);
+        self.dispatch(&changes, Cause::of("trust", None), seen);
         !changes.is_empty()
     }
 
@@ -199,11 +203,12 @@ impl Hub {
     /// [`Hub::end_revoked`]. Returns whether it is another one.
     pub fn revoke(&self, list: List) -> bool {
         let _leaves = self.leaves.lock();
+        let seen = self.now();
         self.metrics.revoked.set(i64::try_from(list.denied.len()).unwrap_or(i64::MAX));
         self.denied.set(Arc::new(list.denied));
         let patch = self.compiled.read().update_revoked(&list.message);
         let changes = self.compiled.write().apply(patch);
-        self.dispatch(&changes);
+        self.dispatch(&changes, Cause::of("revoked", None), seen);
         !changes.is_empty()
     }
 
@@ -238,11 +243,13 @@ impl Hub {
 
     /// Readers wait while the model takes the changes over and while what was made of them is put in, and of a large change not while it is
     /// made: then they may be told what was true before it, and are told the rest afterwards.
-    fn recompile(&self, leaves: &mut Leaves, changes: impl IntoIterator<Item = Change>) -> usize {
-        let started = Instant::now();
+    fn recompile(&self, leaves: &mut Leaves, changes: impl IntoIterator<Item = Change>, mut cause: Cause) -> usize {
+        let (started, seen) = (Instant::now(), self.now());
         let mut dirty = Dirty::default();
         let mut compiled = self.compiled.write();
         for change in changes {
+            cause.add(&change);
+            self.metrics.changed(&change);
             compiled.take(change, &mut dirty);
         }
         leaves.retain(|name, leaving| {
@@ -265,19 +272,27 @@ impl Hub {
         let compiled = RwLockWriteGuard::downgrade(compiled);
         self.metrics.compiled(started.elapsed(), &compiled, &changes, leaves.len());
         drop(compiled);
-        self.dispatch(&changes);
+        self.dispatch(&changes, cause, seen);
         changes.len()
     }
 
-    fn dispatch(&self, changes: &Changes) {
+    fn dispatch(&self, changes: &Changes, cause: Cause, seen: Duration) {
         let touched = self.subscribers.lock().touched(changes);
         let now = self.now();
+        let (event, missed) = self.events.begin(cause, changes, touched.len(), seen, now);
+        self.metrics.bound("events", missed);
         let streams = self.streams.read();
         for (id, touched) in touched {
-            if let Some(stream) = streams.get(id) {
-                stream.session.lock().touch(&touched, now);
-                stream.wake.notify_one();
-            }
+            let Some(stream) = streams.get(id) else {
+                self.events.told(event, id, now, None);
+                continue;
+            };
+            let mut session = stream.session.lock();
+            session.touch(&touched, now);
+            let over = self.events.told(event, id, now, session.unanswered());
+            drop(session);
+            self.metrics.converged(over);
+            stream.wake.notify_one();
         }
         let workloads = changes.names.iter().filter_map(|name| name.strip_prefix("workload/")?.split_once('/'));
         let changed = workloads.map(|(namespace, name)| Name::new(namespace, name));
@@ -332,7 +347,7 @@ impl Hub {
         let leaving = leaves.get(&client.workload).and_then(|leaving| leaving.instance.as_ref());
         if leaving.is_some_and(|leaving| leaving != instance) {
             leaves.remove(&client.workload);
-            self.recompile(&mut leaves, []);
+            self.recompile(&mut leaves, [], Cause::of("restart", Some(client.workload.to_string())));
         }
     }
 
@@ -340,6 +355,7 @@ impl Hub {
     pub fn close(&self, stream: &Stream) {
         let last = self.streams.write().remove(stream);
         let topics = stream.session.lock().topics();
+        self.events.closed(stream.id, self.now());
         let mut subscribers = self.subscribers.lock();
         for topic in topics {
             subscribers.remove(stream.id, &topic);
@@ -361,7 +377,9 @@ impl Hub {
             let mut session = stream.session.lock();
             let heard = session.hear(request, &compiled, self.now());
             self.note(stream, &mut session);
-            heard?
+            let heard = heard?;
+            self.answered(stream, &session, !heard.nacks.is_empty());
+            heard
         };
         self.metrics.heard(&heard);
         for nack in &heard.nacks {
@@ -378,9 +396,24 @@ impl Hub {
     pub fn next(&self, stream: &Stream) -> Option<DeltaDiscoveryResponse> {
         let compiled = self.compiled.read();
         let mut session = stream.session.lock();
-        let response = session.next(&compiled, self.now());
+        let now = self.now();
+        let response = session.next(&compiled, now);
         self.note(stream, &mut session);
+        // There may have been nothing to say after all.
+        self.answered(stream, &session, false);
+        if let Some(waited) = response.as_ref().and_then(|_| session.waited(now)) {
+            self.metrics.push_seconds.observe(waited.as_secs_f64());
+        }
         response
+    }
+
+    fn answered(&self, stream: &Stream, session: &Session, refused: bool) {
+        self.metrics.converged(self.events.answered(stream.id, session.unanswered(), refused, self.now()));
+    }
+
+    /// The last changes and what became of them: those not older than `since`, about this object or resource if one is named.
+    pub fn events(&self, about: Option<&str>, since: Duration) -> Vec<Event> {
+        self.events.list(about, since, self.now())
     }
 
     fn note(&self, stream: &Stream, session: &mut Session) {

@@ -8,6 +8,7 @@
 //! - [`ads`]: the gRPC service, a thin shell around a session.
 //! - [`drain`]: how a pod leaves.
 //! - [`picture`]: who runs what, by object and resource; [`describe`]: what each proxy runs, and where that differs from what is true.
+//! - [`events`]: why something was pushed, and what became of it.
 //! - [`audit`]: who was refused either.
 //!
 //! Nothing here looks inside a resource, but to show it to people: other façades can stand on the same store.
@@ -16,6 +17,7 @@ pub mod ads;
 mod audit;
 pub mod describe;
 pub mod drain;
+pub mod events;
 pub mod feed;
 pub mod hub;
 pub mod picture;

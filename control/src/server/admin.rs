@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode};
@@ -31,6 +31,7 @@ const PAGES: &str = "\
 /debug/diff?workload=NS/POD
 /debug/objects[?kind=KIND&name=NS/NAME]
 /debug/resource?name=NAME
+/debug/events[?object=KIND/NS/NAME&since=SECONDS]
 /debug/certificates[?workload=NS/POD]
 ";
 
@@ -89,6 +90,10 @@ impl Admin {
             ("/debug/diff", Some(workload)) => found(hub.differences(&workload), || no_stream(&workload)),
             ("/debug/objects", _) => self.objects(query),
             ("/debug/resource", _) => found(asked(query, "name").map(|name| hub.resource(&name)), || PAGES.to_owned()),
+            ("/debug/events", _) => match asked(query, "since").map_or(Ok(u64::MAX), |seconds| seconds.parse()) {
+                Ok(seconds) => json(&hub.events(asked(query, "object").as_deref(), Duration::from_secs(seconds))),
+                Err(_) => plain(StatusCode::BAD_REQUEST, "since is a number of seconds\n"),
+            },
             ("/debug/certificates", workload) => self.certificates(workload),
             _ => plain(StatusCode::NOT_FOUND, PAGES),
         }

@@ -1,8 +1,10 @@
-//! `weft status`, `weft proxies`, `weft diff`: how the mesh is now, asked of control.
+//! `weft status`, `weft proxies`, `weft diff`, `weft events`: how the mesh is now, asked of control.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::Args as ClapArgs;
+use weft_control::config::duration;
 
 /// Where control is asked, and how it is told.
 #[derive(ClapArgs, Clone, Debug)]
@@ -82,6 +84,32 @@ pub struct Diff {
     /// NAMESPACE/POD
     #[arg(value_name = "POD")]
     pub pod: String,
+    /// Whom to ask.
+    #[command(flatten)]
+    pub asked: Asked,
+}
+
+pub(super) const EVENTS_HELP: &str = "\
+Why was this pushed, and did it arrive? A line for each change that control has seen: the objects, the resources that came of them, how
+many proxies were told, and when the last of them had answered. Control remembers the last 4,096, no more than 2 MiB.
+
+Examples:
+  weft events --since 5m
+  weft events --object HTTPRoute/shop/canary
+  weft events --object service/shop/web:80     the same of a resource
+  weft events --json | jq '.[] | select(.answered_ms > 250)'
+
+Exit code 0, 3 if control cannot be asked.";
+
+/// `weft events`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Events {
+    /// Only what is about this object (KIND/NS/NAME, of a namespace KIND/NAME) or resource
+    #[arg(long, value_name = "OBJECT")]
+    pub object: Option<String>,
+    /// Not older than this
+    #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = duration)]
+    pub since: Duration,
     /// Whom to ask.
     #[command(flatten)]
     pub asked: Asked,

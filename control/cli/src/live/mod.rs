@@ -1,7 +1,8 @@
-//! How the mesh is now, asked of control's metrics port: `weft status`, `weft proxies`, `weft diff`. Control knows and decodes; here it is laid
+//! How the mesh is now, asked of control's metrics port: `weft status`, `weft proxies`, `weft diff`, `weft events`. Control knows and decodes; here it is laid
 //! out for people.
 
 mod diff;
+mod events;
 mod proxies;
 mod status;
 
@@ -14,6 +15,7 @@ use crate::exit::Failure;
 use crate::plain_http;
 
 pub use diff::run as diff;
+pub use events::run as events;
 pub use proxies::run as proxies;
 pub use status::run as status;
 

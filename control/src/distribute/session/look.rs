@@ -140,6 +140,12 @@ impl Session {
         self.outstanding.first_key_value().map(|(_, sent)| now.saturating_sub(sent.at))
     }
 
+    /// How long ago the oldest change was made that is in the response made last; `None` of one that was asked for.
+    pub fn waited(&self, now: Duration) -> Option<Duration> {
+        let (_, sent) = self.outstanding.last_key_value()?;
+        sent.changed.map(|changed| now.saturating_sub(changed))
+    }
+
     /// When the oldest change was made that the proxy has not answered; `None` if it has answered all.
     pub fn unanswered(&self) -> Option<Duration> {
         self.outstanding.values().filter_map(|sent| sent.changed).chain(self.changed).min()
