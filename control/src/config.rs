@@ -136,6 +136,10 @@ pub struct Config {
     pub limits: Limits,
     /// Open connections to the discovery port.
     pub max_connections: usize,
+    /// Streams of proxies that may be opened: so many a second on the average, and at once.
+    pub new_streams: (u64, u64),
+    /// How long a connection of a proxy may be silent before it is asked whether it lives, and how long it may think about it.
+    pub keepalive: (Duration, Duration),
     /// Certificates that one identity may ask for: so many a second on the average, and at once. Replicas share an identity.
     pub certificates: (u64, u64),
 }
@@ -167,6 +171,10 @@ impl Config {
             signing: signers::Settings::default(),
             limits: Limits::default(),
             max_connections: 10_000,
+            // What a machine can shake hands with in a second, more or less: more would only keep those waiting that are here already.
+            new_streams: (1_000, 2_000),
+            // So a peer that is gone without a word is noticed within 20 s.
+            keepalive: (Duration::from_secs(10), Duration::from_secs(10)),
             // A thousand replicas that were without a CA come back within one back-off of 10 s, and must not wait for another.
             certificates: (50, 1_000),
         }

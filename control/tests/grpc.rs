@@ -275,3 +275,61 @@ async fn a_stream_that_breaks_the_protocol_or_says_nothing_of_itself_ends() {
     let mut incoming = client.delta_aggregated_resources(stream).await.unwrap().into_inner();
     assert_eq!(incoming.message().await.unwrap_err().code(), Code::InvalidArgument);
 }
+
+#[tokio::test]
+async fn more_streams_than_control_can_begin_wait_outside_and_hurt_nobody() {
+    let mesh = Mesh::with(|config| config.new_streams = (1, 2)).await;
+    let mut first = mesh.proxy("web-1", "web").await.unwrap();
+    assert_eq!(first.next().await, ["mesh-extent"]);
+    let _second = mesh.proxy("web-2", "web").await.unwrap();
+    let refused = mesh.proxy("cart-1", "cart").await.err().unwrap();
+    assert_eq!((refused.code(), refused.message().contains("connect again")), (Code::Unavailable, true), "{refused}");
+    let text = mesh.get("/metrics").await;
+    assert!(text.contains("weft_control_bound_hits_total{bound=\"new_streams\"}"), "{text}");
+    // Who is here is served, and who comes again is let in.
+    first.ask(ADDRESS, &["cart.shop:80"]).await;
+    assert_eq!(first.next().await[0], "cart.shop:80");
+    let begun = Instant::now();
+    let mut third = loop {
+        match mesh.proxy("cart-1", "cart").await {
+            Ok(proxy) => break proxy,
+            Err(status) => assert_eq!(status.code(), Code::Unavailable),
+        }
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(third.next().await, ["mesh-extent"]);
+}
+
+#[tokio::test]
+async fn a_peer_that_is_gone_without_a_word_is_noticed() {
+    let mesh = Mesh::with(|config| config.keepalive = (Duration::from_millis(200), Duration::from_millis(300))).await;
+    let mut here = mesh.proxy("web-2", "web").await.unwrap();
+    here.next().await;
+    // A relay that stops to relay, and closes nothing.
+    let relay = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (between, control) = (relay.local_addr().unwrap(), mesh.listen);
+    let (freeze, frozen) = tokio::sync::oneshot::channel::<()>();
+    let relaying = tokio::spawn(async move {
+        let (mut near, _) = relay.accept().await.unwrap();
+        let mut far = tokio::net::TcpStream::connect(control).await.unwrap();
+        tokio::select! {
+            _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+            _ = frozen => std::future::pending().await,
+        }
+    });
+    let svid = mesh.svid("web", Duration::from_mins(1));
+    let mut gone = Proxy::open(mesh.channel_to(between, Some(&svid)).await, "web-1", &[]).await.unwrap();
+    gone.next().await;
+    assert_eq!(mesh.hub.streams().len(), 2);
+    freeze.send(()).unwrap();
+    let begun = Instant::now();
+    while mesh.hub.streams().len() > 1 {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is believed to be here");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Nobody else was taken for dead.
+    here.ask(ADDRESS, &["cart.shop:80"]).await;
+    assert_eq!(here.next().await[0], "cart.shop:80");
+    relaying.abort();
+}

@@ -14,9 +14,11 @@ use weft_api::names::short_type;
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_engine::ratelimit::{Cell, Decision, Rate};
 
 use super::hub::{Client, Hub, Stream};
 use crate::auth::{self, Proved};
+use crate::config::Config;
 
 /// How long a new stream may say nothing.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
@@ -32,12 +34,34 @@ type Out = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
 pub struct Ads {
     hub: Arc<Hub>,
     stopping: CancellationToken,
+    /// How many streams were opened lately.
+    opened: Cell,
+    rate: Rate,
+    most: i64,
 }
 
 impl Ads {
     /// Over a store, until `stopping`.
-    pub fn new(hub: Arc<Hub>, stopping: CancellationToken) -> Self {
-        Self { hub, stopping }
+    pub fn new(hub: Arc<Hub>, config: &Config, stopping: CancellationToken) -> Self {
+        let (requests, burst) = config.new_streams;
+        let rate = Rate { requests, per: Duration::from_secs(1), burst };
+        let most = i64::try_from(config.max_connections).unwrap_or(i64::MAX);
+        Self { hub, stopping, opened: Cell::default(), rate, most }
+    }
+
+    /// A new stream costs most at its beginning: what comes all at once waits outside, so that those which are here are served meanwhile.
+    fn admit(&self) -> Result<(), Status> {
+        if self.hub.metrics.streams.get() >= self.most {
+            self.hub.metrics.bound("streams", 1);
+            return Err(Status::unavailable(
+                "this control has as many proxies as it takes; connect to another, or later",
+            ));
+        }
+        let Decision::Admit { .. } = self.rate.check(&self.opened, self.hub.now()) else {
+            self.hub.metrics.bound("new_streams", 1);
+            return Err(Status::unavailable("too many proxies connect at this moment; connect again in a while"));
+        };
+        Ok(())
     }
 }
 
@@ -52,6 +76,7 @@ impl AggregatedDiscoveryService for Ads {
         let addr = auth::peer(&request)?.addr;
         let proved =
             auth::proved(&request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
+        self.admit()?;
         let (out, responses) = mpsc::channel(IN_HAND);
         let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
         let incoming = request.into_inner();

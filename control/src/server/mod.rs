@@ -9,7 +9,6 @@ pub mod status;
 pub mod tls;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -31,9 +30,6 @@ use crate::svid_roots::Further;
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
 /// Of all other calls.
 const MAX_SMALL_REQUEST: usize = 64 * 1024;
-/// A dead peer is noticed after the sum of these two.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams on one connection: discovery, a drain, a certificate.
 const MAX_STREAMS: u32 = 16;
 
@@ -64,15 +60,15 @@ pub async fn serve(
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };
         tokio::spawn(bundle::serve(listener, published, stopping.clone()));
     }
-    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), stopping.clone()))
+    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), config, stopping.clone()))
         .max_decoding_message_size(MAX_REQUEST);
     let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));
     let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
     let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
     let connections = acceptor.listen(listeners.discovery, stopping.clone());
     tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .http2_keepalive_interval(Some(config.keepalive.0))
+        .http2_keepalive_timeout(Some(config.keepalive.1))
         .max_concurrent_streams(MAX_STREAMS)
         .add_service(ads)
         .add_service(certificates)
