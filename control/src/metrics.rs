@@ -5,24 +5,22 @@
 
 mod ca;
 mod sample;
+mod told;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Encoder, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
 
 pub use self::ca::CaMetrics;
 pub use self::sample::Sample;
+pub use self::told::ToldMetrics;
 use crate::compile::{Changes, Compiled};
-use crate::distribute::drain::Ended;
-use crate::distribute::events::kind;
 use crate::distribute::session::Heard;
-use crate::model::Change;
 use crate::sources::files::Loaded;
 
 /// All metrics.
@@ -45,10 +43,7 @@ pub struct Metrics {
     acks: IntCounter,
     nacks: IntCounterVec,
     convergence_seconds: Histogram,
-    changes: IntCounterVec,
-    change_convergence_seconds: Histogram,
-    pub push_seconds: Histogram,
-    drain_seconds: HistogramVec,
+    pub told: ToldMetrics,
     bounds: IntCounterVec,
     pub issued: IntCounterVec,
     pub refused: IntCounterVec,
@@ -75,9 +70,6 @@ pub struct Metrics {
 }
 
 const CONVERGENCE: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
-
-/// A drain may wait for people's applications.
-const DRAIN: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 
 /// A count as the crate's gauges take it.
 fn whole(count: usize) -> i64 {
@@ -124,19 +116,6 @@ impl Make<'_> {
     }
 }
 
-impl Make<'_> {
-    fn drains(&self) -> prometheus::Result<HistogramVec> {
-        let help = "Time from a workload's word that it leaves until the wait for others ended, by what ended it.";
-        let options = HistogramOpts::new("weft_control_drain_duration_seconds", help).buckets(DRAIN.to_vec());
-        let made = HistogramVec::new(options, &["ended"])?;
-        self.0.register(Box::new(made.clone()))?;
-        for ended in Ended::ALL {
-            made.with_label_values(&[ended.label()]);
-        }
-        Ok(made)
-    }
-}
-
 impl Metrics {
     /// Registers all of them; fails only if two have one name.
     pub fn new() -> prometheus::Result<Self> {
@@ -176,16 +155,7 @@ impl Metrics {
                 "convergence_duration_seconds",
                 "Time from a change in the tables until one proxy has acknowledged it.",
             )?,
-            changes: make.counters("changes_total", "Objects that came, changed or went, by kind.", "kind")?,
-            change_convergence_seconds: make.histogram(
-                "change_convergence_duration_seconds",
-                "Time from when a change was seen until every proxy that it concerns has acknowledged it.",
-            )?,
-            push_seconds: make.histogram(
-                "push_duration_seconds",
-                "Time from a change in the tables until it was given to a stream.",
-            )?,
-            drain_seconds: make.drains()?,
+            told: ToldMetrics::new(&make)?,
             bounds: make.counters("bound_hits_total", "How often a bound refused something, by bound.", "bound")?,
             issued: make.counters(
                 "certificates_issued_total",
@@ -290,23 +260,6 @@ impl Metrics {
         if let Some(took) = heard.converged {
             self.convergence_seconds.observe(took.as_secs_f64());
         }
-    }
-
-    /// This object came, changed or went.
-    pub fn changed(&self, change: &Change) {
-        self.changes.with_label_values(&[kind(change)]).inc();
-    }
-
-    /// Changes took so long each until everybody concerned had acknowledged them.
-    pub fn converged(&self, took: impl IntoIterator<Item = Duration>) {
-        for took in took {
-            self.change_convergence_seconds.observe(took.as_secs_f64());
-        }
-    }
-
-    /// A workload waited so long for others to know that it leaves.
-    pub fn drained(&self, ended: Ended, took: Duration) {
-        self.drain_seconds.with_label_values(&[ended.label()]).observe(took.as_secs_f64());
     }
 
     /// Codes that this build does not know are counted as `other`: a proxy must not be able to make series.

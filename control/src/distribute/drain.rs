@@ -139,7 +139,7 @@ struct Measured<'h> {
 
 impl Drop for Measured<'_> {
     fn drop(&mut self) {
-        self.hub.metrics.drained(self.ended, self.begun.elapsed());
+        self.hub.metrics.told.drained(self.ended, self.begun.elapsed());
     }
 }
 

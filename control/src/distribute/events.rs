@@ -71,8 +71,8 @@ fn object(change: &Change) -> String {
     let kind = kind(change);
     match change {
         Change::Namespace(name, _) => format!("{kind}/{name}"),
-        Change::Route((_, name), _) => format!("{kind}/{name}"),
-        Change::Service(name, _)
+        Change::Route((_, name), _)
+        | Change::Service(name, _)
         | Change::Slice(name, _)
         | Change::Workload(name, _)
         | Change::Grant(name, _)
@@ -154,8 +154,11 @@ enum Answer {
 
 impl Events {
     /// A change that was seen at `seen` is compiled, and `told` streams are about to be told. Returns its number, and how many events were
-    /// thrown out too early to make room for it.
+    /// thrown out too early to make room for it. What was only looked at again is none.
     pub fn begin(&self, cause: Cause, changes: &Changes, told: usize, seen: Duration, now: Duration) -> (u64, u64) {
+        if told == 0 && changes.is_empty() && cause.objects_in_all == 0 {
+            return (0, 0);
+        }
         let ago = now.saturating_sub(seen);
         let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().saturating_sub(ago);
         let sets = changes.members.values().flatten();
@@ -355,5 +358,7 @@ mod tests {
         assert_eq!(found(Some("service/shop/0:80"), HOUR), [1]);
         assert_eq!(found(Some("Pod/shop/web-1"), HOUR), [2]);
         assert_eq!(found(Some("Pod/shop/web"), HOUR), [0; 0]);
+        assert_eq!(events.begin(Cause::of("trust", None), &changes(0), 0, ms(0), ms(0)), (0, 0));
+        assert_eq!(found(None, HOUR), [1, 2]);
     }
 }

@@ -249,7 +249,7 @@ impl Hub {
         let mut compiled = self.compiled.write();
         for change in changes {
             cause.add(&change);
-            self.metrics.changed(&change);
+            self.metrics.told.changed(&change);
             compiled.take(change, &mut dirty);
         }
         leaves.retain(|name, leaving| {
@@ -291,7 +291,7 @@ impl Hub {
             session.touch(&touched, now);
             let over = self.events.told(event, id, now, session.unanswered());
             drop(session);
-            self.metrics.converged(over);
+            self.metrics.told.converged(over);
             stream.wake.notify_one();
         }
         let workloads = changes.names.iter().filter_map(|name| name.strip_prefix("workload/")?.split_once('/'));
@@ -402,13 +402,13 @@ impl Hub {
         // There may have been nothing to say after all.
         self.answered(stream, &session, false);
         if let Some(waited) = response.as_ref().and_then(|_| session.waited(now)) {
-            self.metrics.push_seconds.observe(waited.as_secs_f64());
+            self.metrics.told.pushed(waited);
         }
         response
     }
 
     fn answered(&self, stream: &Stream, session: &Session, refused: bool) {
-        self.metrics.converged(self.events.answered(stream.id, session.unanswered(), refused, self.now()));
+        self.metrics.told.converged(self.events.answered(stream.id, session.unanswered(), refused, self.now()));
     }
 
     /// The last changes and what became of them: those not older than `since`, about this object or resource if one is named.

@@ -73,20 +73,20 @@ impl Picture {
             0 => "no proxy uses it".to_owned(),
             _ => format!("applied by {applied} of {all} {proxies}"),
         };
-        match lagging {
-            0 => {}
-            1 => said += ", 1 lags behind",
-            more => said = format!("{said}, {more} lag behind"),
-        }
+        let late = match lagging {
+            0 => String::new(),
+            1 => ", 1 lags behind".to_owned(),
+            more => format!(", {more} lag behind"),
+        };
+        said.push_str(&late);
         // The reason of most of them; of as many, the first by the alphabet.
-        let most = self.refused.iter().rev().max_by_key(|(_, proxies)| proxies.len());
-        if let Some((reason, _)) = most {
-            said = format!("{said}, {refusing} refused: {reason}");
-            match self.refused.len() - 1 {
-                0 => {}
-                1 => said += " (and another reason)",
-                more => said = format!("{said} (and {more} other reasons)"),
-            }
+        if let Some((reason, _)) = self.refused.iter().rev().max_by_key(|(_, proxies)| proxies.len()) {
+            let others = match self.refused.len() - 1 {
+                0 => String::new(),
+                1 => " (and another reason)".to_owned(),
+                more => format!(" (and {more} other reasons)"),
+            };
+            said = format!("{said}, {refusing} refused: {reason}{others}");
         }
         match self.away.len() {
             0 => said,

@@ -217,6 +217,10 @@ impl Session {
 
     /// Control's tables changed in something that this stream listens to.
     pub fn touch(&mut self, changes: &Touched, now: Duration) {
+        if self.queue.is_empty() {
+            // What changed before is wanted no more.
+            self.changed = None;
+        }
         let names = changes.topics.iter().filter_map(|topic| self.topics.get(topic)).flatten();
         let (roots, others): (Vec<_>, Vec<_>) = names.cloned().partition(|name| self.roots.contains(name));
         // Roots first: what only an old answer pointed to is forgotten before it is looked at.

@@ -12,10 +12,8 @@ const NAMED: usize = 3;
 
 /// Prints them, the oldest first.
 pub fn run(args: &Events) -> Result<Exit, Failure> {
-    let mut page = format!("/debug/events?since={}", args.since.as_secs());
-    if let Some(object) = &args.object {
-        page += &format!("&object={object}");
-    }
+    let about = args.object.as_ref().map(|object| format!("&object={object}")).unwrap_or_default();
+    let page = format!("/debug/events?since={}{about}", args.since.as_secs());
     let events: Vec<Event> = ask(args.asked.control, &page)?;
     if args.asked.json {
         output::json(&events);
@@ -49,13 +47,9 @@ fn line(event: &Event) -> String {
         (told, 0) => format!("told {told}, all answered after {:.0} ms", event.answered_ms.unwrap_or_default()),
         (told, waiting) => format!("told {told}, {waiting} have not answered yet"),
     };
-    let mut line = format!("{}  {why}: {made}, compiled in {:.1} ms, {told}", time(event.at), event.compiled_ms);
-    for (count, what) in [(event.refused, "refused"), (event.gone, "went away")] {
-        if count > 0 {
-            line += &format!(", {count} {what}");
-        }
-    }
-    line
+    let but = [(event.refused, "refused"), (event.gone, "went away")].into_iter().filter(|(count, _)| *count > 0);
+    let but: String = but.map(|(count, what)| format!(", {count} {what}")).collect();
+    format!("{}  {why}: {made}, compiled in {:.1} ms, {told}{but}", time(event.at), event.compiled_ms)
 }
 
 fn names(names: &[impl AsRef<str>], all: usize) -> String {

@@ -148,7 +148,9 @@ impl Session {
 
     /// When the oldest change was made that the proxy has not answered; `None` if it has answered all.
     pub fn unanswered(&self) -> Option<Duration> {
-        self.outstanding.values().filter_map(|sent| sent.changed).chain(self.changed).min()
+        // What was to be sent may be wanted no more.
+        let queued = self.changed.filter(|_| !self.queue.is_empty());
+        self.outstanding.values().filter_map(|sent| sent.changed).chain(queued).min()
     }
 
     /// Every resource that the proxy holds.

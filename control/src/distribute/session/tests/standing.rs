@@ -84,3 +84,21 @@ fn a_table_and_its_differences_are_data() {
     server.drain();
     assert!(differences(&server.session, &server.compiled).is_empty(), "{now:?}");
 }
+
+#[test]
+fn what_is_wanted_no_more_needs_no_answer() {
+    let mut model = shop();
+    let mut server = Server::new(&model, Limits::default());
+    server.hear(subscribe(ADDRESS, &["web.shop:80"]));
+    server.drain();
+    web(&mut model, vec![ready(1, Some("web-1"))]);
+    server.publish(&model);
+    assert_eq!(server.session.unanswered(), Some(server.now));
+    server.hear(DeltaDiscoveryRequest {
+        type_url: ADDRESS.to_owned(),
+        resource_names_unsubscribe: vec!["web.shop:80".to_owned()],
+        ..Default::default()
+    });
+    assert_eq!(server.session.unanswered(), None);
+    assert!(server.next().is_none());
+}
