@@ -49,7 +49,10 @@ impl Fault {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.at.line, self.at.column, self.message)?;
+        if self.at != Position::default() {
+            write!(f, "{}:{}: ", self.at.line, self.at.column)?;
+        }
+        f.write_str(&self.message)?;
         match &self.suggestion {
             Some(suggestion) => write!(f, "; did you mean `{suggestion}`?"),
             None => Ok(()),

@@ -55,6 +55,19 @@ impl Kind {
         }
     }
 
+    /// As the path of an API server has it.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Kind::HttpRoute => "httproutes",
+            Kind::GrpcRoute => "grpcroutes",
+            Kind::TlsRoute => "tlsroutes",
+            Kind::TcpRoute => "tcproutes",
+            Kind::ReferenceGrant => "referencegrants",
+            Kind::AuthorizationPolicy => "authorizationpolicies",
+            Kind::RateLimitPolicy => "ratelimitpolicies",
+        }
+    }
+
     /// The versions that are read, newest first, each as `GROUP/VERSION`.
     pub const fn api_versions(self) -> &'static [&'static str] {
         match self {

@@ -4,6 +4,7 @@
 //! checks of the values -> wire messages. An object that has any fault is refused whole, with all faults that could be
 //! found; what could still be read of it (name, targets) comes along, because a broken policy must close what it targets.
 
+pub mod crd;
 pub mod decode;
 pub mod fault;
 pub mod gateway;
@@ -95,13 +96,58 @@ pub struct Refused {
 /// Namespace of objects that name none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
-/// Reads an object of a strict kind. `file` goes into the `source` of its rules.
-pub fn read(kind: Kind, node: &Node, file: &str) -> Result<Object, Box<Refused>> {
+/// Where an object was written, as people are told it.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// In a file: `FILE:LINE`.
+    File(&'a str),
+    /// In an API server, by its name; there are fields, but no lines: `KIND/NAMESPACE/NAME:spec.rules[1]`.
+    Object(&'a str, &'a Node),
+}
+
+impl<'a> From<&'a str> for Place<'a> {
+    fn from(file: &'a str) -> Self {
+        Self::File(file)
+    }
+}
+
+impl Place<'_> {
+    /// A part of it.
+    pub fn part(&self, at: Position) -> String {
+        match self {
+            Self::File(file) => format!("{file}:{}", at.line),
+            Self::Object(name, _) => match self.field(at) {
+                Some(field) => format!("{name}:{field}"),
+                None => (*name).to_owned(),
+            },
+        }
+    }
+
+    /// A fault of it.
+    pub fn fault(&self, fault: &Fault) -> String {
+        match self {
+            Self::File(file) => format!("{file}:{fault}"),
+            Self::Object(..) => {
+                format!("{}: {}", self.part(fault.at), Fault { at: Position::default(), ..fault.clone() })
+            }
+        }
+    }
+
+    /// Of an object in an API server: the field.
+    pub fn field(&self, at: Position) -> Option<String> {
+        let Self::Object(_, node) = self else { return None };
+        let path = node.path(at)?;
+        path.strip_prefix('.').map(str::to_owned)
+    }
+}
+
+/// Reads an object of a strict kind. The place goes into the `source` of its rules.
+pub fn read<'a>(kind: Kind, node: &Node, place: impl Into<Place<'a>>) -> Result<Object, Box<Refused>> {
     let mut checker = Checker::default();
     let namespace = meta::text_at(node, &["metadata", "namespace"]);
     let namespace = namespace.map_or_else(|| DEFAULT_NAMESPACE.to_owned(), |namespace| namespace.value);
     let name = meta::text_at(node, &["metadata", "name"]);
-    let context = Context { namespace: &namespace, file };
+    let context = Context { namespace: &namespace, place: place.into() };
     let body = body(kind, node, name.as_ref().map_or("", |name| name.as_str()), &context, &mut checker);
     match &name {
         Some(name) => _ = checker.take(check::object_name(name)),

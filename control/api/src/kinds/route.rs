@@ -4,6 +4,7 @@ mod connection;
 
 pub(super) use connection::{tcp_route, tls_route};
 
+use super::Place;
 use super::check::{self, Checker};
 use super::decode::At;
 use super::fault::Fault;
@@ -65,12 +66,12 @@ pub struct ForeignRef {
 /// Whose rules are being read.
 pub(super) struct Context<'a> {
     pub namespace: &'a str,
-    pub file: &'a str,
+    pub place: Place<'a>,
 }
 
 impl Context<'_> {
     pub fn source(&self, at: Position) -> String {
-        format!("{}:{}", self.file, at.line)
+        self.place.part(at)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tables: what is written, and what comes of it.
 
 mod connections;
+mod sent;
 
 use proptest::prelude::*;
 

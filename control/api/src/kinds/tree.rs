@@ -1,12 +1,13 @@
-//! YAML (and JSON) text -> a tree in which every key and value knows its line and column.
+//! YAML (and JSON) text -> a tree in which every key and value knows its line and column; or what an API server sends, where it knows its field.
 //!
 //! This is the only place that knows serde-saphyr. Invariants: arbitrary text never panics and never costs more than the budget
 //! below (nesting, nodes, alias expansion); one broken document of a file does not take the others with it, because a file
 //! is cut at its document markers first (a line `---` is a marker wherever it stands, YAML 1.2.2 section 9.1.2).
 
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
 use super::fault::Fault;
@@ -59,6 +60,13 @@ pub struct Entry {
     pub node: Node,
 }
 
+impl Entry {
+    fn number(&mut self, next: &mut u32) {
+        self.node.number(next);
+        self.at = self.node.at;
+    }
+}
+
 impl Node {
     /// The value of a key, if this is a mapping that has it and it is not null.
     pub fn get(&self, key: &str) -> Option<&Node> {
@@ -87,6 +95,27 @@ impl Node {
         match &self.value {
             Value::Text(text) => Some(text),
             _ => None,
+        }
+    }
+
+    /// The field that stands at a place of an object that an API server has sent, such as `spec.rules[1].from`.
+    pub fn path(&self, at: Position) -> Option<String> {
+        if self.at == at {
+            return Some(String::new());
+        }
+        let below = |step: String, node: &Node| Some(format!("{step}{}", node.path(at)?));
+        let mut entries = self.entries().iter().filter_map(|entry| below(format!(".{}", entry.key), &entry.node));
+        let mut elements = self.elements().iter().enumerate();
+        entries.next().or_else(|| elements.find_map(|(index, node)| below(format!("[{index}]"), node)))
+    }
+
+    fn number(&mut self, next: &mut u32) {
+        self.at = Position { line: *next, column: 0 };
+        *next = next.saturating_add(1);
+        match &mut self.value {
+            Value::List(elements) => elements.iter_mut().for_each(|node| node.number(next)),
+            Value::Map(entries) => entries.iter_mut().for_each(|entry| entry.number(next)),
+            _ => {}
         }
     }
 
@@ -189,13 +218,53 @@ fn position(location: serde_saphyr::Location) -> Position {
     }
 }
 
+/// As an API server sends it. Instead of a line its parts have their number in the object, from which [`Node::path`] tells the field. Who
+/// set which field (`managedFields`, often the half of an object) is left out.
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut node = Bare::deserialize(deserializer)?.into_node();
+        let mut next = 1;
+        // What is wanted first, so that its numbers do not change with the rest (`metadata.resourceVersion`, `status`).
+        for spec in [true, false] {
+            if let Value::Map(entries) = &mut node.value {
+                entries
+                    .iter_mut()
+                    .filter(|entry| (entry.key == "spec") == spec)
+                    .for_each(|entry| entry.number(&mut next));
+            }
+        }
+        node.at = Position { line: next, column: 0 };
+        Ok(node)
+    }
+}
+
 struct Raw(Value);
 
+struct Bare(Value);
+
 trait IntoNode {
+    /// A key that is passed over.
+    const LEFT_OUT: Option<&'static str>;
     fn into_node(self) -> Node;
 }
 
+impl IntoNode for Bare {
+    const LEFT_OUT: Option<&'static str> = Some("managedFields");
+
+    fn into_node(self) -> Node {
+        Node { at: Position::default(), value: self.0 }
+    }
+}
+
+impl<'de> Deserialize<'de> for Bare {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(RawVisitor(PhantomData::<Self>)).map(Bare)
+    }
+}
+
 impl IntoNode for Spanned<Raw> {
+    const LEFT_OUT: Option<&'static str> = None;
+
     fn into_node(self) -> Node {
         Node { at: position(self.referenced), value: self.value.0 }
     }
@@ -203,13 +272,14 @@ impl IntoNode for Spanned<Raw> {
 
 impl<'de> Deserialize<'de> for Raw {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(RawVisitor).map(Raw)
+        deserializer.deserialize_any(RawVisitor(PhantomData::<Spanned<Self>>)).map(Raw)
     }
 }
 
-struct RawVisitor;
+/// Reads a value whose parts are read as `P`.
+struct RawVisitor<P>(PhantomData<P>);
 
-impl<'de> Visitor<'de> for RawVisitor {
+impl<'de, P: Deserialize<'de> + IntoNode> Visitor<'de> for RawVisitor<P> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -266,7 +336,7 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut sequence: A) -> Result<Value, A::Error> {
         let mut elements = Vec::new();
-        while let Some(element) = sequence.next_element::<Spanned<Raw>>()? {
+        while let Some(element) = sequence.next_element::<P>()? {
             elements.push(element.into_node());
         }
         Ok(Value::List(elements))
@@ -274,10 +344,16 @@ impl<'de> Visitor<'de> for RawVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
         let mut entries = Vec::new();
-        while let Some(key) = map.next_key::<Spanned<Raw>>()? {
-            let node = map.next_value::<Spanned<Raw>>()?.into_node();
-            let at = position(key.referenced);
-            let key = match key.value.0 {
+        while let Some(key) = map.next_key::<P>()? {
+            let Node { at, value: key } = key.into_node();
+            if let (Some(left_out), Value::Text(key)) = (P::LEFT_OUT, &key)
+                && key == left_out
+            {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let node = map.next_value::<P>()?.into_node();
+            let key = match key {
                 Value::Text(text) => text,
                 Value::Bool(value) => value.to_string(),
                 Value::Int(value) => value.to_string(),
