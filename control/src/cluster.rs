@@ -78,7 +78,7 @@ impl ClusterError {
 }
 
 /// What it said, in its own words if there are any.
-fn said(error: &kube::Error) -> String {
+pub(crate) fn said(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
         kube::Error::Service(error) => causes(&**error),
@@ -87,7 +87,7 @@ fn said(error: &kube::Error) -> String {
 }
 
 /// An error and what is behind it.
-fn causes(error: &(dyn std::error::Error + 'static)) -> String {
+pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

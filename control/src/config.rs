@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ca_secret::SecretName;
+use crate::cluster::Access;
 use crate::copies;
 use crate::distribute::session::Limits;
 use crate::federation::Pace;
@@ -15,8 +16,18 @@ use crate::trust::Federated;
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// A manifest file or a directory of them; may be given several times. Watched for changes.
-    #[arg(long, short = 'f', value_name = "PATH", required = true)]
+    #[arg(long, short = 'f', value_name = "PATH", required_unless_present = "kubernetes")]
     pub files: Vec<PathBuf>,
+    /// Watch a Kubernetes API server: that of --kubernetes-api, else of --kubeconfig, else the pod's own, else that of $KUBECONFIG or
+    /// ~/.kube/config. With --files too: an object that a file has counts as the file says it. Docs: docs/kubernetes.md.
+    #[arg(long)]
+    pub kubernetes: bool,
+    /// Kubeconfig for --kubernetes.
+    #[arg(long, value_name = "FILE", requires = "kubernetes", conflicts_with = "kubernetes_api")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; default: the current one.
+    #[arg(long, value_name = "NAME", requires = "kubernetes", conflicts_with = "kubernetes_api")]
+    pub context: Option<String>,
     /// Where proxies call: discovery (delta ADS), certificates and drain, over TLS.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
@@ -92,6 +103,8 @@ pub struct Args {
 pub struct Config {
     /// Files and directories of manifests.
     pub files: Vec<PathBuf>,
+    /// The API server that is watched.
+    pub kubernetes: Option<Access>,
     /// The discovery port; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The metrics port.
@@ -149,6 +162,7 @@ impl Config {
     pub fn new(files: Vec<PathBuf>, ca_dir: PathBuf) -> Self {
         Self {
             files,
+            kubernetes: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
             ca_dir,
@@ -196,7 +210,9 @@ impl Config {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
+        let access = Access { kubeconfig: args.kubeconfig, context: args.context, ..Access::from(&args.issuing) };
         Self {
+            kubernetes: args.kubernetes.then_some(access),
             listen: args.listen,
             metrics: args.metrics,
             ca_secret: args.ca_secret,
@@ -292,6 +308,28 @@ mod tests {
         {
             assert!(!read(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn there_is_a_source_and_one_way_to_each() {
+        use clap::{Args as _, FromArgMatches as _};
+        let read = |flags: &str| {
+            let command = Args::augment_args(clap::Command::new("control").no_binary_name(true));
+            let found = command.try_get_matches_from(flags.split_whitespace()).ok()?;
+            Some(Config::from(Args::from_arg_matches(&found).unwrap()))
+        };
+        for bad in
+            ["", "--kubeconfig k -f f", "--context c -f f", "--kubernetes --kubeconfig k --kubernetes-api https://a"]
+        {
+            assert!(read(&format!("--ca-dir ca {bad}")).is_none(), "{bad}");
+        }
+        let config = read("--ca-dir ca --kubernetes --kubeconfig k --context c").unwrap();
+        let access = config.kubernetes.unwrap();
+        assert_eq!((access.kubeconfig, access.context.as_deref()), (Some("k".into()), Some("c")));
+        assert!(config.files.is_empty());
+        let both = read("--ca-dir ca --kubernetes -f f --kubernetes-api https://a").unwrap();
+        assert_eq!((both.files.len(), both.kubernetes.unwrap().api.as_deref()), (1, Some("https://a")));
+        assert!(read("--ca-dir ca -f f").unwrap().kubernetes.is_none());
     }
 
     #[test]

@@ -47,10 +47,10 @@ use distribute::{Feed, Hub};
 use federation::Federation;
 use issue::signers::Keeper;
 use metrics::Metrics;
-use model::Model;
 use revoked::Revocations;
 use rotation::Authority;
-use sources::files::{self, Loaded, Watch};
+use sources::files;
+use sources::kubernetes::Kubernetes;
 use svid_roots::SvidRoots;
 use trust::Trust;
 
@@ -149,17 +149,20 @@ impl Control {
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
         let copies = copies(&config, &ca, &hub).await?;
-        let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
-        let errors = metrics.saved_errors.clone();
-        let keep = config.state_dir.clone().map(|dir| files::Keep { dir, errors });
-        let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain, keep)).await?;
-        let watch = watch.context("the files cannot be watched")?;
+        let kubernetes = match &config.kubernetes {
+            Some(access) => {
+                let client = access.client().await.context("the API server cannot be watched")?;
+                Some(Kubernetes::watch(&client, &metrics))
+            }
+            None => None,
+        };
+        let files = files(&config, &metrics).await?;
 
         let stopping = CancellationToken::new();
         let admin = server::admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let (feed, feeding) = Feed::start(Arc::clone(&hub));
-        let source = tokio::spawn(follow(watch, feed, Arc::clone(&hub), metrics));
+        let source = tokio::spawn(sources::follow(files, kubernetes, feed, metrics));
         let following = tokio::spawn(keeper.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
         let listeners = server::Listeners { discovery: listener, svid_roots, bundle };
@@ -222,78 +225,18 @@ async fn copies(config: &Config, ca: &Authority, hub: &Arc<Hub>) -> anyhow::Resu
     Ok(Some(copies::start(client, &config.copies, ca.clone(), Arc::clone(hub))))
 }
 
+/// Begins to watch the manifests, if there are any.
+async fn files(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<files::Watch>> {
+    if config.files.is_empty() {
+        return Ok(None);
+    }
+    let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
+    let errors = metrics.saved_errors.clone();
+    let keep = config.state_dir.clone().map(|dir| files::Keep { dir, errors });
+    let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain, keep)).await?;
+    watch.context("the files cannot be watched").map(Some)
+}
+
 async fn bind(addr: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(addr).await.with_context(|| format!("cannot listen on {addr}; is another control running?"))
-}
-
-/// Takes over each new state of the files.
-async fn follow(mut watch: Watch, feed: Feed, hub: Arc<Hub>, metrics: Arc<Metrics>) {
-    // The state whose model is in force.
-    let mut told: Option<Arc<Loaded>> = None;
-    let mut age = tokio::time::interval(Duration::from_secs(1));
-    let mut loaded = Arc::clone(&watch.borrow_and_update());
-    loop {
-        if take(&loaded, &hub, &metrics) {
-            tell(&mut told, Arc::clone(&loaded), &feed).await;
-        }
-        loop {
-            tokio::select! {
-                changed = watch.changed() => {
-                    if changed.is_err() {
-                        // The watching thread is gone: what was read stays in force, and is said to be of the past.
-                        tracing::error!("the files are not watched any more; restart control");
-                        state(&metrics, "lost");
-                        return;
-                    }
-                    loaded = Arc::clone(&watch.borrow_and_update());
-                    break;
-                }
-                _ = age.tick() => metrics.source_age.set(seconds(loaded.state.age())),
-            }
-        }
-    }
-}
-
-/// Says what there is to say of a new state; whether its model may come into force.
-fn take(loaded: &Loaded, hub: &Hub, metrics: &Metrics) -> bool {
-    metrics.loaded(loaded);
-    if !loaded.complete && !*hub.loaded().borrow() {
-        // What was never read is not empty: nobody is told anything before all of it has been there once.
-        tracing::error!("some of the files have never been readable: waiting for them before serving any proxy");
-        state(metrics, loaded.state.label());
-        return false;
-    }
-    state(metrics, loaded.state.label());
-    for problem in loaded.problems.iter().chain(&loaded.warnings) {
-        tracing::warn!("{problem}");
-    }
-    if !loaded.complete {
-        // Contract C6: what was never read is not "nothing".
-        tracing::error!("not all of the given paths could be read yet: nobody is answered from what there is so far");
-    }
-    loaded.complete
-}
-
-/// The files say all there is each time; what differs is found by looking at each object, not on the runtime's threads.
-async fn tell(told: &mut Option<Arc<Loaded>>, new: Arc<Loaded>, feed: &Feed) {
-    let (old, now, nothing) = (told.clone(), Arc::clone(&new), Model::default());
-    let compared =
-        tokio::task::spawn_blocking(move || old.as_ref().map_or(&nothing, |old| &old.model).changes_to(&now.model));
-    match compared.await {
-        Ok(changes) => {
-            *told = Some(new);
-            feed.send(changes).await;
-        }
-        Err(error) => tracing::error!(%error, "the model could not be compared; what was in force stays"),
-    }
-}
-
-fn state(metrics: &Metrics, now: &str) {
-    for state in ["synced", "stale", "lost"] {
-        metrics.source_state.with_label_values(&[state]).set(i64::from(state == now));
-    }
-}
-
-fn seconds(age: Duration) -> i64 {
-    i64::try_from(age.as_secs()).unwrap_or(i64::MAX)
 }

@@ -1,10 +1,11 @@
 //! Control's own metrics, in one registry; scraped on 15014.
 //!
-//! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then. (One has
-//! two; a test of [`crate::issue::cause`] shows that no two of its series are taken for one.)
+//! Labels have few values that are known beforehand, one label a metric: the crate's vectors keep label values apart only then. (Two have
+//! two; tests of `source` and of [`crate::issue::cause`] show that no two of their series are taken for one.)
 
 mod ca;
 mod sample;
+mod source;
 mod told;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,6 +19,7 @@ use weft_api::names::short_type;
 
 pub use self::ca::CaMetrics;
 pub use self::sample::Sample;
+pub use self::source::SourceMetrics;
 pub use self::told::ToldMetrics;
 use crate::compile::{Changes, Compiled};
 use crate::distribute::session::Heard;
@@ -60,10 +62,8 @@ pub struct Metrics {
     pub ca: CaMetrics,
     pub connections: IntGauge,
     pub handshake_failures: IntCounter,
-    pub source_state: IntGaugeVec,
-    pub source_age: IntGauge,
+    pub source: SourceMetrics,
     pub saved_errors: IntCounter,
-    problems: IntGauge,
     skipped: IntGauge,
     reloads: IntCounter,
     source_bounds: AtomicU64,
@@ -206,14 +206,11 @@ impl Metrics {
             connections: make.gauge("connections", "Open connections to the discovery port.")?,
             handshake_failures: make
                 .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,
-            source_state: make.gauges("source_state", "1 for the state that the source is in.", "state")?,
-            source_age: make
-                .gauge("source_age_seconds", "Age of the oldest part of the source; 0 if it is up to date.")?,
+            source: SourceMetrics::new(&make)?,
             saved_errors: make.counter(
                 "saved_errors_total",
                 "Reads and writes of the last good versions in the state directory that failed.",
             )?,
-            problems: make.gauge("source_problems", "Problems in the manifests that are in force now.")?,
             skipped: make.gauge("source_skipped_objects", "Objects of kinds that control does not read.")?,
             reloads: make.counter("source_loads_total", "How often the source gave a new state.")?,
             source_bounds: AtomicU64::new(0),
@@ -236,7 +233,6 @@ impl Metrics {
     /// The source gave a new state.
     pub fn loaded(&self, loaded: &Loaded) {
         self.reloads.inc();
-        self.problems.set(whole(loaded.problems.len()));
         self.skipped.set(whole(usize::try_from(loaded.skipped.values().sum::<u64>()).unwrap_or(usize::MAX)));
         self.bound("source", loaded.bounds_hit.saturating_sub(self.source_bounds.swap(loaded.bounds_hit, Relaxed)));
     }

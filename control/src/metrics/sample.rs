@@ -43,11 +43,11 @@ mod tests {
     #[test]
     fn a_series_is_read_with_its_labels() {
         let metrics = Metrics::new().unwrap();
-        metrics.source_state.with_label_values(&["lost"]).set(1);
+        metrics.token_reviews.with_label_values(&["ok"]).inc();
         metrics.streams.set(7);
-        let samples = metrics.samples("source_state");
+        let samples = metrics.samples("token_reviews_total");
         assert_eq!(samples.len(), 1);
-        assert_eq!((samples[0].labels["state"].as_str(), samples[0].value), ("lost", 1.0));
+        assert_eq!((samples[0].labels["outcome"].as_str(), samples[0].value), ("ok", 1.0));
         assert_eq!(metrics.samples("connected_proxies")[0].value.to_string(), "7");
     }
 }

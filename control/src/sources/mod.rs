@@ -1,9 +1,14 @@
-//! Where objects come from, one file a source. A source gives a whole [`Model`](crate::model::Model) at first and after each
-//! change, with what was wrong; one that is lost or stale keeps its last good objects and says so.
+//! Where objects come from, one folder a source. A source tells all it has at first and then each change; one that is lost or stale keeps its
+//! last good objects and says so. [`join`] makes one of several.
 
 use std::time::{Duration, Instant};
 
+pub use follow::follow;
+
 pub mod files;
+mod follow;
+pub mod join;
+pub mod kubernetes;
 
 /// How much a source knows of the present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +28,9 @@ pub enum State {
 }
 
 impl State {
+    /// All values of the label `state` in metrics.
+    pub const LABELS: [&'static str; 3] = ["synced", "stale", "lost"];
+
     /// The value of the label `state` in metrics.
     pub const fn label(self) -> &'static str {
         match self {
@@ -32,11 +40,49 @@ impl State {
         }
     }
 
+    /// That of two sources together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (State::Synced, state) | (state, State::Synced) => match state {
+                State::Lost { since } => State::Stale { since },
+                state => state,
+            },
+            (State::Lost { since }, State::Lost { since: other }) => State::Lost { since: since.min(other) },
+            (
+                State::Stale { since } | State::Lost { since },
+                State::Stale { since: other } | State::Lost { since: other },
+            ) => State::Stale { since: since.min(other) },
+        }
+    }
+
     /// How old the oldest part may be; zero if synced.
     pub fn age(self) -> Duration {
         match self {
             State::Synced => Duration::ZERO,
             State::Stale { since } | State::Lost { since } => since.elapsed(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sources_know_as_much_as_the_worse_one_and_are_lost_together_only() {
+        let (early, late) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        let (stale, lost) = (|since| State::Stale { since }, |since| State::Lost { since });
+        for (one, other, both) in [
+            (State::Synced, State::Synced, State::Synced),
+            (State::Synced, stale(early), stale(early)),
+            (State::Synced, lost(early), stale(early)),
+            (stale(late), stale(early), stale(early)),
+            (stale(late), lost(early), stale(early)),
+            (lost(late), lost(early), lost(early)),
+        ] {
+            assert_eq!((one.and(other), other.and(one)), (both, both));
+            assert!(State::LABELS.contains(&both.label()));
         }
     }
 }

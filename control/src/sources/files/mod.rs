@@ -14,7 +14,7 @@
 
 mod assemble;
 mod core;
-mod object;
+pub(super) mod object;
 mod problem;
 mod saved;
 mod scan;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use weft_api::kinds::decode::At;
 use weft_api::kinds::{
-    self, Body, Class, Document, Fault, Grant, Kind, Node, Position, Refused, Route, Target, Value, classify,
+    self, Body, Class, Document, Fault, Grant, Kind, Node, Place, Position, Refused, Route, Target, Value, classify,
 };
 
 use super::core;
@@ -13,7 +13,7 @@ use crate::model::{self, Name, Namespace, Service, Slice, Workload};
 
 /// Kind, namespace and name: what makes an object the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct Key {
+pub(in crate::sources) struct Key {
     pub kind: &'static str,
     pub name: Name,
 }
@@ -31,7 +31,7 @@ impl std::fmt::Display for Key {
 
 /// What an object says.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum Thing {
+pub(in crate::sources) enum Thing {
     Namespace(Namespace),
     Service(Service),
     Slice(Slice),
@@ -72,7 +72,7 @@ impl Written {
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Content {
+pub(in crate::sources) enum Content {
     /// Right.
     Good { key: Key, thing: Arc<Thing>, warnings: Vec<Fault> },
     /// Wrong. Without a key it cannot be told which object (or objects) it was. `instead` stands for it if no good version is known.
@@ -146,7 +146,7 @@ fn read_object(file: &str, node: &Node, kind_of_list: Option<(&str, &str)>, dept
     let core = core::KINDS.into_iter().find(|known| *known == (api_version.as_str(), kind.as_str()));
     let content = match (core, classify(&api_version, &kind)) {
         (Some((_, kind)), _) => core_object(kind, node),
-        (None, Ok(Class::Ours(kind))) => strict_object(kind, node, file),
+        (None, Ok(Class::Ours(kind))) => strict_object(kind, node, Place::File(file)),
         (None, Ok(Class::Other)) => match misspelt_core(&api_version, &kind) {
             Some(fault) => Content::Broken { key: None, faults: vec![fault], instead: Vec::new() },
             None => Content::Skipped(kind.value),
@@ -190,7 +190,8 @@ fn misspelt_core(api_version: &At<String>, kind: &At<String>) -> Option<Fault> {
     Some(Fault::new(api_version.at, message).suggest(version))
 }
 
-fn core_object(kind: &'static str, node: &Node) -> Content {
+/// Reads an object of a core kind.
+pub(in crate::sources) fn core_object(kind: &'static str, node: &Node) -> Content {
     let metadata = node.get("metadata");
     let text = |key| metadata.and_then(|metadata| text_of(metadata, key));
     let Some(name) = text("name") else {
@@ -230,8 +231,9 @@ fn core_object(kind: &'static str, node: &Node) -> Content {
     }
 }
 
-fn strict_object(kind: Kind, node: &Node, file: &str) -> Content {
-    match kinds::read(kind, node, file) {
+/// Reads an object of a strict kind.
+pub(in crate::sources) fn strict_object(kind: Kind, node: &Node, place: Place<'_>) -> Content {
+    match kinds::read(kind, node, place) {
         Ok(object) => {
             let thing = match object.body {
                 Body::Route(route) if route.parents.is_empty() => {
@@ -249,7 +251,7 @@ fn strict_object(kind: Kind, node: &Node, file: &str) -> Content {
             let key = Key { kind: kind.name(), name: Name::new(object.namespace, object.name) };
             Content::Good { key, thing: Arc::new(thing), warnings: object.warnings }
         }
-        Err(refused) => broken(*refused, file),
+        Err(refused) => broken(*refused, place),
     }
 }
 
@@ -263,19 +265,19 @@ fn model_targets(targets: Vec<Target>) -> Vec<model::Target> {
 
 /// A broken policy closes its targets; its whole namespace, if its targets cannot be read. A broken route is as if it were not there: it
 /// says where requests go, not who may send them.
-fn broken(refused: Refused, file: &str) -> Content {
-    let why = refused.faults.first().map_or_else(|| "broken".to_owned(), |fault| format!("{file}:{fault}"));
+fn broken(refused: Refused, place: Place<'_>) -> Content {
+    let why = refused.faults.first().map_or_else(|| "broken".to_owned(), |fault| place.fault(fault));
     let targets = refused.targets.map_or_else(|| vec![model::Target::Namespace], model_targets);
-    let place = Position { line: refused.at.line, ..Position::default() };
+    let at = Position { line: refused.at.line, ..Position::default() };
     let (key, thing) = match refused.name.filter(|name| kinds::is_dns_name(name)) {
         Some(name) => {
             let key = Key { kind: refused.kind.name(), name: Name::new(refused.namespace, name) };
-            (Some(key.clone()), closed(refused.kind, key, targets, &why, file, place))
+            (Some(key.clone()), closed(refused.kind, key, targets, &why, place, at))
         }
         // A policy without a name gets one from its place, so that it can stand in the tables.
         None => {
-            let name = Name::new(refused.namespace, format!("line-{}", place.line));
-            (None, closed(refused.kind, Key { kind: refused.kind.name(), name }, targets, &why, file, place))
+            let name = Name::new(refused.namespace, format!("line-{}", at.line));
+            (None, closed(refused.kind, Key { kind: refused.kind.name(), name }, targets, &why, place, at))
         }
     };
     Content::Broken { key, faults: refused.faults, instead: thing.into_iter().collect() }
@@ -286,11 +288,11 @@ fn closed(
     key: Key,
     targets: Vec<model::Target>,
     why: &str,
-    file: &str,
+    place: Place<'_>,
     at: Position,
 ) -> Option<(Key, Arc<Thing>)> {
     let (namespace, name) = (key.name.namespace.as_str(), key.name.name.as_str());
-    let source = format!("{file}:{}", at.line);
+    let source = place.part(at);
     let thing = match kind {
         Kind::AuthorizationPolicy => {
             let policy = kinds::closed_authorization(namespace, name, why, &source);
@@ -314,7 +316,10 @@ fn unknown(kind: &At<String>, node: &Node, file: &str, fault: Fault) -> Content 
     };
     let namespace = text("namespace").unwrap_or_else(|| kinds::DEFAULT_NAMESPACE.to_owned());
     let targets = kinds::targets_of(node, &namespace);
-    broken(Refused { kind, namespace, name: text("name"), at: node.at, faults: vec![fault], targets }, file)
+    broken(
+        Refused { kind, namespace, name: text("name"), at: node.at, faults: vec![fault], targets },
+        Place::File(file),
+    )
 }
 
 /// Namespaces that one document without syntax can close.
@@ -342,7 +347,8 @@ fn unparsed(file: &str, document: Document<'_>, fault: Fault) -> Item {
         for namespace in namespaces {
             let key = Key { kind: kind.name(), name: Name::new(namespace, format!("line-{}", fault.at.line)) };
             if !instead.iter().any(|(other, _)| *other == key) {
-                instead.extend(closed(kind, key, vec![model::Target::Namespace], &why, file, fault.at));
+                let all = vec![model::Target::Namespace];
+                instead.extend(closed(kind, key, all, &why, Place::File(file), fault.at));
             }
         }
     }
