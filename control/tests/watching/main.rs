@@ -1,0 +1,13 @@
+//! The source kubernetes against a real API server: `tests/e2e/api-source` starts one, says where it is, and starts this. Elsewhere nothing is
+//! tested here.
+//!
+//! - `cluster`: the API server, asked as its administrator, and a way to it that can be cut.
+//! - `table`: what services and slices mean, a row a test.
+//! - `faults`: what a subscriber sees while the way, the API server or etcd is away.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
+
+mod cluster;
+#[path = "../common/mod.rs"]
+mod common;
+mod faults;
+mod table;
