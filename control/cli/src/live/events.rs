@@ -48,7 +48,7 @@ fn line(event: &Event) -> String {
         (told, waiting) => format!("told {told}, {waiting} have not answered yet"),
     };
     let but = [(event.refused, "refused"), (event.gone, "went away")].into_iter().filter(|(count, _)| *count > 0);
-    let but: String = but.map(|(count, what)| format!(", {count} {what}")).collect();
+    let but = but.fold(String::new(), |said, (count, what)| format!("{said}, {count} {what}"));
     format!("{}  {why}: {made}, compiled in {:.1} ms, {told}{but}", time(event.at), event.compiled_ms)
 }
 
