@@ -146,8 +146,8 @@ fn random_targets(one: u8) -> Vec<Target> {
 fn random_workload(number: u8, one: u8, two: u8, three: u8) -> Workload {
     let mut ips = vec![ip(0, 0, number + one % 2 * 100)];
     match one % 7 {
-        // As pods of the host's network do.
-        0 => ips = vec![ip(0, 0, 50)],
+        // An address that others have too, and at which an endpoint stands that names nobody.
+        0 => ips = vec![ip(0, 0, 4)],
         1 => ips.push(ip6(number)),
         _ => {}
     }
