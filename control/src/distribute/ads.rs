@@ -45,7 +45,8 @@ impl Ads {
     pub fn new(hub: Arc<Hub>, config: &Config, stopping: CancellationToken) -> Self {
         let (requests, burst) = config.new_streams;
         let rate = Rate { requests, per: Duration::from_secs(1), burst };
-        let most = i64::try_from(config.max_connections).unwrap_or(i64::MAX);
+        // Of one proxy there may be two for a moment.
+        let most = i64::try_from(config.max_connections.saturating_mul(2)).unwrap_or(i64::MAX);
         Self { hub, stopping, opened: Cell::default(), rate, most }
     }
 
