@@ -1,18 +1,32 @@
 //! The delta ADS service: a thin shell around a [`Session`](super::session::Session).
+//!
+//! Its messages are framed here and not by the library, whose encoder keeps the room of the largest one that it ever sent, and at least 8 KiB,
+//! for as long as the stream lives: 64 KiB for a proxy that calls 20 services. Here a message's room goes with it.
 
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
+use bytes::{BufMut as _, Bytes};
+use http::header::{CONTENT_TYPE, HeaderMap};
+use http_body_util::StreamBody;
+use hyper::body::Frame;
 use prost::Message;
 use prost_types::value::Kind;
 use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::body::Body;
+use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
+use tonic::server::NamedService;
+use tonic::{Request, Status, Streaming};
 use weft_api::names::short_type;
 use weft_api::wire::core::Node;
-use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
+use weft_api::wire::discovery::aggregated_discovery_service_server::SERVICE_NAME;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_engine::ratelimit::{Cell, Decision, Rate};
 
@@ -27,17 +41,49 @@ const LONGEST_TEXT: usize = 128;
 /// Responses made but not yet taken by the connection. More would be decided too early.
 const IN_HAND: usize = 2;
 
-type Out = mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>;
+/// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
+/// very large set may be a few MiB.
+const MAX_REQUEST: usize = 16 * 1024 * 1024;
+/// Room for requests that a stream keeps; an acknowledgement takes 50 bytes.
+const REQUEST_ROOM: usize = 512;
+const METHOD: &str = "/DeltaAggregatedResources";
+
+type Out = mpsc::Sender<Result<Bytes, Status>>;
 
 /// The gRPC service.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Ads {
     hub: Arc<Hub>,
     stopping: CancellationToken,
     /// How many streams were opened lately.
-    opened: Cell,
+    opened: Arc<Cell>,
     rate: Rate,
     most: i64,
+}
+
+impl NamedService for Ads {
+    const NAME: &'static str = SERVICE_NAME;
+}
+
+impl tower::Service<http::Request<Body>> for Ads {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let known =
+            request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) == Some(METHOD);
+        let opened = if known {
+            self.delta_aggregated_resources(Request::from_http(request))
+        } else {
+            Err(Status::unimplemented("control serves delta ADS only"))
+        };
+        ready(Ok(opened.unwrap_or_else(Status::into_http)))
+    }
 }
 
 impl Ads {
@@ -47,7 +93,7 @@ impl Ads {
         let rate = Rate { requests, per: Duration::from_secs(1), burst };
         // Of one proxy there may be two for a moment.
         let most = i64::try_from(config.max_connections.saturating_mul(2)).unwrap_or(i64::MAX);
-        Self { hub, stopping, opened: Cell::default(), rate, most }
+        Self { hub, stopping, opened: Arc::default(), rate, most }
     }
 
     /// A new stream costs most at its beginning: what comes all at once waits outside, so that those which are here are served meanwhile.
@@ -64,36 +110,72 @@ impl Ads {
         };
         Ok(())
     }
-}
 
-#[tonic::async_trait]
-impl AggregatedDiscoveryService for Ads {
-    type DeltaAggregatedResourcesStream = ReceiverStream<Result<DeltaDiscoveryResponse, Status>>;
-
-    async fn delta_aggregated_resources(
-        &self,
-        request: Request<Streaming<DeltaDiscoveryRequest>>,
-    ) -> Result<Response<Self::DeltaAggregatedResourcesStream>, Status> {
+    fn delta_aggregated_resources(&self, request: Request<Body>) -> Result<http::Response<Body>, Status> {
         let addr = auth::peer(&request)?.addr;
         let proved =
             auth::proved(&request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
         self.admit()?;
         let (out, responses) = mpsc::channel(IN_HAND);
         let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
-        let incoming = request.into_inner();
+        let incoming = Streaming::new_request(Requests, request.into_inner(), None, Some(MAX_REQUEST));
         tokio::spawn(async move {
             let served = tokio::select! {
                 served = serve(&hub, &proved, addr, incoming, &out) => served,
                 () = ends(&proved) => Err(auth::expired()),
                 () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
             };
-            if let Err(status) = served {
-                hub.audit("stream", &proved.identity.to_string(), addr, &status);
-                // Best effort: a peer that reads nothing is cut off by the connection's end.
-                let _ = out.try_send(Err(status));
+            if let Err(status) = &served {
+                hub.audit("stream", &proved.identity.to_string(), addr, status);
             }
+            // Best effort: a peer that reads nothing is cut off by the connection's end.
+            let _ = out.try_send(Err(served.err().unwrap_or_else(|| Status::ok(""))));
         });
-        Ok(Response::new(ReceiverStream::new(responses)))
+        let frames = ReceiverStream::new(responses).map(|response| Ok::<_, Infallible>(frame(response)));
+        let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
+        response.headers_mut().insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+        Ok(response)
+    }
+}
+
+/// A message, or the end.
+fn frame(response: Result<Bytes, Status>) -> Frame<Bytes> {
+    match response {
+        Ok(message) => Frame::data(message),
+        Err(status) => {
+            let mut trailers = HeaderMap::new();
+            // A status that does not fit into headers is left out: then the stream ends without one.
+            let _ = status.add_header(&mut trailers);
+            Frame::trailers(trailers)
+        }
+    }
+}
+
+/// As it travels: whether it is compressed, its length, itself.
+fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut framed = Vec::with_capacity(5 + length);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    // Cannot fail: a vector has room.
+    let _ = message.encode(&mut framed);
+    framed.into()
+}
+
+/// Reads requests.
+struct Requests;
+
+impl Decoder for Requests {
+    type Item = DeltaDiscoveryRequest;
+    type Error = Status;
+
+    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+        let request = DeltaDiscoveryRequest::decode(from);
+        request.map(Some).map_err(|error| Status::invalid_argument(format!("a request cannot be read: {error}")))
+    }
+
+    fn buffer_settings(&self) -> BufferSettings {
+        BufferSettings::new(REQUEST_ROOM, REQUEST_ROOM)
     }
 }
 
@@ -191,7 +273,7 @@ async fn converse(
                 let Ok(permit) = permit else { return Ok(()) };
                 if let Some(response) = hub.next(stream) {
                     count(hub, &response);
-                    permit.send(Ok(response));
+                    permit.send(Ok(framed(&response)));
                 }
             }
             () = stream.wake.notified(), if !has_work => {}
@@ -215,4 +297,24 @@ fn count(hub: &Hub, response: &DeltaDiscoveryResponse) {
         response.removed_resources.len(),
         response.encoded_len(),
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_travels_behind_its_length_and_a_stream_ends_with_its_status() {
+        let message = DeltaDiscoveryRequest { type_url: "t".repeat(300), ..Default::default() };
+        let bytes = frame(Ok(framed(&message))).into_data().unwrap();
+        assert_eq!(bytes[..5], [0, 0, 0, 1, 47]);
+        assert_eq!(DeltaDiscoveryRequest::decode(&bytes[5..]).unwrap(), message);
+        let ended = |status| frame(Err(status)).into_trailers().unwrap();
+        assert_eq!(ended(Status::ok(""))["grpc-status"], "0");
+        let refused = ended(Status::permission_denied("not yours"));
+        assert_eq!(
+            (&refused["grpc-status"], &refused["grpc-message"]),
+            (&"7".parse().unwrap(), &"not%20yours".parse().unwrap())
+        );
+    }
 }

@@ -14,7 +14,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
-use weft_api::wire::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use weft_api::wire::v1::drain_server::DrainServer;
 
 use crate::config::Config;
@@ -25,10 +24,7 @@ use crate::issue::Provers;
 use crate::rotation::Authority;
 use crate::svid_roots::Further;
 
-/// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
-/// very large set may be a few MiB.
-const MAX_REQUEST: usize = 16 * 1024 * 1024;
-/// Of all other calls.
+/// Of all calls but discovery.
 const MAX_SMALL_REQUEST: usize = 64 * 1024;
 /// Streams on one connection: discovery, a drain, a certificate.
 const MAX_STREAMS: u32 = 16;
@@ -60,8 +56,7 @@ pub async fn serve(
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };
         tokio::spawn(bundle::serve(listener, published, stopping.clone()));
     }
-    let ads = AggregatedDiscoveryServiceServer::new(Ads::new(Arc::clone(&hub), config, stopping.clone()))
-        .max_decoding_message_size(MAX_REQUEST);
+    let ads = Ads::new(Arc::clone(&hub), config, stopping.clone());
     let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));
     let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
     let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
