@@ -119,7 +119,7 @@ pub(super) enum Pending {
 #[derive(Debug)]
 pub(super) struct Members {
     pub(super) phase: Phase,
-    pub(super) held: HashMap<Arc<str>, Held>,
+    pub(super) held: BTreeMap<Arc<str>, Held>,
     pub(super) pending: Pending,
 }
 
@@ -168,7 +168,8 @@ pub struct Session {
     asked: HashSet<&'static str>,
     nodes: HashMap<Arc<str>, Node>,
     collections: HashMap<Arc<str>, Members>,
-    topics: HashMap<Topic, BTreeSet<Arc<str>>>,
+    /// The names that listen to each, in order: nearly always one.
+    topics: HashMap<Topic, Vec<Arc<str>>>,
     listens: Vec<Listen>,
     queue: VecDeque<Entry>,
     queued: HashSet<Arc<str>>,
@@ -275,18 +276,22 @@ impl Session {
 
     fn listen(&mut self, name: &Arc<str>) {
         for topic in topics_of(name) {
-            let names = self.topics.entry(topic.clone()).or_default();
+            let names = self.topics.entry(topic.clone()).or_insert_with(|| Vec::with_capacity(1));
             if names.is_empty() {
                 self.listens.push(Listen::To(topic));
             }
-            names.insert(Arc::clone(name));
+            if let Err(place) = names.binary_search(name) {
+                names.insert(place, Arc::clone(name));
+            }
         }
     }
 
     fn unlisten(&mut self, name: &Arc<str>) {
         for topic in topics_of(name) {
             let Some(names) = self.topics.get_mut(&topic) else { continue };
-            names.remove(name);
+            if let Ok(place) = names.binary_search(name) {
+                names.remove(place);
+            }
             if names.is_empty() {
                 self.topics.remove(&topic);
                 self.listens.push(Listen::No(topic));

@@ -1,6 +1,6 @@
 //! What is sent: the next response, made from the queue and from what is true now.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +12,8 @@ use crate::compile::{Collection, Compiled, Resource};
 
 /// Bytes of an entry beside its name and its bytes: version, type URL, tags and lengths.
 const OVERHEAD: usize = 96;
+/// Entries for which an empty queue keeps room.
+const IDLE_ROOM: usize = 4;
 
 /// A response in the making.
 struct Draft {
@@ -104,6 +106,9 @@ impl Session {
             if !self.more_claims {
                 self.claims = HashMap::new();
             }
+            // A stream that is up to date holds no room for all that it was told at first.
+            self.queue.shrink_to(IDLE_ROOM);
+            self.queued.shrink_to(IDLE_ROOM);
             self.changed.take()
         } else {
             self.changed
@@ -190,7 +195,7 @@ impl Session {
             // One that holds an empty set needs not be asked what is in it.
             let claimed = self.claims.remove(&**name).filter(|digest| *digest != Digest::default().to_version());
             let phase = if claimed.is_some() { Phase::Awaiting } else { Phase::Loading };
-            let members = Members { phase, held: HashMap::new(), pending: Pending::All };
+            let members = Members { phase, held: BTreeMap::new(), pending: Pending::All };
             self.collections.insert(Arc::clone(name), members);
             if phase == Phase::Loading {
                 self.queued.insert(Arc::clone(name));
@@ -278,7 +283,7 @@ fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &m
 }
 
 fn send_difference(
-    all: &mut HashMap<Arc<str>, Held>,
+    all: &mut BTreeMap<Arc<str>, Held>,
     name: &Arc<str>,
     truth: Option<&Collection>,
     draft: &mut Draft,

@@ -1,6 +1,6 @@
 //! What a proxy says: subscriptions, what it holds, ACKs.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -125,7 +125,7 @@ impl Session {
             let Some((head, _)) = self.nodes.get_key_value(head.as_str()) else { continue };
             let head = Arc::clone(head);
             let truth = compiled.collection(&head);
-            let mut held = HashMap::new();
+            let mut held = BTreeMap::new();
             for (name, version) in &request.initial_resource_versions {
                 if names::collection_of(name) != Some(&head) {
                     continue;
