@@ -199,7 +199,8 @@ impl Mesh {
     pub async fn json(&self, path: &str) -> serde_json::Value {
         let answer = self.get(path).await;
         let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        serde_json::from_str(body).unwrap_or_else(|_| panic!("{path}: {answer}"))
+        let json: Result<_, String> = serde_json::from_str(body).map_err(|error| format!("{path}: {error}: {answer}"));
+        json.unwrap()
     }
 
     /// An HTTP/1 GET of the metrics port.
