@@ -101,14 +101,17 @@ mod tests {
         (Name::new("many", format!("s-{number}")), service(1))
     }
 
-    async fn services(hub: &Hub, wanted: usize) {
-        let known = || hub.compiled(|compiled| compiled.model().services.len());
-        let all = async {
-            while known() < wanted {
+    async fn until(holds: impl Fn() -> bool) {
+        let held = async {
+            while !holds() {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(20), all).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(20), held).await.unwrap();
+    }
+
+    async fn services(hub: &Hub, wanted: usize) {
+        until(|| hub.compiled(|compiled| compiled.model().services.len()) >= wanted).await;
     }
 
     #[tokio::test]
@@ -121,12 +124,14 @@ mod tests {
             feed.send(vec![Change::Service(name, Some(service))]).await;
         }
         services(&hub, 52).await;
-        assert!(*hub.loaded().borrow());
+        // The model is there a moment before what is made of it, and before anybody is answered.
+        hub.loaded().wait_for(|loaded| *loaded).await.unwrap();
         let batches = "weft_control_compile_duration_seconds_count";
         assert_eq!(count(&hub, batches), 1);
         let (name, service) = one(50);
         feed.send(vec![Change::Service(name, Some(service))]).await;
         services(&hub, 53).await;
+        until(|| count(&hub, batches) > 1).await;
         assert_eq!(count(&hub, batches), 2);
         assert_eq!(count(&hub, "weft_control_bound_hits_total{bound=\"changes\"}"), 0);
     }
