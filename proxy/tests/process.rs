@@ -21,8 +21,10 @@ fn proxy(args: &[&str]) -> Command {
     command
 }
 
-fn free() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+/// Addresses that nobody listens on. All are had at one time, so that none comes twice, and at an address where the other test does not take any.
+fn free() -> [SocketAddr; 6] {
+    let held: [TcpListener; 6] = std::array::from_fn(|_| TcpListener::bind("127.0.0.2:0").unwrap());
+    held.map(|one| one.local_addr().unwrap())
 }
 
 struct Killed(Child);
@@ -36,13 +38,14 @@ impl Drop for Killed {
 
 /// A proxy in `dir`, whose control is away, and the address of its health port.
 fn start(dir: &Path) -> (Killed, SocketAddr) {
-    let (health, control) = (free(), free().to_string());
+    let [health, control, outbound, inbound, metrics, admin] = free();
+    let control = control.to_string();
     let ports = [
-        format!("--outbound={}", free()),
-        format!("--inbound={}", free()),
-        format!("--metrics={}", free()),
+        format!("--outbound={outbound}"),
+        format!("--inbound={inbound}"),
+        format!("--metrics={metrics}"),
         format!("--health={health}"),
-        format!("--admin={}", free()),
+        format!("--admin={admin}"),
     ];
     let root = dir.join("ca/root.pem");
     let mut command = proxy(&["--workload=shop/web-0", "--identity", IDENTITY, "--control", &control]);
