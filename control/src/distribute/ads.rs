@@ -151,10 +151,13 @@ fn frame(response: Result<Bytes, Status>) -> Frame<Bytes> {
     }
 }
 
-/// As it travels: whether it is compressed, its length, itself.
+/// Before each message: whether it is compressed, and its length.
+const HEAD: usize = 5;
+
+/// As it travels: its head, itself.
 fn framed(message: &impl Message) -> Bytes {
     let length = message.encoded_len();
-    let mut framed = Vec::with_capacity(5 + length);
+    let mut framed = Vec::with_capacity(HEAD + length);
     framed.put_u8(0);
     framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     // Cannot fail: a vector has room.
@@ -272,8 +275,9 @@ async fn converse(
             permit = out.reserve(), if has_work => {
                 let Ok(permit) = permit else { return Ok(()) };
                 if let Some(response) = hub.next(stream) {
-                    count(hub, &response);
-                    permit.send(Ok(framed(&response)));
+                    let framed = framed(&response);
+                    count(hub, &response, framed.len() - HEAD);
+                    permit.send(Ok(framed));
                 }
             }
             () = stream.wake.notified(), if !has_work => {}
@@ -290,12 +294,12 @@ fn hear(hub: &Hub, stream: &Stream, request: DeltaDiscoveryRequest) -> Result<()
     })
 }
 
-fn count(hub: &Hub, response: &DeltaDiscoveryResponse) {
+fn count(hub: &Hub, response: &DeltaDiscoveryResponse, bytes: usize) {
     hub.metrics.pushed(
         short_type(&response.type_url),
         response.resources.len(),
         response.removed_resources.len(),
-        response.encoded_len(),
+        bytes,
     );
 }
 
