@@ -5,6 +5,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "proto/envoy/service/discovery/v3/discovery.proto",
         "proto/istio/v1/auth/ca.proto",
         "proto/spiffe/workload.proto",
+        "proto/weft/replicas/v1/replicas.proto",
         "proto/weft/v1/weft.proto",
     ];
     println!("cargo:rerun-if-changed=proto");

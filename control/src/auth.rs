@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use tonic::{Request, Status};
@@ -69,6 +69,13 @@ pub fn proved<T>(request: &Request<T>) -> Result<&Proved, Status> {
 /// The answer to a connection that has outlived its certificate.
 pub fn expired() -> Status {
     Status::unauthenticated("the client certificate of this connection has expired; connect again with the renewed one")
+}
+
+/// Returns when the certificate has expired, by the wall clock, which may be set.
+pub async fn ends(proved: &Proved) {
+    while let Ok(left) = proved.not_after.duration_since(SystemTime::now()) {
+        tokio::time::sleep(left.min(Duration::from_secs(30)).max(Duration::from_millis(10))).await;
+    }
 }
 
 /// Reads `NAMESPACE/POD`.

@@ -28,6 +28,7 @@ use tower::{BoxError, ServiceBuilder};
 
 use crate::issue::Settings;
 use crate::issue::secret::SecretFile;
+use crate::model::SYSTEM_NAMESPACE;
 
 /// For a whole question.
 pub const QUESTION: Duration = Duration::from_secs(5);
@@ -108,6 +109,13 @@ pub fn roots(told: Option<&Path>) -> PathBuf {
 /// The same of our own token.
 pub fn token(told: Option<&Path>) -> PathBuf {
     told.map_or_else(|| Path::new(IN_CLUSTER).join("token"), Path::to_owned)
+}
+
+/// The namespace of control itself, as told, else that of its pod, else [`SYSTEM_NAMESPACE`].
+pub fn namespace(told: Option<&str>) -> String {
+    let of_pod = || std::fs::read_to_string(Path::new(IN_CLUSTER).join("namespace")).ok();
+    let named = told.map(str::to_owned).or_else(of_pod).map(|name| name.trim().to_owned());
+    named.filter(|name| !name.is_empty()).unwrap_or_else(|| SYSTEM_NAMESPACE.to_owned())
 }
 
 /// Asks one question, for [`QUESTION`] at most.

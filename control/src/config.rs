@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::ca_secret::SecretName;
-use crate::cluster::Access;
+use crate::cluster::{self, Access};
 use crate::copies;
 use crate::distribute::session::Limits;
 use crate::federation::Pace;
 use crate::issue::{Settings, signers};
+use crate::replicas::presence::Presence;
+use crate::status;
 use crate::trust::Federated;
 
 /// Watches manifests, compiles them into resources and tells each proxy what it uses; issues the mesh's certificates.
@@ -28,9 +30,19 @@ pub struct Args {
     /// Context of the kubeconfig; default: the current one.
     #[arg(long, value_name = "NAME", requires = "kubernetes", conflicts_with = "kubernetes_api")]
     pub context: Option<String>,
+    /// Do not write onto routes and policies whether they were taken and which proxies run them. Of several controls one writes, by a Lease.
+    #[arg(long, requires = "kubernetes")]
+    pub no_status: bool,
+    /// Namespace of control itself, where its Leases are; default: that of its pod, else weft-system.
+    #[arg(long, value_name = "NAME", requires = "kubernetes")]
+    pub namespace: Option<String>,
     /// Where proxies call: discovery (delta ADS), certificates and drain, over TLS.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15012")]
     pub listen: SocketAddr,
+    /// Proxies that are served at a time. A quarter more connections are taken: one that comes back or asks for a certificate may have two for a
+    /// moment. Each is an open file: `ulimit -n` must allow for them.
+    #[arg(long, value_name = "NUMBER", default_value_t = 10_000, value_parser = proxies)]
+    pub max_proxies: usize,
     /// Metrics, health and /debug/proxies, over plain HTTP.
     #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15014")]
     pub metrics: SocketAddr,
@@ -48,6 +60,17 @@ pub struct Args {
     /// has them. Read again when it changes; another issuer is followed as a rotation, with its state where the CA is.
     #[arg(long, value_name = "DIR")]
     pub issuer_from: Option<PathBuf>,
+    /// Another replica of control, at its discovery port; may be given several times. A name with several addresses means all of them, looked up
+    /// again every 5 s; ourselves among them do no harm, so all replicas may be given the same. Docs: docs/replicas.md.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub replica: Vec<String>,
+    /// Where other replicas reach this one, such as $(POD_IP):15012; with --kubernetes. It then holds a Lease in the namespace of control that says so,
+    /// and follows those that have such Leases.
+    #[arg(long, value_name = "ADDR", requires = "kubernetes")]
+    pub advertise: Option<SocketAddr>,
+    /// What this replica is called where several are listed [default: its host's name and its port].
+    #[arg(long, value_name = "NAME")]
+    pub replica_name: Option<String>,
     /// Trust domain of all identities.
     #[arg(long, value_name = "DOMAIN", default_value = "cluster.local")]
     pub trust_domain: String,
@@ -105,6 +128,8 @@ pub struct Config {
     pub files: Vec<PathBuf>,
     /// The API server that is watched.
     pub kubernetes: Option<Access>,
+    /// Whether status is written onto its objects.
+    pub status: Option<status::Settings>,
     /// The discovery port; port 0 takes a free one.
     pub listen: SocketAddr,
     /// The metrics port.
@@ -115,6 +140,12 @@ pub struct Config {
     pub ca_secret: Option<SecretName>,
     /// Where somebody else keeps the issuer; `None`: the CA makes its own.
     pub issuer_from: Option<PathBuf>,
+    /// Other replicas, `HOST:PORT`.
+    pub replicas: Vec<String>,
+    /// What this one is called.
+    pub called: String,
+    /// The Lease that says that it is there.
+    pub presence: Option<Presence>,
     /// Trust domain of all identities.
     pub trust_domain: String,
     /// Longest life of a workload's certificate.
@@ -163,11 +194,15 @@ impl Config {
         Self {
             files,
             kubernetes: None,
+            status: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
             ca_dir,
             ca_secret: None,
             issuer_from: None,
+            replicas: Vec::new(),
+            called: host(),
+            presence: None,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
             publish_roots_for: Duration::ZERO,
@@ -184,7 +219,7 @@ impl Config {
             copies: copies::Settings::default(),
             signing: signers::Settings::default(),
             limits: Limits::default(),
-            max_connections: 10_000,
+            max_connections: 12_500,
             // What a machine can shake hands with in a second, more or less: more would only keep those waiting that are here already.
             new_streams: (1_000, 2_000),
             // So a peer that is gone without a word is noticed within 20 s.
@@ -210,13 +245,24 @@ impl Config {
 
 impl From<Args> for Config {
     fn from(args: Args) -> Self {
+        let called = args.replica_name.unwrap_or_else(|| format!("{}:{}", host(), args.listen.port()));
         let access = Access { kubeconfig: args.kubeconfig, context: args.context, ..Access::from(&args.issuing) };
         Self {
             kubernetes: args.kubernetes.then_some(access),
+            status: (args.kubernetes && !args.no_status)
+                .then(|| status::Settings { namespace: cluster::namespace(args.namespace.as_deref()) }),
             listen: args.listen,
             metrics: args.metrics,
+            max_connections: args.max_proxies + args.max_proxies / 4,
             ca_secret: args.ca_secret,
             issuer_from: args.issuer_from,
+            replicas: args.replica,
+            called: called.clone(),
+            presence: args.advertise.map(|serves| Presence {
+                namespace: cluster::namespace(args.namespace.as_deref()),
+                name: called,
+                serves,
+            }),
             trust_domain: args.trust_domain,
             leaf_ttl: args.leaf_ttl,
             publish_roots_for: args.publish_roots_for.unwrap_or_default(),
@@ -234,6 +280,18 @@ impl From<Args> for Config {
             ..Self::new(args.files, args.ca_dir.unwrap_or_default())
         }
     }
+}
+
+/// In a pod, its name.
+fn host() -> String {
+    let read = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = read.trim().chars().take(100).collect();
+    if host.is_empty() { "control".to_owned() } else { host }
+}
+
+fn proxies(text: &str) -> Result<usize, String> {
+    let found = text.parse().ok().filter(|number| (1..=1_000_000).contains(number));
+    found.ok_or_else(|| format!("`{text}` is no number of proxies; give one from 1 to 1000000"))
 }
 
 /// A duration as people write it: `10s`, `15m`, `1h`, `1h30m`, `500ms`.
@@ -330,6 +388,9 @@ mod tests {
         let both = read("--ca-dir ca --kubernetes -f f --kubernetes-api https://a").unwrap();
         assert_eq!((both.files.len(), both.kubernetes.unwrap().api.as_deref()), (1, Some("https://a")));
         assert!(read("--ca-dir ca -f f").unwrap().kubernetes.is_none());
+        assert_eq!(read("--ca-dir ca -f f").unwrap().max_connections, 12_500);
+        assert_eq!(read("--ca-dir ca -f f --max-proxies 80").unwrap().max_connections, 100);
+        assert!(read("--ca-dir ca -f f --max-proxies 0").is_none());
     }
 
     #[test]

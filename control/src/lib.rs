@@ -3,8 +3,9 @@
 //! A change flows one way through four rooms:
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
 //! [`issue`] (who asks for a certificate), [`trust`] and [`svid_roots`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
-//! [`revoked`] (whose not any more), [`rotation`] (the CA over time), [`copies`] (of the roots, in the cluster),
-//! [`cluster`] (the orchestrator's API server), [`metrics`], [`config`].
+//! [`revoked`] (whose not any more), [`rotation`] (the CA over time), [`copies`] (of the roots, in the cluster), [`replicas`] (the other controls),
+//! [`cluster`] (the orchestrator's API server), [`leases`] (which replica does what only one may),
+//! [`status`] (what people are told on their objects), [`metrics`], [`config`].
 
 pub mod auth;
 pub mod ca_secret;
@@ -16,14 +17,17 @@ pub mod distribute;
 pub mod federation;
 pub mod homes;
 pub mod issue;
+pub mod leases;
 mod listed;
 pub mod metrics;
 pub mod model;
 mod multi;
+pub mod replicas;
 pub mod revoked;
 pub mod rotation;
 pub mod server;
 pub mod sources;
+pub mod status;
 pub mod svid_roots;
 #[cfg(test)]
 mod testing;
@@ -115,6 +119,8 @@ pub struct Control {
     _ca: AbortOnDropHandle<()>,
     _revoked: AbortOnDropHandle<()>,
     _admin: AbortOnDropHandle<()>,
+    status: Option<AbortOnDropHandle<()>>,
+    presence: Option<AbortOnDropHandle<()>>,
     _copies: Option<AbortOnDropHandle<()>>,
     _federation: Option<Federation>,
 }
@@ -152,13 +158,21 @@ impl Control {
         let kubernetes = match &config.kubernetes {
             Some(access) => {
                 let client = access.client().await.context("the API server cannot be watched")?;
-                Some(Kubernetes::watch(&client, &metrics))
+                Some((Kubernetes::watch(&client, &metrics), client))
             }
             None => None,
         };
         let files = files(&config, &metrics).await?;
 
         let stopping = CancellationToken::new();
+        let presence = config.presence.as_ref().zip(kubernetes.as_ref());
+        let presence = presence.map(|(own, (_, client))| replicas::presence::start(client, own, &hub, &stopping));
+        let status = config.status.as_ref().zip(kubernetes.as_ref());
+        let status = status.map(|(settings, (_, client))| {
+            hub.status.open();
+            status::start(client, settings, Arc::clone(&hub), &stopping)
+        });
+        let kubernetes = kubernetes.map(|(watching, _)| watching);
         let admin = server::admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: config.debug_remote };
         let admin = tokio::spawn(server::admin::serve(admin_listener, admin, stopping.clone()));
         let (feed, feeding) = Feed::start(Arc::clone(&hub));
@@ -181,20 +195,32 @@ impl Control {
             _ca: AbortOnDropHandle::new(following),
             _revoked: AbortOnDropHandle::new(revoking),
             _admin: AbortOnDropHandle::new(admin),
+            status,
+            presence,
             _copies: copies,
             _federation: federation,
         })
     }
 
-    /// Serves until `shutdown`, then ends the streams and waits a little for the connections.
+    /// Serves until `shutdown`, then sends the proxies to other replicas if there are any, ends the streams and waits a little for the connections.
     pub async fn until(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         tokio::select! {
             served = &mut self.served => return served?,
             () = shutdown => {}
         }
         tracing::info!("control was told to stop");
+        replicas::share::leave(&self.hub).await;
         self.stopping.cancel();
-        match tokio::time::timeout(STOP_TIME, &mut self.served).await {
+        let served = tokio::time::timeout(STOP_TIME, async {
+            let leases = async {
+                // When they end another replica may write, and nobody waits for this one.
+                for held in [self.status.take(), self.presence.take()].into_iter().flatten() {
+                    let _ = held.await;
+                }
+            };
+            tokio::join!(&mut self.served, leases).0
+        });
+        match served.await {
             Ok(served) => served?,
             Err(_) => Ok(()),
         }

@@ -4,6 +4,8 @@
 //! two; tests of `source` and of [`crate::issue::cause`] show that no two of their series are taken for one.)
 
 mod ca;
+mod leader;
+mod replicas;
 mod sample;
 mod source;
 mod told;
@@ -18,6 +20,8 @@ use weft_api::convert::ErrorCode;
 use weft_api::names::short_type;
 
 pub use self::ca::CaMetrics;
+pub use self::leader::LeaderMetrics;
+pub use self::replicas::ReplicaMetrics;
 pub use self::sample::Sample;
 pub use self::source::SourceMetrics;
 pub use self::told::ToldMetrics;
@@ -61,8 +65,10 @@ pub struct Metrics {
     pub control_not_after: IntGauge,
     pub ca: CaMetrics,
     pub connections: IntGauge,
+    pub replicas: ReplicaMetrics,
     pub handshake_failures: IntCounter,
     pub source: SourceMetrics,
+    pub leader: LeaderMetrics,
     pub saved_errors: IntCounter,
     skipped: IntGauge,
     reloads: IntCounter,
@@ -203,10 +209,12 @@ impl Metrics {
                 "certificate_expiry_timestamp_seconds",
                 "When control's own certificate ends, in seconds since 1970.",
             )?,
+            replicas: ReplicaMetrics::new(&make)?,
             connections: make.gauge("connections", "Open connections to the discovery port.")?,
             handshake_failures: make
                 .counter("handshake_failures_total", "TLS handshakes that failed or took too long.")?,
             source: SourceMetrics::new(&make)?,
+            leader: LeaderMetrics::new(&make)?,
             saved_errors: make.counter(
                 "saved_errors_total",
                 "Reads and writes of the last good versions in the state directory that failed.",

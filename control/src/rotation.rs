@@ -4,7 +4,8 @@
 //! as it runs. So it survives control's death in any phase: the home says where it is, and what proxies have is asked of them anew.
 //!
 //! Invariants
-//! - No phase ends while a proxy that lives by the source, or a copy of the roots ([`crate::copies`]), is away or behind; it is named.
+//! - No phase ends while a proxy that lives by the source, to whichever replica of control it is connected, or a copy of the roots
+//!   ([`crate::copies`]), is away or behind; it is named. So is a replica that cannot say.
 //! - What is waited for is always acknowledged after it was told: the hub has the roots of the CA that is looked at.
 //! - A home that cannot be read, or in which there is no CA any more or another one, changes nothing.
 
@@ -16,15 +17,16 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
+use weft_api::wire::replicas::ask::About;
 use weft_certs::ca::rotation::{Kind, Phase, Rotation, RotationError, Waits};
 use weft_certs::ca::{Ca, CaError, Given, Home};
 
 use crate::config::Config;
 use crate::copies::Roots;
 use crate::distribute::Hub;
-use crate::distribute::hub::Stream;
 use crate::issue::signers::CertificateAuthority;
 use crate::model::Name;
+use crate::replicas::{Others, question};
 use crate::trust::Trust;
 
 /// How often the home is looked at.
@@ -33,6 +35,9 @@ const LOOK: Duration = Duration::from_secs(1);
 const NAMED: usize = 20;
 /// How often they are named while a phase lasts, in looks.
 const REMIND: u32 = 30;
+/// What a proxy lacks.
+const NO_ROOTS: &str = "has not acknowledged the roots";
+const NO_NAMES: &str = "has not acknowledged the names of the trust domain";
 
 /// Who signs, as it is now, and each change of it.
 pub type Authority = watch::Receiver<Arc<dyn CertificateAuthority>>;
@@ -238,7 +243,12 @@ impl Waiting {
 /// Whom the phase waits for. Nobody, if there is no rotation.
 pub fn waiting(ca: &dyn CertificateAuthority, hub: &Hub) -> Vec<Waiting> {
     let Some(rotation) = ca.rotation() else { return Vec::new() };
-    let mut waiting = lagging(hub, |stream| lack(rotation, stream, hub));
+    let why = match (rotation.phase, rotation.kind) {
+        (Phase::Publishing | Phase::Withdrawing, Kind::TrustDomain) => NO_NAMES.to_owned(),
+        (Phase::Publishing | Phase::Withdrawing, Kind::Root | Kind::Issuer) => NO_ROOTS.to_owned(),
+        (Phase::Turning, _) => showing(&rotation.from),
+    };
+    let mut waiting = lagging(hub, &question::about(rotation, hub), &why);
     if matches!(rotation.phase, Phase::Publishing | Phase::Withdrawing) && *hub.loaded().borrow() {
         waiting.extend(hub.copies_behind(Roots::of(ca).told()));
     }
@@ -247,49 +257,37 @@ pub fn waiting(ca: &dyn CertificateAuthority, hub: &Hub) -> Vec<Waiting> {
 
 /// Whose certificate hangs on this authority, or may: live proxies that are away are among them.
 pub(crate) fn under(authority: &str, hub: &Hub) -> Vec<Waiting> {
-    let shows = |stream: &Stream| stream.client.proved.issuer.as_deref() == Some(authority);
-    lagging(hub, |stream| shows(stream).then(|| showing(authority)))
+    lagging(hub, &About::Issuer(authority.to_owned()), &showing(authority))
 }
 
 fn showing(authority: &str) -> String {
     format!("still shows a certificate of {authority}")
 }
 
-/// Live proxies that lack something, and those that are away.
-fn lagging(hub: &Hub, lack: impl Fn(&Stream) -> Option<String>) -> Vec<Waiting> {
+/// Live proxies that lack something, wherever they are connected, those that are away, and replicas that do not say.
+fn lagging(hub: &Hub, about: &About, why: &str) -> Vec<Waiting> {
     if !*hub.loaded().borrow() {
         let why = "has not read its sources yet, so it does not know who lives".to_owned();
         return vec![Waiting { workload: "control".to_owned(), why }];
     }
     let mut lacks: BTreeMap<Name, String> = BTreeMap::new();
-    let mut here: BTreeSet<Name> = BTreeSet::new();
+    // Before we look at our own: so one that moves is found with them, here, or away.
+    let Others { proxies: mut here, waiting, silent } = hub.replicas.others(hub, about);
+    lacks.extend(waiting.into_iter().map(|name| (name, why.to_owned())));
     for stream in hub.streams() {
-        if let Some(why) = lack(&stream) {
-            lacks.insert(stream.client.workload.clone(), why);
+        if question::lacks(about, &stream, hub) {
+            lacks.insert(stream.client.workload.clone(), why.to_owned());
         }
         here.insert(stream.client.workload.clone());
     }
     let away = hub.live().into_iter().filter(|live| !here.contains(live));
     lacks.extend(away.map(|name| (name, "is not connected".to_owned())));
-    lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why }).collect()
-}
-
-/// What the proxy of a stream lacks for the phase to end.
-fn lack(rotation: &Rotation, stream: &Stream, hub: &Hub) -> Option<String> {
-    match rotation.phase {
-        Phase::Publishing | Phase::Withdrawing => {
-            let what = if rotation.kind == Kind::TrustDomain { "names of the trust domain" } else { "roots" };
-            (!hub.believes(stream)).then(|| format!("has not acknowledged the {what}"))
-        }
-        Phase::Turning => {
-            let proved = &stream.client.proved;
-            let shows = match rotation.kind {
-                Kind::Root | Kind::Issuer => proved.issuer.as_deref() == Some(&*rotation.from),
-                Kind::TrustDomain => *proved.identity.trust_domain != *rotation.to,
-            };
-            shows.then(|| showing(&rotation.from))
-        }
-    }
+    let lacks = lacks.into_iter().map(|(workload, why)| Waiting { workload: workload.to_string(), why });
+    let silent = silent.into_iter().map(|name| Waiting {
+        workload: format!("control {name}"),
+        why: "has not said how its proxies are".to_owned(),
+    });
+    lacks.chain(silent).collect()
 }
 
 /// What is known of the mesh's certificates: `/debug/certificates`.

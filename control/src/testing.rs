@@ -8,8 +8,9 @@ use weft_api::names;
 use weft_api::wire::v1;
 
 use crate::model::{
-    AuthorizationPolicy, Change, ForeignRef, Grant, Model, Name, Namespace, RateLimitPolicy, Route, SYSTEM_NAMESPACE,
-    Service, ServiceParent, ServicePort, Slice, SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, Change, Distribution, ForeignRef, Grant, Granted, Model, Name, Namespace, Node,
+    RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service, ServiceParent, ServicePort, Slice, SliceEndpoint, Target,
+    Workload,
 };
 
 /// Nothing said, strict or permissive.
@@ -44,6 +45,9 @@ pub fn ready(last: u8, pod: Option<&str>) -> SliceEndpoint {
         workload: pod.map(|pod| Name::new("shop", pod)),
         zone: String::new(),
         hostname: None,
+        node: String::new(),
+        for_nodes: Vec::new(),
+        for_zones: Vec::new(),
     }
 }
 
@@ -56,7 +60,7 @@ pub fn name(name: &str) -> Name {
 }
 
 pub fn parent_of(service: &str) -> ServiceParent {
-    ServiceParent { name: service.to_owned(), ..ServiceParent::default() }
+    ServiceParent { namespace: "shop".to_owned(), name: service.to_owned(), ..ServiceParent::default() }
 }
 
 /// `shop/web` with the pods web-1 and web-2, and `shop/cart` with cart-1.
@@ -97,9 +101,14 @@ pub fn change([what, which, one, two, three]: [u8; 5]) -> Change {
             Change::Workload(key, (!gone).then(|| random_workload(number, one, two, three)))
         }
         5 => {
-            let kind = ["HTTPRoute", "TLSRoute", "TCPRoute"][usize::from(which % 3)];
-            let key = (kind.to_owned(), name(&format!("route-{}", which % 3)));
+            let kind = ["HTTPRoute", "TLSRoute", "TCPRoute", "GRPCRoute"][usize::from(which / 4 % 4)];
+            let namespace = ["shop", "shop", "other", "third"][usize::from(which % 4)];
+            let key = (kind.to_owned(), Name::new(namespace, format!("route-{}", which % 3)));
             Change::Route(key, (!gone).then(|| random_route(one, two, three)))
+        }
+        6 if which % 4 == 3 => {
+            let zone = format!("zone-{}", one % 3);
+            Change::Node(format!("node-{}", two % 3), (!gone).then_some(Node { zone }))
         }
         6 => {
             let posture =
@@ -110,7 +119,7 @@ pub fn change([what, which, one, two, three]: [u8; 5]) -> Change {
         7 => {
             let kind = ["HTTPRoute", "TLSRoute"][usize::from(one % 2)];
             let from = vec![(kind.to_owned(), ["shop", "third"][usize::from(two.is_multiple_of(8))].to_owned())];
-            let to = vec![(!two.is_multiple_of(3)).then(|| "far".to_owned())];
+            let to = vec![if two.is_multiple_of(3) { Granted::Services } else { Granted::One("far".to_owned()) }];
             let key = Name::new("other", format!("grant-{}", which % 2));
             Change::Grant(key, (!gone).then_some(Grant { from, to }))
         }
@@ -158,8 +167,8 @@ fn random_workload(number: u8, one: u8, two: u8, three: u8) -> Workload {
         meshed: !two.is_multiple_of(3),
         terminating: three % 4 == 1,
         strict: mode(one),
+        node: if two % 4 == 3 { String::new() } else { format!("node-{}", two % 4) },
         strict_ports: (0..two % 3).map(|port| (8080 + u16::from(port), three.is_multiple_of(2))).collect(),
-        ..Workload::default()
     }
 }
 
@@ -175,10 +184,13 @@ fn random_service(which: u8, one: u8, two: u8) -> Service {
     }
     // Two may claim one address.
     let last = if two % 16 == 15 { 0 } else { which };
+    let distribution = [None, None, Some(Distribution::Zone), Some(Distribution::Node)][usize::from(one / 4 % 4)];
+    let spread =
+        Service { distribution, node_local: one % 16 == 5, sticky: one % 16 == 9, ports, ..Service::default() };
     match two % 5 {
-        0 => Service { headless: true, ports, ..Service::default() },
-        1 => Service { external_name: Some(format!("{one}.example.com")), ports, ..Service::default() },
-        _ => Service { cluster_ips: vec![ip(96, 0, last)], ports, ..Service::default() },
+        0 => Service { headless: true, ..spread },
+        1 => Service { external_name: Some(format!("{one}.example.com")), ..spread },
+        _ => Service { cluster_ips: vec![ip(96, 0, last)], ..spread },
     }
 }
 
@@ -190,6 +202,9 @@ fn random_slice(one: u8, two: u8, three: u8) -> Slice {
             ready: three & (1 << bit) != 0,
             terminating: one & (1 << bit) != 0,
             hostname: (bit == 0).then(|| "first".to_owned()),
+            zone: if bit == 1 { format!("zone-{}", three % 3) } else { String::new() },
+            node: if bit == 2 { format!("node-{}", three % 3) } else { String::new() },
+            for_zones: if bit == 3 { vec![format!("zone-{}", three % 3)] } else { Vec::new() },
             ..ready(bit, (bit != 4).then(|| format!("pod-{bit}")).as_deref())
         })
         .collect();
@@ -218,18 +233,21 @@ fn random_route(one: u8, two: u8, three: u8) -> Route {
             ..Default::default()
         }
     };
-    let rule = v1::RouteRule { backends: vec![backend(two), backend(three)], ..Default::default() };
-    let foreign = [two, three].into_iter().enumerate().filter(|(_, number)| number % 5 == 4);
-    let foreign = foreign.map(|(backend, _)| ForeignRef {
-        backend,
-        namespace: "other".to_owned(),
-        name: "far".to_owned(),
-        ..ForeignRef::default()
-    });
-    let parent = |number: u8| ["web", "cart", "db"][usize::from(number % 3)];
-    let mut parents = vec![ServiceParent { port: one.is_multiple_of(2).then_some(80), ..parent_of(parent(one)) }];
+    let copy = v1::Mirror { service: backend(one).service, numerator: 1, denominator: 1, ..Default::default() };
+    let copy = one.is_multiple_of(2).then_some(v1::Filter { filter: Some(v1::filter::Filter::Mirror(copy)) });
+    let filters: Vec<v1::Filter> = copy.into_iter().collect();
+    let rule = v1::RouteRule { backends: vec![backend(two), backend(three)], filters, ..Default::default() };
+    let foreign = [one, two, three].into_iter().filter(|number| number % 5 == 4);
+    let foreign =
+        foreign.map(|_| ForeignRef { namespace: "other".to_owned(), name: "far".to_owned(), ..ForeignRef::default() });
+    // One of them is of another namespace than the route.
+    let parent = |number: u8| match ["web", "cart", "db", "far"][usize::from(number % 4)] {
+        "far" => ServiceParent { namespace: "other".to_owned(), ..parent_of("far") },
+        own => parent_of(own),
+    };
+    let mut parents = vec![ServiceParent { port: one.is_multiple_of(2).then_some(80), ..parent(one) }];
     if one.is_multiple_of(3) {
-        parents.push(ServiceParent { section: Some("named".to_owned()), ..parent_of(parent(two)) });
+        parents.push(ServiceParent { section: Some("named".to_owned()), ..parent(two) });
     }
     Route { parents, foreign: foreign.collect(), rules: vec![rule], created: u64::from(three % 2), ..Route::default() }
 }

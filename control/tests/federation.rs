@@ -1,17 +1,13 @@
 //! Meshes that believe each other: two controls that read each other's bundle endpoint over a rotation, and endpoints that lie.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
-
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::common::{Mesh, Proxy};
 use bytes::Bytes;
-use common::{Mesh, Proxy};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -148,7 +144,7 @@ async fn a_rotation_of_one_mesh_reaches_the_other_and_back_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     std::fs::create_dir(path("files")).unwrap();
-    std::fs::write(path("files/services.yaml"), common::service("theirs", 9)).unwrap();
+    std::fs::write(path("files/services.yaml"), crate::common::service("theirs", 9)).unwrap();
     let theirs = Ca::open(&path("ca"), PARTNER).unwrap();
     std::fs::write(path("theirs.pem"), theirs.root_pem()).unwrap();
     let mut config = Config::new(vec![path("files")], path("ca"));
@@ -186,7 +182,7 @@ async fn a_rotation_of_one_mesh_reaches_the_other_and_back_without_a_restart() {
     // And the other way round: ours are read by theirs.
     let (mut reader, known) = reader_of(&mesh, &path("ours.json"));
     reader.read(SystemTime::now()).await;
-    assert_eq!(known.borrow()[common::TD].len(), 1);
+    assert_eq!(known.borrow()[crate::common::TD].len(), 1);
 }
 
 /// Roots by trust domain, and what the metrics say, as the list is edited.
@@ -257,7 +253,7 @@ fn reader_of(mesh: &Mesh, list_file: &Path) -> (Reader, watch::Receiver<Known>) 
     let roots = list_file.with_extension("pem");
     std::fs::write(&roots, mesh.ca.root_pem()).unwrap();
     let url = format!("https://{}/", mesh.bundle_endpoint.unwrap());
-    let text = list(common::TD, &url, roots.to_str().unwrap());
+    let text = list(crate::common::TD, &url, roots.to_str().unwrap());
     let partner = file::read(&text, list_file.parent().unwrap(), PARTNER, &BTreeSet::new()).unwrap().remove(0);
     let (out, known) = watch::channel(Known::new());
     (Reader::open(partner, None, Pace::default(), Arc::new(out), Arc::new(Metrics::new().unwrap())), known)
@@ -347,7 +343,7 @@ impl Scene {
     }
 
     fn reader(&self, text: &str) -> (Reader, watch::Receiver<Known>) {
-        let partner = file::read(text, self.dir.path(), common::TD, &BTreeSet::new()).unwrap().remove(0);
+        let partner = file::read(text, self.dir.path(), crate::common::TD, &BTreeSet::new()).unwrap().remove(0);
         let (out, known) = watch::channel(Known::new());
         let (out, metrics) = (Arc::new(out), Arc::clone(&self.metrics));
         (Reader::open(partner, Some(&self.dir.path().join("state")), Pace::default(), out, metrics), known)

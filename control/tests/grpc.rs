@@ -1,12 +1,8 @@
 //! Control from outside: discovery, certificates and drains over real TLS, from real files.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::{Mesh, Proxy, ask, service, slice};
+use crate::common::{Mesh, Proxy, ask, service, slice};
 use tonic::Code;
 use weft_api::names::ResourceType;
 use weft_api::wire::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -57,7 +53,7 @@ async fn who_has_no_certificate_or_anothers_pod_is_refused() {
     foreign.ask(v1::Workload::TYPE_URL, &["workload/shop/cart-1"]).await;
     assert_eq!(foreign.hear().await.unwrap_err().code(), Code::PermissionDenied);
 
-    let request = v1::DrainRequest { workload: "shop/web-1".into(), deadline_ms: 10 };
+    let request = v1::DrainRequest { workload: "shop/web-1".into(), deadline_ms: 10, instance: None };
     let drained = DrainClient::new(mesh.channel(None).await).begin(request.clone()).await;
     assert_eq!(drained.unwrap_err().code(), Code::Unauthenticated);
     let cart = mesh.svid("cart", Duration::from_mins(1));
@@ -83,7 +79,7 @@ async fn a_stream_ends_when_its_pod_becomes_anothers() {
     let mesh = Mesh::start().await;
     let mut proxy = mesh.proxy("web-1", "web").await.unwrap();
     assert_eq!(proxy.next().await, ["mesh-extent"]);
-    mesh.edit("pods.yaml", &(common::pod("web-1", "thief", 1) + &common::pod("cart-1", "cart", 3)));
+    mesh.edit("pods.yaml", &(crate::common::pod("web-1", "thief", 1) + &crate::common::pod("cart-1", "cart", 3)));
     assert_eq!(proxy.hear().await.unwrap_err().code(), Code::PermissionDenied);
 }
 
@@ -104,7 +100,9 @@ async fn a_restart_resends_nothing_but_what_was_edited_meanwhile() {
     }
     mesh.stop().await;
     assert!(cart.hear().await.is_err());
-    let member = common::pod("web-1", "web", 1) + &common::pod("web-2", "web", 7) + &common::pod("cart-1", "cart", 3);
+    let member = crate::common::pod("web-1", "web", 1)
+        + &crate::common::pod("web-2", "web", 7)
+        + &crate::common::pod("cart-1", "cart", 3);
     mesh.edit("pods.yaml", &member);
     mesh.edit("web.yaml", &slice("web", &[("web-1", 1), ("web-2", 7)]));
     mesh.run(|_| {}).await;
@@ -137,7 +135,7 @@ async fn a_drain_ends_when_everybody_knows() {
     let svid = mesh.svid("web", Duration::from_mins(1));
     let mut client = DrainClient::new(mesh.channel(Some(&svid)).await);
     let begun = Instant::now();
-    let begin = |deadline_ms| v1::DrainRequest { workload: "shop/web-2".into(), deadline_ms };
+    let begin = |deadline_ms| v1::DrainRequest { workload: "shop/web-2".into(), deadline_ms, instance: None };
 
     // web-2 is not connected, and it is the one that leaves: nobody waits for it.
     let waiting = tokio::spawn({
@@ -155,16 +153,16 @@ async fn a_drain_ends_when_everybody_knows() {
     assert!(begun.elapsed() < Duration::from_secs(10));
 
     // One that does not acknowledge lags.
-    let leaves = v1::DrainRequest { workload: "shop/web-1".into(), deadline_ms: 300 };
+    let leaves = v1::DrainRequest { workload: "shop/web-1".into(), deadline_ms: 300, instance: None };
     let reply = client.begin(leaves).await.unwrap().into_inner();
     assert_eq!((reply.acknowledged, reply.lagging), (0, vec!["shop/cart-1".to_owned()]));
 
     // Who waits for it may go; and one that nobody uses has nobody to wait for.
     let web_1 = weft_control::model::Name::new("shop", "web-1");
-    let again = weft_control::distribute::drain::drain(&mesh.hub, &web_1, Duration::from_mins(1));
+    let again = weft_control::distribute::drain::drain(&mesh.hub, &web_1, None, Duration::from_mins(1));
     assert!(tokio::time::timeout(Duration::from_millis(50), again).await.is_err(), "cart-1 has not answered");
     let mut of_cart = DrainClient::new(mesh.channel(Some(&mesh.svid("cart", Duration::from_mins(1)))).await);
-    let alone = v1::DrainRequest { workload: "shop/cart-1".into(), deadline_ms: 60_000 };
+    let alone = v1::DrainRequest { workload: "shop/cart-1".into(), deadline_ms: 60_000, instance: None };
     assert_eq!(of_cart.begin(alone).await.unwrap().into_inner(), v1::DrainReply::default());
     let counted =
         |text: &str, ended: &str| text.contains(&format!("drain_duration_seconds_count{{ended=\"{ended}\"}} 1\n"));

@@ -1,12 +1,8 @@
 //! Who runs what, seen from outside: over real TLS, from real files, by the pages of the metrics port.
 
-#![allow(clippy::unwrap_used)]
-
-mod common;
-
 use std::time::{Duration, Instant};
 
-use common::Mesh;
+use crate::common::Mesh;
 use serde_json::Value;
 use weft_api::names::ResourceType;
 use weft_api::wire::v1;
@@ -96,7 +92,7 @@ async fn a_proxys_tables_and_what_differs_are_data() {
     assert_eq!(of("endpoints/shop/web:80/web-2")["runs"]["data"]["ip"], "10.0.0.2");
     assert_eq!(of("service/shop/web:80")["type"], "Service");
 
-    mesh.edit("web.yaml", &common::slice("web", &[("web-1", 1)]));
+    mesh.edit("web.yaml", &crate::common::slice("web", &[("web-1", 1)]));
     let removal = cart.hear().await.unwrap();
     let diff = mesh.json("/debug/diff?workload=shop/cart-1").await;
     assert_eq!(diff.as_array().unwrap().len(), 1, "{diff}");

@@ -1,15 +1,11 @@
 //! A root, an issuer and the trust domain's name are exchanged while proxies hold real streams: no phase ends before all are ready for it, whoever lags is named, and
 //! control may be started anew in any of them.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use common::{Mesh, Proxy};
+use crate::common::{Mesh, Proxy};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use weft_api::names::{self, ResourceType};
@@ -112,7 +108,7 @@ async fn a_pod_that_was_never_started_or_has_ended_or_leaves_is_not_waited_for()
         + &manifest("failed", "", "{phase: Failed, podIP: 10.0.0.82}")
         + &manifest("leaving", ", deletionTimestamp: 2026-01-01T00:00:00Z", "{phase: Running, podIP: 10.0.0.83}")
         + &manifest("stuck", "", "{phase: Pending, podIP: 10.0.0.84}");
-    common::write(mesh.dir.path(), "others.yaml", &others);
+    crate::common::write(mesh.dir.path(), "others.yaml", &others);
     now(&mesh).begin(Kind::Root, SystemTime::now()).unwrap();
     let said = until(&mesh, "those with an address are named", |report| waiting_or_none(report) == 4).await;
     let named: Vec<_> = waiting(&said).into_iter().map(|(who, _)| who).collect();
@@ -218,7 +214,7 @@ async fn the_trust_domain_is_renamed_step_by_step_and_control_may_die_in_each() 
     let expected =
         [("shop/cart-1", "is not connected"), ("shop/web-2", "has not acknowledged the names of the trust domain")];
     assert_eq!(waiting(&said), expected.map(|(who, why)| (who.to_owned(), why.to_owned())));
-    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&common::TD.into(), &NEW.into()));
+    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&crate::common::TD.into(), &NEW.into()));
     assert_eq!(said["rotation"]["kind"], "trust-domain");
     drop((web, mute));
 
@@ -230,7 +226,7 @@ async fn the_trust_domain_is_renamed_step_by_step_and_control_may_die_in_each() 
     assert_eq!(named(&renewed(&mesh).await), old);
     let proxies = all(&mesh).await;
     let said = phase(&mesh, "turning").await;
-    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&NEW.into(), &common::TD.into()));
+    assert_eq!((&said["trust_domain"], &said["aliases"][0]), (&NEW.into(), &crate::common::TD.into()));
     assert_eq!(waiting(&said)[0], ("shop/cart-1".to_owned(), "still shows a certificate of cluster.local".to_owned()));
     // Proved in the old name and asked for in the old name, it is given in the new one.
     assert_eq!(named(&renewed(&mesh).await), new);
@@ -280,7 +276,7 @@ async fn a_federated_trust_domain_is_no_name_of_ours() {
     })
     .await
     .expect("control turns it back");
-    assert_eq!(now(&mesh).called().every().collect::<Vec<_>>(), [common::TD], "and nothing is left of it");
+    assert_eq!(now(&mesh).called().every().collect::<Vec<_>>(), [crate::common::TD], "and nothing is left of it");
     assert_eq!(report(&mesh).await["federated"], serde_json::json!([PARTNER]));
     mesh.stop().await;
     // The other way round: no file speaks for a name that was ours once.
@@ -305,7 +301,7 @@ fn give(theirs: &Path, generation: &str, given: &Path) {
 async fn an_issuer_that_somebody_else_keeps_is_followed() {
     let elsewhere = tempfile::tempdir().unwrap();
     let (theirs, given) = (elsewhere.path().join("theirs"), elsewhere.path().join("given"));
-    let first = Ca::open(&theirs, common::TD).unwrap();
+    let first = Ca::open(&theirs, crate::common::TD).unwrap();
     give(&theirs, "", &given);
     let mut mesh = Mesh::with(short).await;
     let proxies = all(&mesh).await;

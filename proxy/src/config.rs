@@ -28,9 +28,11 @@ pub struct Args {
     /// Its identity: spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT.
     #[arg(long, value_name = "SPIFFE-ID")]
     pub identity: Option<String>,
-    /// Control: HOST:PORT.
-    #[arg(long, value_name = "HOST:PORT")]
-    pub control: Option<String>,
+    /// Control: HOST:PORT. Replicas that are equals stand in one flag with commas between them, or behind one name with several addresses; may
+    /// be given several times: the first that can be reached serves, such as one nearby before those farther away.
+    #[arg(long, value_name = "HOST:PORT[,HOST:PORT]")]
+    #[serde(deserialize_with = "one_or_several")]
+    pub control: Option<Vec<String>>,
     /// PEM file of the roots that control's and all peers' certificates lead to (root.pem of control's --ca-dir).
     #[arg(long, value_name = "FILE")]
     pub control_ca: Option<PathBuf>,
@@ -101,7 +103,7 @@ pub struct Config {
     /// Who it is.
     pub identity: Identity,
     /// Control, HOST:PORT.
-    pub control: String,
+    pub control: Vec<String>,
     /// Roots of trust.
     pub control_ca: PathBuf,
     /// Proves who we are at first.
@@ -289,6 +291,20 @@ fn from_file(path: &Path) -> Result<Args, ConfigError> {
     serde_json::from_slice(&text).map_err(|error| wrong(error.to_string()))
 }
 
+/// A text, or a list of them.
+fn one_or_several<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Either {
+        One(String),
+        Several(Vec<String>),
+    }
+    Ok(Some(match Either::deserialize(from)? {
+        Either::One(one) => vec![one],
+        Either::Several(several) => several,
+    }))
+}
+
 fn workload(text: &str) -> Result<Workload, ConfigError> {
     match text.split_once('/') {
         Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() && !name.contains('/') => {
@@ -336,7 +352,7 @@ mod tests {
         Args {
             workload: Some("shop/web-1".into()),
             identity: Some("spiffe://cluster.local/ns/shop/sa/web".into()),
-            control: Some("127.0.0.1:15012".into()),
+            control: Some(vec!["127.0.0.1:15012".into()]),
             control_ca: Some("root.pem".into()),
             ..Args::default()
         }

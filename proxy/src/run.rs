@@ -88,7 +88,7 @@ fn run(config: Config) -> anyhow::Result<()> {
     };
     let admin_ended = start_admin(&shared, admin_listeners, application)?;
     tracing::info!(
-        workload = %shared.config.workload, identity = %shared.config.identity, control = %shared.config.control,
+        workload = %shared.config.workload, identity = %shared.config.identity, control = shared.config.control.join(" "),
         outbound = %shared.config.outbound, inbound = %shared.config.inbound, workers = shared.config.workers,
         version = env!("CARGO_PKG_VERSION"), "the proxy serves"
     );

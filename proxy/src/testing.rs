@@ -25,7 +25,7 @@ pub fn shared(identity: Identity, snapshot: Snapshot) -> Arc<Shared> {
     let args = Args {
         workload: Some("shop/pod".into()),
         identity: Some(identity.to_string()),
-        control: Some("127.0.0.1:1".into()),
+        control: Some(vec!["127.0.0.1:1".into()]),
         control_ca: Some("root.pem".into()),
         ..Args::default()
     };

@@ -69,7 +69,7 @@ impl Renewing {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let names = resolver(&[SocketAddr::from((NODE, 53))], None).unwrap();
-                let target = Target::new(&format!("{NODE}:15012"), None, names).unwrap();
+                let target = Target::new(&[format!("{NODE}:15012")], None, names).unwrap();
                 let one = |(store, settings): (_, &Settings)| {
                     let domain = Arc::clone(&settings.identity.trust_domain);
                     let authority = ControlAuthority::new(target.clone(), Arc::clone(&settings.trust), domain);

@@ -27,6 +27,18 @@ spec:
   - matches: [{path: {type: PathPrefix, value: /open}}, {queryParams: [{name: q, value: yes}]}]
     backendRefs: [{name: web, port: 80}]
 ---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: buyers, namespace: market}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, namespace: shop}]
+  rules:
+  - matches: [{path: {type: PathPrefix, value: /open}}]
+    filters: [{type: ResponseHeaderModifier, responseHeaderModifier: {add: [{name: x-for, value: market}]}}]
+    backendRefs: [{name: web, namespace: shop, port: 80}]
+  - matches: [{path: {type: PathPrefix, value: /cart}}]
+    backendRefs: [{name: cart, namespace: shop, port: 80}]
+---
 apiVersion: weft.dev/v1alpha1
 kind: AuthorizationPolicy
 metadata: {name: friends, namespace: shop}
@@ -58,10 +70,11 @@ impl Random {
 fn agrees_with_the_proxy() {
     let mut mesh = Mesh::new();
     mesh.deploy(Service::http("web")).deploy(Service::http("cart")).client("friend").client("stranger");
+    mesh.deploy(Service { namespace: "market".to_owned(), ..Service::own("buyer") });
     mesh.write("rules.yaml", RULES);
     let to = mesh.address("web");
     // The last of the policies and the route are in force.
-    for name in ["friend-0", "stranger-0"] {
+    for name in ["friend-0", "stranger-0", "buyer-0"] {
         mesh.until("the route to take effect", || match get(mesh.pod(name), to, "/nowhere").outcome() {
             (404, "no_route") => Ok(()),
             other => Err(format!("{other:?}")),
@@ -75,10 +88,16 @@ fn agrees_with_the_proxy() {
     assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
     let compiled = weft_control::compile::compile(&loaded.model);
 
+    // Routes of its own count for the clients of a namespace, and for no others.
+    for (name, wanted) in [("buyer-0", "market"), ("stranger-0", "")] {
+        let got = get(mesh.pod(name), to, "/open/door");
+        assert_eq!((got.status.as_u16(), got.header("x-for")), (200, wanted), "{name}: {got:?}");
+    }
+
     let mut random = Random(fastrand::Rng::with_seed(2_026));
     let mut reasons = std::collections::BTreeMap::<String, usize>::new();
     for number in 0..500 {
-        let account = random.of(&["friend", "stranger"]);
+        let account = random.of(&["friend", "stranger", "buyer"]);
         let method: Method = random.of(&["GET", "GET", "POST", "DELETE"]).parse().unwrap();
         let path = random.of(&[
             "/",
@@ -116,7 +135,8 @@ fn agrees_with_the_proxy() {
             asked = asked.header(*name, *value);
         }
         let (parts, ()) = asked.body(()).unwrap().into_parts();
-        let from = Identity::new("cluster.local", "shop", account).unwrap();
+        let namespace = mesh.pod(&format!("{account}-0")).namespace().to_owned();
+        let from = Identity::new("cluster.local", &namespace, account).unwrap();
         let told = weft::explain::explain(&compiled, &from, &parts);
 
         let reason = Reason::from_code(live.reason());

@@ -11,10 +11,12 @@ mod federation;
 mod flood;
 mod grpc;
 mod ipv6;
+mod killed;
 mod lab;
 mod life;
 mod opaque;
 mod policy;
+mod replicas;
 mod revoked;
 mod rollout;
 mod rotation;
@@ -56,7 +58,9 @@ fn main() -> ExitCode {
     trials.extend(away::tests());
     trials.extend(federation::tests());
     trials.extend(revoked::tests());
+    trials.extend(killed::tests());
     trials.extend(rollout::tests());
+    trials.extend(replicas::tests());
     trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)

@@ -15,6 +15,8 @@ use crate::ipv6::has_ipv6;
 pub fn tests() -> Vec<Trial> {
     vec![
         test("routing_header_filters", header_filters),
+        test("routing_redirect_and_rewrite", redirect_and_rewrite),
+        test("routing_mirror_retry_and_cors", mirror_retry_and_cors),
         test("routing_weights_split_by_request", weights_split_by_request),
         test("routing_request_timeout", request_timeout),
         test("routing_grpc_route_matches_method", grpc_route_matches_method),
@@ -72,6 +74,62 @@ fn header_filters() {
     // Who called is said by the certificate, not by the client.
     let peer = seen["x-forwarded-client-cert"].as_str().unwrap_or_default();
     assert!(peer.contains("spiffe://cluster.local/ns/shop/sa/client") && !peer.contains("forged"), "{seen}");
+}
+
+fn redirect_and_rewrite() {
+    let mut mesh = Mesh::new();
+    mesh.deploy(Service::http("web")).client("client");
+    let rules = "  - matches: [{path: {value: /old}}]
+    filters:
+      - type: RequestRedirect
+        requestRedirect: {scheme: https, hostname: example.org, path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}, statusCode: 307}
+  - matches: [{path: {value: /api}}]
+    filters:
+      - type: URLRewrite
+        urlRewrite: {hostname: inside.example, path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}
+    backendRefs: [{name: web, port: 80}]
+";
+    mesh.write("route.yaml", &route(rules));
+    let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
+    let got = mesh.until("the route to take effect", || match get(pod, to, "/old/a?b=c") {
+        got if got.status == 307 => Ok(got),
+        got => Err(format!("{got:?}")),
+    });
+    assert_eq!((got.header("location"), got.header("x-weft-reason")), ("https://example.org/new/a?b=c", ""));
+    let got = get(pod, to, "/api/delay/0?q=1");
+    assert_eq!(got.outcome(), (200, ""));
+    assert_eq!(got.json()["headers"]["host"], "inside.example");
+    assert_eq!(got.json()["path"], "/delay/0");
+}
+
+fn mirror_retry_and_cors() {
+    let mut mesh = Mesh::new();
+    mesh.deploy(Service::http("web")).deploy(Service::http("copy")).client("client");
+    let rules = "  - matches: [{path: {value: /copied}}]
+    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: copy, port: 80}}}]
+    backendRefs: [{name: web, port: 80}]
+  - matches: [{path: {value: /status}}]
+    retry: {codes: [503], attempts: 2, backoff: 50ms}
+    backendRefs: [{name: web, port: 80}]
+  - matches: [{path: {value: /read}}]
+    filters: [{type: CORS, cors: {allowOrigins: ['https://*.example.org'], allowMethods: [PUT]}}]
+    backendRefs: [{name: web, port: 80}]
+";
+    mesh.write("route.yaml", &route(rules));
+    let (pod, to) = (mesh.pod("client-0"), mesh.address("web"));
+    let asks = [("origin", "https://a.example.org"), ("access-control-request-method", "PUT")];
+    let got = mesh.until("the route to take effect", || {
+        let got = try_send(pod, to, request(Method::OPTIONS, "web", "/read", &asks))?;
+        if got.status == 204 { Ok(got) } else { Err(format!("{got:?}")) }
+    });
+    assert_eq!(got.header("access-control-allow-origin"), "https://a.example.org");
+    // The last of three passes, and two waits of 50 ms and 100 ms lie between.
+    let got = get(pod, to, "/status/503");
+    assert_eq!((got.outcome(), got.by().as_str()), ((503, ""), "web-0"));
+    assert!(got.took >= Duration::from_millis(150), "{:?}", got.took);
+    assert_eq!(get(pod, to, "/copied").by(), "web-0");
+    mesh.counts("client-0", "weft_mirrored_requests_total", &["outcome=\"answered\""], |count| count >= 1.0);
+    mesh.counts("client-0", "weft_retries_total", &[], |count| count >= 2.0);
 }
 
 fn weights_split_by_request() {

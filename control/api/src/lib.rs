@@ -17,16 +17,22 @@ pub mod wire;
 /// them in its node's metadata, so that control knows beforehand.
 pub const FEATURES: &[&str] = &[
     "authorization",
+    "consumer-routes",
+    "cors",
     "grpc-route",
     "header-filters",
     "http-route",
     "local-rate-limit",
     "mtls-by-port",
     "node-local",
+    "request-mirror",
+    "request-redirect",
     "request-timeouts",
+    "retry",
     "session-affinity",
     "tcp-route",
     "tls-route",
     "trust-domain-names",
+    "url-rewrite",
     "weighted-backends",
 ];

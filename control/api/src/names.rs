@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::wire::v1;
 use bytes::Bytes;
@@ -27,6 +28,7 @@ macro_rules! resource_types {
 resource_types!(
     Address,
     Service,
+    Consumer,
     Route,
     EndpointHead,
     Endpoint,
@@ -66,6 +68,9 @@ pub const RENEW_BY: &str = "weft-renew-by";
 /// Its value: a token has to be shown.
 pub const TOKEN: &str = "token";
 
+/// Metadata of the end of a stream: nothing is amiss, and the proxy goes to another replica of control if it knows one.
+pub const MOVE: &str = "weft-move";
+
 /// Whether this is the name of an [`v1::Address`], if it is one of ours at all.
 pub fn is_address(name: &str) -> bool {
     !name.contains('/') && ![MESH_EXTENT, TRUST, REVOKED].contains(&name)
@@ -81,9 +86,45 @@ pub fn address(addr: SocketAddr) -> String {
     addr.to_string()
 }
 
+/// What a ServiceImport is called among services. No Service has a dot in its name, so the two never meet.
+pub fn imported(name: &str) -> String {
+    format!("{name}{IMPORTED}")
+}
+
+/// Whether this service, by its own name, is a ServiceImport.
+pub fn is_imported(name: &str) -> bool {
+    name.ends_with(IMPORTED)
+}
+
+const IMPORTED: &str = ".clusterset";
+
 /// Name of a [`v1::Service`].
 pub fn service(namespace: &str, name: &str, port: u16) -> String {
     format!("service/{namespace}/{name}:{port}")
+}
+
+/// Name of the [`v1::Consumer`] that clients of a namespace have of a service, given by its resource name. None in the service's own
+/// namespace: there its own routes are meant.
+pub fn consumer(client: &str, service: &str) -> Option<String> {
+    let service = service.strip_prefix("service/")?;
+    let own = service.strip_prefix(client).is_some_and(|rest| rest.starts_with('/'));
+    (!own).then(|| format!("{CONSUMER}{client}/{service}"))
+}
+
+/// Whether this is the name of a [`v1::Consumer`].
+pub fn is_consumer(name: &str) -> bool {
+    name.strip_prefix(CONSUMER).is_some_and(|rest| rest.split('/').filter(|part| !part.is_empty()).count() == 3)
+}
+
+const CONSUMER: &str = "consumer/";
+
+/// Stands for the client's namespace where one resource points to another for clients of all namespaces.
+pub const ANY_CLIENT: &str = "*";
+
+/// Where a reference leads a client of a namespace, if anywhere.
+pub fn followed(reference: &Arc<str>, client: &str) -> Option<Arc<str>> {
+    let Some(service) = reference.strip_prefix("consumer/*/") else { return Some(Arc::clone(reference)) };
+    consumer(client, &format!("service/{service}")).map(Arc::from)
 }
 
 /// Name of the [`v1::EndpointHead`] of a service, from the service's resource name.
@@ -181,6 +222,20 @@ mod tests {
         assert_ne!(one, two);
         one.toggle("b", "2");
         assert_eq!(one, Digest::default());
+    }
+
+    #[test]
+    fn a_consumer_is_of_another_namespace() {
+        let web = service("shop", "web", 80);
+        assert_eq!(consumer("client", &web).as_deref(), Some("consumer/client/shop/web:80"));
+        // Not by the beginning of a name.
+        assert!(consumer("sho", &web).is_some() && consumer("shop", &web).is_none());
+        let any: Arc<str> = consumer(ANY_CLIENT, &web).unwrap().into();
+        assert_eq!(followed(&any, "client").as_deref(), Some("consumer/client/shop/web:80"));
+        assert_eq!(followed(&any, "shop"), None);
+        let other: Arc<str> = "HTTPRoute/shop/web".into();
+        assert_eq!(followed(&other, "shop"), Some(Arc::clone(&other)));
+        assert!(is_consumer("consumer/client/shop/web:80") && !is_consumer("consumer/client/web:80"));
     }
 
     #[test]

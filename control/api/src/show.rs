@@ -16,6 +16,7 @@ pub fn resource(type_url: &str, bytes: &[u8]) -> Option<Value> {
     match type_url {
         v1::Address::TYPE_URL => shown::<v1::Address>(bytes),
         v1::Service::TYPE_URL => shown::<v1::Service>(bytes),
+        v1::Consumer::TYPE_URL => shown::<v1::Consumer>(bytes),
         v1::Route::TYPE_URL => shown::<v1::Route>(bytes),
         v1::EndpointHead::TYPE_URL => shown::<v1::EndpointHead>(bytes),
         v1::Endpoint::TYPE_URL => shown::<v1::Endpoint>(bytes),

@@ -45,6 +45,11 @@ pub mod spiffe {
 }
 
 pub mod weft {
+    pub mod replicas {
+        pub mod v1 {
+            tonic::include_proto!("weft.replicas.v1");
+        }
+    }
     pub mod v1 {
         tonic::include_proto!("weft.v1");
     }
@@ -54,4 +59,43 @@ pub use envoy::config::core::v3 as core;
 pub use envoy::service::discovery::v3 as discovery;
 pub use google::rpc;
 pub use istio::v1::auth as ca;
+pub use weft::replicas::v1 as replicas;
 pub use weft::v1;
+
+impl v1::RouteRule {
+    /// Its filters and those of its backends.
+    pub fn all_filters(&self) -> impl Iterator<Item = &v1::filter::Filter> {
+        let filters = self.filters.iter().chain(self.backends.iter().flat_map(|backend| &backend.filters));
+        filters.filter_map(|filter| filter.filter.as_ref())
+    }
+
+    /// Names of the services that it refers to, of backends and mirrors.
+    pub fn services(&self) -> impl Iterator<Item = &str> {
+        let mirrors = self.all_filters().filter_map(|filter| match filter {
+            v1::filter::Filter::Mirror(mirror) => Some(&*mirror.service),
+            _ => None,
+        });
+        self.backends.iter().map(|backend| &*backend.service).chain(mirrors)
+    }
+
+    /// Says of each reference to a service why it cannot be used; one that is known to be unusable stays so.
+    pub fn mark_unusable(&mut self, why: impl Fn(&str) -> Option<String>) {
+        let mark = |service: &str, invalid: &mut String| {
+            if invalid.is_empty() {
+                *invalid = why(service).unwrap_or_default();
+            }
+        };
+        let mirrors = |filters: &mut Vec<v1::Filter>| {
+            for filter in filters {
+                if let Some(v1::filter::Filter::Mirror(mirror)) = &mut filter.filter {
+                    mark(&mirror.service, &mut mirror.invalid);
+                }
+            }
+        };
+        mirrors(&mut self.filters);
+        for backend in &mut self.backends {
+            mark(&backend.service, &mut backend.invalid);
+            mirrors(&mut backend.filters);
+        }
+    }
+}

@@ -1,18 +1,9 @@
 //! The command as a person or a script meets it: what it prints, and where, and its exit codes.
 
-// Helpers are not `#[test]` themselves; what they unwrap fails the test all the same.
-#![allow(clippy::unwrap_used)]
-
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 
-fn weft(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weft")).args(args).env("NO_COLOR", "1").output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
+use crate::common::{text, weft};
 
 fn shop() -> String {
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/shop").to_owned()

@@ -1,5 +1,4 @@
 //! The binary is static: it runs in an image made of nothing else, and calls no system resolver.
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 #![cfg(all(target_os = "linux", target_pointer_width = "64", target_endian = "little"))]
 
 /// Program header types (elf(5)).

@@ -1,46 +1,14 @@
 //! `weft certs rotate-root`, `rotate-issuer` and `status`, as a process, with a control beside.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::runtime::Runtime;
-use weft_control::{Config, Control};
 
-const POD: &str = "apiVersion: v1\nkind: Pod\nmetadata: {name: web-1, namespace: shop, annotations: {weft.dev/injected: \"true\"}}\n\
-                   spec: {serviceAccountName: web}\nstatus: {podIP: 10.0.0.1}\n";
-
-struct Mesh {
-    dir: tempfile::TempDir,
-    control: SocketAddr,
-    // Ends with the test.
-    _running: (Control, Runtime),
-}
+use crate::common::{Mesh, POD, text, weft};
 
 impl Mesh {
-    fn start() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::create_dir(dir.path().join("files")).unwrap();
-        let mut config = Config::new(vec![dir.path().join("files")], dir.path().join("ca"));
-        let anywhere = SocketAddr::from(([127, 0, 0, 1], 0));
-        (config.listen, config.metrics, config.leaf_ttl) = (anywhere, anywhere, Duration::from_secs(1));
-        let runtime = Runtime::new().unwrap();
-        let control = runtime.block_on(Control::start(config)).unwrap();
-        Self { dir, control: control.metrics, _running: (control, runtime) }
-    }
-
-    fn ca(&self) -> PathBuf {
-        self.dir.path().join("ca")
-    }
-
-    fn pod(&self, text: &str) {
-        std::fs::write(self.dir.path().join("files/pods.yaml"), text).unwrap();
-    }
-
     fn certs(&self, command: &str, more: &[&str]) -> Output {
         let control = self.control.to_string();
         let mut arguments = vec!["certs", command, "--control", &control];
@@ -51,14 +19,6 @@ impl Mesh {
         arguments.extend(more);
         weft(&arguments)
     }
-}
-
-fn weft(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_weft")).args(arguments).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> &str {
-    std::str::from_utf8(bytes).unwrap()
 }
 
 fn root(ca: &Path) -> String {
@@ -90,7 +50,7 @@ fn what_a_pod_shows_is_asked_of_control() {
     let out = weft(&["certs", "inspect", "shop/web-1", "--control", &control]);
     let said = text(&out.stderr);
     assert_eq!(out.status.code(), Some(4), "{said}");
-    assert!(said.contains("shop/web-1 has no stream to this control; `weft certs status` lists"), "{said}");
+    assert!(said.contains("shop/web-1 has no stream to control; `weft certs status` lists"), "{said}");
     // A file that is not there is no pod.
     for file in ["absent/svid.pem", "./absent", "/absent/file", "a/b/c"] {
         let out = weft(&["certs", "inspect", file, "--control", &control]);

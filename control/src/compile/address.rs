@@ -2,6 +2,7 @@
 //!
 //! - A known ClusterIP is its service, whatever the port: a port that the service does not have leads to a service without endpoints.
 //! - A pod's address is that very pod, on any port.
+//! - `NAME.NAMESPACE.svc.clusterset.local` is the ServiceImport, and so is its address, whoever else claims that.
 //! - `NAME.NAMESPACE[.svc[.cluster.local]]` is the service; `HOSTNAME.NAME.NAMESPACE[.svc[...]]` a member of a headless one.
 //! - An endpoint whose pod is not known, by address or name, leads to a service without endpoints: whether it takes mesh TLS cannot
 //!   be said, so nothing is sent to it in the clear.
@@ -31,6 +32,16 @@ pub enum Topic {
     Service(Name),
 }
 
+impl Topic {
+    /// The resource that it is, if it is one.
+    pub fn name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Name(name) => Some(name),
+            Self::Ip(_) | Self::Service(_) => None,
+        }
+    }
+}
+
 /// A parsed name of an `Address`.
 enum Asked {
     Ip(SocketAddr),
@@ -46,6 +57,11 @@ fn parse(name: &str) -> Asked {
     let Ok(port) = port.parse::<u16>() else { return Asked::Nonsense };
     let host = host.to_ascii_lowercase();
     let mut host = host.trim_end_matches('.');
+    if let Some(import) = host.strip_suffix(CLUSTERSET_DOMAIN) {
+        let service = import.split_once('.').filter(|(_, namespace)| !namespace.contains('.'));
+        let service = service.map(|(name, namespace)| Name::new(namespace, names::imported(name)));
+        return Asked::Host { service, member: None, port };
+    }
     if let Some(short) = host.strip_suffix(CLUSTER_DOMAIN).and_then(|short| short.strip_suffix('.')) {
         if short.strip_suffix(".svc").is_none() {
             return Asked::Host { service: None, member: None, port };
@@ -64,6 +80,9 @@ fn parse(name: &str) -> Asked {
     }
     Asked::Host { service, member, port }
 }
+
+/// The suffix of services of several clusters (KEP-1645).
+const CLUSTERSET_DOMAIN: &str = ".svc.clusterset.local";
 
 /// What a stream has to listen to that holds the resource `name`.
 pub fn topics_of(name: &Arc<str>) -> Vec<Topic> {
@@ -112,7 +131,10 @@ impl Compiled {
     }
 
     fn by_ip(&self, addr: SocketAddr) -> Arc<Resource> {
-        if let Some(service) = self.index.services_at.get(&addr.ip()).first() {
+        let services = self.index.services_at.get(&addr.ip());
+        // Some controllers make a Service to have the addresses of a ServiceImport.
+        let import = services.iter().find(|service| names::is_imported(&service.name));
+        if let Some(service) = import.or(services.first()) {
             return self.by_service(service, addr.port());
         }
         let Some((name, workload)) = self.index.workload_at(addr.ip()) else {

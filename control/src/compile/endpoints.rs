@@ -17,7 +17,7 @@ use weft_api::wire::v1;
 
 use super::Resource;
 use super::index::{Index, Who};
-use crate::model::{Name, SliceEndpoint, Workload};
+use crate::model::{Distribution, Name, SliceEndpoint, Workload};
 
 /// Mesh protocols that every sidecar of this build takes, on every port.
 const ALPN: [&str; 3] = ["weft1-h1", "weft1-h2", "weft1-tcp"];
@@ -56,6 +56,8 @@ pub(super) struct Port<'p> {
     pub(super) head: &'p str,
     /// Whether any of its endpoints is ready.
     pub(super) any_ready: bool,
+    /// Of the service.
+    pub(super) distribution: Option<Distribution>,
 }
 
 impl Port<'_> {
@@ -79,6 +81,7 @@ impl Port<'_> {
             }
             let mut message = message(ip, target, workload, endpoint.terminating || left);
             message.zone.clone_from(&endpoint.zone);
+            self.place(&mut message, endpoint, workload.map(|(_, found)| found));
             let by_pod = matches!(who, Who::Pod(_));
             let mut name = if by_pod && ip.is_ipv6() { format!("{own}@6") } else { own.clone() };
             if made.contains_key(&name) {
@@ -88,6 +91,23 @@ impl Port<'_> {
             made.insert(name, Resource::new(&message, Vec::new()));
         }
         made
+    }
+
+    /// Where it is, and for whom: what the slice says, else what the service wants.
+    fn place(&self, message: &mut v1::Endpoint, endpoint: &SliceEndpoint, workload: Option<&Workload>) {
+        let node = Some(&endpoint.node).filter(|node| !node.is_empty()).or(workload.map(|found| &found.node));
+        message.node = node.cloned().unwrap_or_default();
+        let hinted = !endpoint.for_nodes.is_empty() || !endpoint.for_zones.is_empty();
+        if hinted || self.distribution.is_none() {
+            message.for_nodes.clone_from(&endpoint.for_nodes);
+            message.for_zones.clone_from(&endpoint.for_zones);
+            return;
+        }
+        let known = |name: &String| Some(name.clone()).filter(|name| !name.is_empty());
+        message.for_zones = known(&endpoint.zone).into_iter().collect();
+        if self.distribution == Some(Distribution::Node) {
+            message.for_nodes = known(&message.node).into_iter().collect();
+        }
     }
 
     /// One entry an address and port: of duplicates the one that is ready and stays counts, and it may be somebody else's.

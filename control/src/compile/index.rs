@@ -42,6 +42,8 @@ pub(super) struct Index {
     /// Addresses of a pod's endpoints, and the slices in which they stand.
     pub(super) naming: Multi<Name, (IpAddr, Arc<Name>)>,
     pub(super) pods_at: Multi<IpAddr, Arc<Name>>,
+    /// Pods on a node.
+    pub(super) pods_on: Multi<String, Arc<Name>>,
     pub(super) services_at: Multi<IpAddr, Name>,
     /// Routes whose parent is this service.
     pub(super) routes_on: Multi<Name, Arc<RouteKey>>,
@@ -155,6 +157,12 @@ impl Index {
         let (from, namespace) = (Name::new(namespace, ""), namespace.to_owned());
         let rest = self.model.workloads.range(from..).map(|(name, _)| name);
         rest.take_while(move |name| name.namespace == namespace)
+    }
+
+    /// Namespaces that have routes of their own for a service of another.
+    pub(super) fn clients_of(&self, service: &Name) -> impl Iterator<Item = String> {
+        let routes = self.routes_on.get(service).iter().map(|route| &route.1.namespace);
+        routes.filter(|client| **client != service.namespace).collect::<BTreeSet<_>>().into_iter().cloned()
     }
 
     pub(super) fn is_headless(&self, service: &Name) -> bool {

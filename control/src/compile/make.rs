@@ -9,7 +9,7 @@ use weft_api::wire::v1;
 use super::endpoints::Port;
 use super::take::{Dirty, Part};
 use super::{Changes, Collection, Compiled, Resource, address, routes, services, workloads};
-use crate::model::{Name, Service};
+use crate::model::Name;
 
 /// Endpoints of a set by name; `None`: the set is gone.
 type Members = Option<BTreeMap<Arc<str>, Option<Arc<Resource>>>>;
@@ -34,7 +34,13 @@ impl Compiled {
             Part::Some(some) => some.len(),
             Part::All => self.index.endpoints(service).take(FEW).count(),
         });
-        let others = [dirty.services.len(), dirty.routes.len(), dirty.authorization.len(), dirty.rate_limits.len()];
+        let others = [
+            dirty.services.len(),
+            dirty.consumers.len(),
+            dirty.routes.len(),
+            dirty.authorization.len(),
+            dirty.rate_limits.len(),
+        ];
         others.into_iter().chain([dirty.workloads.len()]).chain(endpoints).sum::<usize>() < FEW
     }
 
@@ -51,6 +57,9 @@ impl Compiled {
             Patch { changes: Changes { ips, services, replaced, ..Changes::default() }, ..Patch::default() };
         for (name, before) in &dirty.services {
             self.make_service(name, before, &mut patch);
+        }
+        for (name, client) in &dirty.consumers {
+            self.make_consumer(name, client, dirty.services.get(name), &mut patch);
         }
         for (name, part) in &dirty.endpoints {
             for port in services::ports(index, name).into_keys() {
@@ -121,7 +130,7 @@ impl Compiled {
         for number in before.iter().chain(ports.keys()).collect::<BTreeSet<_>>() {
             let own = names::service(&name.namespace, &name.name, *number);
             let made = known.zip(ports.get(number)).map(|(service, port)| {
-                services::resource(name, service, port, services::routes(&self.index, name, *number))
+                services::resource(name, service, port, services::Routes::of(&self.index, name, *number))
             });
             let key: Arc<str> = own.as_str().into();
             if self.service_addresses.contains_key(&key) != made.is_some() {
@@ -131,6 +140,18 @@ impl Compiled {
             if made.is_none() || known.is_some_and(|service| service.external_name.is_some()) {
                 self.drop_endpoints(&names::endpoints_of(&own), patch);
             }
+            self.put(own, made, patch);
+        }
+    }
+
+    /// What clients of one namespace have of the ports of a service instead of its routes, and of those that it had.
+    fn make_consumer(&self, name: &Name, client: &str, before: Option<&BTreeSet<u16>>, patch: &mut Patch) {
+        let ports = services::ports(&self.index, name);
+        for number in before.into_iter().flatten().chain(ports.keys()).collect::<BTreeSet<_>>() {
+            let own = names::service(&name.namespace, &name.name, *number);
+            let Some(own) = names::consumer(client, &own) else { continue };
+            let known = ports.contains_key(number);
+            let made = known.then(|| services::consumer(&self.index, client, name, *number)).flatten();
             self.put(own, made, patch);
         }
     }
@@ -145,14 +166,15 @@ impl Compiled {
 
     /// Endpoints of a port of a service: all, or only some.
     fn make_endpoints(&self, name: &Name, number: u16, part: &Part, patch: &mut Patch) {
-        let external = |found: &Service| found.external_name.is_some();
-        if self.index.model.services.get(name).is_none_or(external) {
+        let Some(service) = self.index.model.services.get(name) else { return };
+        if service.external_name.is_some() {
             return;
         }
         let Some(port) = services::ports(&self.index, name).get(&number).copied() else { return };
         let head = names::endpoints_of(&names::service(&name.namespace, &name.name, number));
         let any_ready = self.index.any_ready(name, &port.name);
-        let port = Port { service: name, name: &port.name, head: &head, any_ready };
+        let distribution = service.distribution;
+        let port = Port { service: name, name: &port.name, head: &head, any_ready, distribution };
         let (head, old) = match self.collections.get_key_value(head.as_str()) {
             Some((head, old)) => (Arc::clone(head), Some(old)),
             None => (Arc::from(head.as_str()), None),

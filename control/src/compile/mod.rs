@@ -48,7 +48,7 @@ pub struct Resource {
     pub version: Arc<str>,
     /// The encoded message, the same for every proxy.
     pub bytes: Bytes,
-    /// Names of the resources that a proxy needs beside this one. Members of an endpoint set are not listed: see
+    /// Names of the resources that a proxy needs beside this one ([`names::followed`]). Members of an endpoint set are not listed: see
     /// [`Compiled::collection`].
     pub points_to: Vec<Arc<str>>,
 }
@@ -66,13 +66,16 @@ impl Resource {
     }
 }
 
+/// `Endpoint` resources by name.
+pub type Set = BTreeMap<Arc<str>, Arc<Resource>>;
+
 /// The endpoints of one service port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Collection {
     /// The `EndpointHead`.
     pub head: Arc<Resource>,
-    /// `Endpoint` resources by name.
-    pub members: BTreeMap<Arc<str>, Arc<Resource>>,
+    /// Shared by the streams of all proxies that hold just these.
+    pub members: Arc<Set>,
     /// Of the members.
     digest: Digest,
 }
@@ -80,16 +83,17 @@ pub struct Collection {
 impl Collection {
     fn empty() -> Self {
         let digest = Digest::default();
-        Self { head: Arc::new(Resource::head(0, digest)), members: BTreeMap::new(), digest }
+        Self { head: Arc::new(Resource::head(0, digest)), members: Arc::default(), digest }
     }
 
-    /// Costs as many steps as members that differ, each the logarithm of the set.
+    /// Costs as many steps as members that differ, each the logarithm of the set; and once a copy of its pointers, where a stream shares it.
     fn edit(&mut self, members: BTreeMap<Arc<str>, Option<Arc<Resource>>>) {
+        let set = Arc::make_mut(&mut self.members);
         for (name, made) in members {
             let new = made.as_ref().map(|made| Arc::clone(&made.version));
             let old = match made {
-                Some(made) => self.members.insert(Arc::clone(&name), made),
-                None => self.members.remove(&name),
+                Some(made) => set.insert(Arc::clone(&name), made),
+                None => set.remove(&name),
             };
             for version in old.map(|old| Arc::clone(&old.version)).into_iter().chain(new) {
                 self.digest.toggle(&name, &version);
@@ -213,6 +217,9 @@ impl Compiled {
         if let Some(set) = names::collection_of(name) {
             return self.collections.get(set)?.members.get(name).cloned();
         }
+        if names::is_consumer(name) {
+            return Some(Arc::clone(&services::NO_CONSUMER));
+        }
         if name.starts_with("endpoints/") {
             return Some(Arc::new(Resource::head(0, Digest::default())));
         }
@@ -230,18 +237,22 @@ impl Compiled {
     /// All resources but addresses, with the endpoints, by name.
     pub fn resources(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Resource>)> {
         let sets = self.collections.iter();
-        self.resources.iter().chain(sets.flat_map(|(name, set)| std::iter::once((name, &set.head)).chain(&set.members)))
+        self.resources
+            .iter()
+            .chain(sets.flat_map(|(name, set)| std::iter::once((name, &set.head)).chain(&*set.members)))
     }
 
-    /// Everything that a proxy gets which subscribes to `root`: itself first, then what it points to, endpoints included.
-    pub fn closure(&self, root: &str) -> Vec<(Arc<str>, Arc<Resource>)> {
+    /// Everything that a proxy of the namespace `client` gets which subscribes to `root`: itself first, then what it points to, endpoints
+    /// included.
+    pub fn closure(&self, root: &str, client: &str) -> Vec<(Arc<str>, Arc<Resource>)> {
         let mut found: Vec<(Arc<str>, Arc<Resource>)> = Vec::new();
         let mut seen: HashSet<Arc<str>> = HashSet::from([root.into()]);
         let mut todo: Vec<Arc<str>> = vec![root.into()];
         while let Some(name) = todo.pop() {
             let Some(resource) = self.get(&name) else { continue };
-            todo.extend(resource.points_to.iter().rev().filter(|next| seen.insert(Arc::clone(next))).cloned());
-            let members = self.collections.get(&name).map(|set| &set.members);
+            let next = resource.points_to.iter().rev().filter_map(|next| names::followed(next, client));
+            todo.extend(next.filter(|next| seen.insert(Arc::clone(next))));
+            let members = self.collections.get(&name).map(|set| &*set.members);
             found.push((name, resource));
             found.extend(members.into_iter().flatten().map(|(name, member)| (Arc::clone(name), Arc::clone(member))));
         }
@@ -266,7 +277,7 @@ impl Compiled {
         for service in self.index.services_naming(workload) {
             for number in services::ports(&self.index, &service).into_keys() {
                 let head = names::endpoints_of(&names::service(&service.namespace, &service.name, number));
-                let port = Port { service: &service, name: "", head: &head, any_ready: false };
+                let port = Port { service: &service, name: "", head: &head, any_ready: false, distribution: None };
                 let own: Arc<str> = port.name_of(&who).into();
                 let members = self.collections.get(head.as_str()).map(|set| &set.members);
                 let others = members.into_iter().flat_map(|members| port.names(members, &who));

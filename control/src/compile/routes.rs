@@ -5,7 +5,7 @@ use std::sync::Arc;
 use weft_api::wire::v1;
 
 use super::Resource;
-use crate::model::{Model, Name, Route};
+use crate::model::{Model, Name, Route, ServiceRef};
 
 /// The route's resource. It points to the services of its usable backends.
 pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Resource {
@@ -13,17 +13,19 @@ pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Re
     let mut points_to: Vec<Arc<str>> = Vec::new();
     let mut rules = route.rules.clone();
     for foreign in &route.foreign {
-        let backend = rules.get_mut(foreign.rule).and_then(|rule| rule.backends.get_mut(foreign.backend));
-        if let Some((backend, why)) = backend.zip(model.ungranted(key, foreign)) {
-            backend.invalid = why;
+        let why = model.ungranted(key, &route.parents, foreign);
+        if let Some(rule) = rules.get_mut(foreign.rule).filter(|_| why.is_some()) {
+            let to = Name::new(foreign.namespace.as_str(), foreign.name.as_str());
+            let meant = |service: &str| ServiceRef::parse(service).is_some_and(|service| service.name == to);
+            rule.mark_unusable(|service| why.clone().filter(|_| meant(service)));
         }
     }
-    for backend in rules.iter_mut().flat_map(|rule| &mut rule.backends) {
-        if backend.invalid.is_empty() {
-            backend.invalid = model.unusable(&backend.service).unwrap_or_default();
-        }
-        if backend.invalid.is_empty() && !points_to.iter().any(|known| **known == *backend.service) {
-            points_to.push(backend.service.as_str().into());
+    for rule in &mut rules {
+        rule.mark_unusable(|service| model.unusable(service));
+        for service in usable(rule) {
+            if !points_to.iter().any(|known| **known == *service) {
+                points_to.push(service.into());
+            }
         }
     }
     let requires = requires(kind, &rules);
@@ -39,19 +41,32 @@ pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Re
     Resource::new(&message, points_to)
 }
 
+/// The services that a proxy needs for a rule.
+fn usable(rule: &v1::RouteRule) -> impl Iterator<Item = &str> {
+    let backends = rule.backends.iter().filter(|to| to.invalid.is_empty()).map(|to| &*to.service);
+    backends.chain(rule.all_filters().filter_map(|filter| match filter {
+        v1::filter::Filter::Mirror(mirror) if mirror.invalid.is_empty() => Some(&*mirror.service),
+        _ => None,
+    }))
+}
+
 /// Features without which a proxy would do only part of what the route says.
 fn requires(kind: &str, rules: &[v1::RouteRule]) -> Vec<String> {
-    let filters = |rule: &v1::RouteRule| {
-        !rule.filters.is_empty() || rule.backends.iter().any(|backend| !backend.filters.is_empty())
-    };
+    use v1::filter::Filter;
+    let has = |wanted: fn(&Filter) -> bool| rules.iter().flat_map(v1::RouteRule::all_filters).any(wanted);
     let timeouts = |rule: &v1::RouteRule| rule.request_timeout_ms != 0 || rule.backend_request_timeout_ms != 0;
     let features = [
+        ("cors", has(|it| matches!(it, Filter::Cors(_)))),
         ("grpc-route", kind == "GRPCRoute"),
-        ("header-filters", rules.iter().any(filters)),
+        ("header-filters", has(|it| matches!(it, Filter::RequestHeaders(_) | Filter::ResponseHeaders(_)))),
         ("http-route", kind == "HTTPRoute"),
+        ("request-mirror", has(|it| matches!(it, Filter::Mirror(_)))),
+        ("request-redirect", has(|it| matches!(it, Filter::Redirect(_)))),
         ("request-timeouts", rules.iter().any(timeouts)),
+        ("retry", rules.iter().any(|rule| rule.retry.is_some())),
         ("tcp-route", kind == "TCPRoute"),
         ("tls-route", kind == "TLSRoute"),
+        ("url-rewrite", has(|it| matches!(it, Filter::Rewrite(_)))),
         ("weighted-backends", rules.iter().any(|rule| rule.backends.len() > 1)),
     ];
     features.into_iter().filter(|(_, needed)| *needed).map(|(feature, _)| feature.to_owned()).collect()

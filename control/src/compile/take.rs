@@ -7,10 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use weft_api::wire::v1::RouteRule;
+
 use super::index::{Index, RouteKey, Who, covers, endpoints_at, service_of};
 use crate::model::{
-    AuthorizationPolicy, Change, Grant, Name, Namespace, RateLimitPolicy, Route, SYSTEM_NAMESPACE, Service, ServiceRef,
-    Slice, SliceEndpoint, Target, Workload,
+    AuthorizationPolicy, Change, Distribution, Grant, Name, Namespace, Node, RateLimitPolicy, Route, SYSTEM_NAMESPACE,
+    Service, ServiceRef, Slice, SliceEndpoint, Target, Workload, parent_name,
 };
 use crate::multi::Multi;
 
@@ -26,6 +28,8 @@ pub(super) enum Part {
 pub struct Dirty {
     /// With the ports that they had.
     pub(super) services: BTreeMap<Name, BTreeSet<u16>>,
+    /// Services with a namespace whose own routes for them may be others. The services are among the former.
+    pub(super) consumers: BTreeSet<(Name, String)>,
     pub(super) endpoints: BTreeMap<Name, Part>,
     pub(super) routes: BTreeSet<Arc<RouteKey>>,
     pub(super) authorization: BTreeSet<Name>,
@@ -58,6 +62,7 @@ impl Index {
     pub(super) fn take(&mut self, change: Change, dirty: &mut Dirty) {
         match change {
             Change::Namespace(name, new) => self.take_namespace(name, new, dirty),
+            Change::Node(name, new) => self.take_node(name, new, dirty),
             Change::Service(name, new) => self.take_service(name, new, dirty),
             Change::Slice(name, new) => self.take_slice(name, new, dirty),
             Change::Workload(name, new) => self.take_workload(name, new, dirty),
@@ -92,13 +97,23 @@ impl Index {
         self.model.apply(Change::Namespace(name, new));
     }
 
+    /// Pods are in the zone of their node.
+    fn take_node(&mut self, name: String, new: Option<Node>, dirty: &mut Dirty) {
+        if self.model.nodes.get(&name) == new.as_ref() {
+            return;
+        }
+        dirty.workloads.extend(self.pods_on.get(&name).iter().map(|pod| (**pod).clone()));
+        self.model.apply(Change::Node(name, new));
+    }
+
     fn take_service(&mut self, name: Name, new: Option<Service>, dirty: &mut Dirty) {
         let old = self.model.services.get(&name);
         if old == new.as_ref() {
             return;
         }
-        fn ports(found: Option<&Service>) -> Option<(&[crate::model::ServicePort], bool)> {
-            found.map(|found| (found.ports.as_slice(), found.external_name.is_some()))
+        // What its endpoints are made of.
+        fn ports(found: Option<&Service>) -> Option<(&[crate::model::ServicePort], bool, Option<Distribution>)> {
+            found.map(|found| (found.ports.as_slice(), found.external_name.is_some(), found.distribution))
         }
         let before = old.into_iter().flat_map(|found| &found.ports).map(|port| port.port);
         dirty.services.entry(name.clone()).or_default().extend(before);
@@ -106,6 +121,7 @@ impl Index {
         if ports(old) != ports(new.as_ref()) {
             dirty.all_endpoints(&name);
             dirty.routes.extend(self.routes_to.get(&name).iter().cloned());
+            dirty.consumers.extend(self.clients_of(&name).map(|client| (name.clone(), client)));
             for endpoint in self.endpoints(&name) {
                 dirty.workloads.extend(self.behind(endpoint));
                 if self.is_unresolved(endpoint) {
@@ -235,6 +251,20 @@ impl Index {
         }
         let known = was.iter().flat_map(|ip| self.pods_at.get(ip)).find(|known| ***known == name);
         let own = known.cloned().unwrap_or_else(|| Arc::new(name.clone()));
+        let node = |found: Option<&Workload>| found.map(|found| found.node.clone()).filter(|node| !node.is_empty());
+        let (left, on) = (node(old), node(new.as_ref()));
+        let own = match left.iter().flat_map(|node| self.pods_on.get(node)).find(|known| ***known == name) {
+            Some(known) => Arc::clone(known),
+            None => own,
+        };
+        if left != on {
+            if let Some(node) = &left {
+                self.pods_on.cut(node, &own);
+            }
+            if let Some(node) = on {
+                self.pods_on.put(node, Arc::clone(&own));
+            }
+        }
         for ip in was.difference(&is) {
             self.pods_at.cut(ip, &own);
             dirty.extent |= self.extent.cut(*ip);
@@ -270,16 +300,19 @@ impl Index {
             return;
         }
         let own = Arc::new(key);
-        let parents = |route: Option<&Route>| -> BTreeSet<(String, Option<u16>, Option<String>)> {
+        let parents = |route: Option<&Route>| -> BTreeSet<(Name, Option<u16>, Option<String>)> {
             let parents = route.into_iter().flat_map(|route| &route.parents);
-            parents.map(|parent| (parent.name.clone(), parent.port, parent.section.clone())).collect()
+            parents.map(|parent| (parent_name(parent), parent.port, parent.section.clone())).collect()
         };
         if old.is_some() != new.is_some() || parents(old) != parents(new.as_ref()) {
-            for service in [old, new.as_ref()].into_iter().flat_map(|route| on(&own, route)) {
+            for service in [old, new.as_ref()].into_iter().flat_map(on) {
+                if service.namespace != own.1.namespace {
+                    dirty.consumers.insert((service.clone(), own.1.namespace.clone()));
+                }
                 dirty.services.entry(service).or_default();
             }
         }
-        let (was, is) = (References::of(&own, old), References::of(&own, new.as_ref()));
+        let (was, is) = (References::of(old), References::of(new.as_ref()));
         relink(&mut self.routes_on, was.on, is.on, &own);
         relink(&mut self.routes_to, was.to, is.to, &own);
         relink(&mut self.routes_into, was.into, is.into, &own);
@@ -363,9 +396,8 @@ fn relink<K: Ord + Eq + std::hash::Hash, V: Ord + Clone>(
 }
 
 /// The services that a route is attached to.
-fn on(key: &RouteKey, route: Option<&Route>) -> BTreeSet<Name> {
-    let parents = route.into_iter().flat_map(|route| &route.parents);
-    parents.map(|parent| Name::new(key.1.namespace.as_str(), parent.name.as_str())).collect()
+fn on(route: Option<&Route>) -> BTreeSet<Name> {
+    route.into_iter().flat_map(|route| &route.parents).map(parent_name).collect()
 }
 
 /// What a route stands on.
@@ -376,11 +408,11 @@ struct References {
 }
 
 impl References {
-    fn of(key: &RouteKey, route: Option<&Route>) -> Self {
-        let backends = route.into_iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.backends);
-        let to = backends.filter_map(|backend| ServiceRef::parse(&backend.service)).map(|service| service.name);
+    fn of(route: Option<&Route>) -> Self {
+        let services = route.into_iter().flat_map(|route| &route.rules).flat_map(RouteRule::services);
+        let to = services.filter_map(ServiceRef::parse).map(|service| service.name);
         let into = route.into_iter().flat_map(|route| &route.foreign).map(|foreign| foreign.namespace.clone());
-        Self { on: on(key, route), to: to.collect(), into: into.collect() }
+        Self { on: on(route), to: to.collect(), into: into.collect() }
     }
 }
 

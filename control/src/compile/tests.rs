@@ -1,5 +1,6 @@
 //! What a model becomes, case by case; and that a change compiles to what the whole would.
 
+mod consumers;
 mod differential;
 mod growth;
 
@@ -8,8 +9,8 @@ use weft_api::wire::v1::address::Target as Means;
 
 use super::*;
 use crate::model::{
-    AuthorizationPolicy, ForeignRef, Grant, Namespace, RateLimitPolicy, Route, Service, ServiceParent, SliceEndpoint,
-    Target, Workload,
+    AuthorizationPolicy, Distribution, ForeignRef, Grant, Granted, Namespace, Node, RateLimitPolicy, Route, Service,
+    ServiceParent, SliceEndpoint, Target, Workload,
 };
 use crate::testing::{ip, name, parent_of, pod, port, ready, service, shop, slice};
 
@@ -165,7 +166,7 @@ fn a_port_that_the_service_lacks_is_refused_and_not_outside() {
     let compiled = compile(&shop());
     let Means::Service(closed) = means(&compiled, "10.96.0.1:81") else { panic!() };
     assert_eq!(closed, "service/shop/web:81");
-    let closure = compiled.closure("10.96.0.1:81");
+    let closure = compiled.closure("10.96.0.1:81", "shop");
     let names: Vec<&str> = closure.iter().map(|(name, _)| &**name).collect();
     assert_eq!(names, ["10.96.0.1:81", "service/shop/web:81", "endpoints/shop/web:81"]);
 }
@@ -183,7 +184,7 @@ fn an_address_brings_its_routes_and_their_backends() {
     let backends = ["service/shop/cart:80", "service/shop/web:80", "service/shop/none:80", "service/shop/cart:9"];
     model.routes.insert(("HTTPRoute".into(), name("split")), route(&backends));
     let compiled = compile(&model);
-    let names: Vec<String> = compiled.closure("web.shop:80").iter().map(|(name, _)| name.to_string()).collect();
+    let names: Vec<String> = compiled.closure("web.shop:80", "shop").iter().map(|(name, _)| name.to_string()).collect();
     let expected = [
         "web.shop:80",
         "service/shop/web:80",
@@ -229,6 +230,43 @@ fn a_parent_given_by_a_ports_name_is_found_when_the_port_gets_that_name() {
 }
 
 #[test]
+fn a_mirror_is_a_reference_as_a_backend_is() {
+    let mut model = shop();
+    let key = |name: &str| ("HTTPRoute".to_owned(), crate::testing::name(name));
+    let copy = |service: &str| {
+        let mirror = v1::Mirror { service: service.into(), numerator: 1, denominator: 1, ..v1::Mirror::default() };
+        v1::Filter { filter: Some(v1::filter::Filter::Mirror(mirror)) }
+    };
+    let mut made = route(&["service/shop/web:80"]);
+    made.rules[0].filters = vec![copy("service/shop/late:80")];
+    made.rules[0].backends[0].filters = vec![copy("service/other/far:80")];
+    made.foreign = vec![ForeignRef { namespace: "other".into(), name: "far".into(), ..ForeignRef::default() }];
+    model.services.insert(Name::new("other", "far"), service(9));
+    model.routes.insert(key("copied"), made);
+    let mut compiled = compile(&model);
+    let told = |compiled: &Compiled| {
+        let resource = compiled.get("HTTPRoute/shop/copied").unwrap();
+        let made = v1::Route::decode(&*resource.bytes).unwrap();
+        let why = made.rules[0].all_filters().map(|filter| match filter {
+            v1::filter::Filter::Mirror(mirror) => mirror.invalid.clone(),
+            _ => String::new(),
+        });
+        assert!(made.requires.iter().any(|feature| feature == "request-mirror"), "{made:?}");
+        (why.collect::<Vec<_>>(), resource.points_to.iter().map(ToString::to_string).collect::<Vec<_>>())
+    };
+    let (why, to) = told(&compiled);
+    assert_eq!(to, ["service/shop/web:80"]);
+    assert_eq!(why[0], "service shop/late does not exist");
+    assert!(why[1].starts_with("no ReferenceGrant in other"), "{why:?}");
+    let grant = Grant { from: vec![("HTTPRoute".to_owned(), "shop".to_owned())], to: vec![Granted::Services] };
+    model.grants.insert(Name::new("other", "g"), grant);
+    model.services.insert(name("late"), service(8));
+    update(&mut compiled, &model);
+    let (why, to) = told(&compiled);
+    assert_eq!((why, to.len()), (vec![String::new(), String::new()], 3), "{to:?}");
+}
+
+#[test]
 fn a_grant_that_comes_or_goes_changes_the_routes_that_stand_on_it() {
     let mut model = shop();
     model.services.insert(Name::new("other", "far"), service(9));
@@ -245,11 +283,11 @@ fn a_grant_that_comes_or_goes_changes_the_routes_that_stand_on_it() {
     assert_eq!(far(&compiled), refused);
     let from = |kind: &str| vec![(kind.to_owned(), "shop".to_owned())];
     for (grant, expected) in [
-        (Some(Grant { from: from("TLSRoute"), to: vec![None] }), refused),
-        (Some(Grant { from: from("HTTPRoute"), to: vec![Some("near".into())] }), refused),
-        (Some(Grant { from: from("HTTPRoute"), to: vec![Some("far".into())] }), ""),
+        (Some(Grant { from: from("TLSRoute"), to: vec![Granted::Services] }), refused),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![Granted::One("near".into())] }), refused),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![Granted::One("far".into())] }), ""),
         (None, refused),
-        (Some(Grant { from: from("HTTPRoute"), to: vec![None] }), ""),
+        (Some(Grant { from: from("HTTPRoute"), to: vec![Granted::Services] }), ""),
     ] {
         match grant {
             Some(grant) => _ = model.grants.insert(Name::new("other", "g"), grant),
@@ -339,7 +377,8 @@ fn policies_cover_the_ports_behind_their_targets() {
     assert!(web.rate_limits[0].ports.is_empty());
     let cart = workload(&compiled, "cart-1");
     assert_eq!((cart.authorization.len(), cart.rate_limits.len()), (0, 1));
-    let names: Vec<String> = compiled.closure("workload/shop/web-1").iter().map(|(name, _)| name.to_string()).collect();
+    let names: Vec<String> =
+        compiled.closure("workload/shop/web-1", "shop").iter().map(|(name, _)| name.to_string()).collect();
     assert_eq!(
         names,
         ["workload/shop/web-1", "AuthorizationPolicy/shop/on-web", "RateLimitPolicy/shop/all", "trust", "revoked"]
@@ -479,4 +518,59 @@ fn another_name_of_the_trust_domain_changes_no_more_than_the_policies_that_say_i
     update(&mut compiled, &Model { authorization: BTreeMap::new(), ..model.clone() });
     update(&mut compiled, &model);
     assert_eq!(sent(&compiled), means);
+}
+
+/// `node for_nodes|for_zones` of each endpoint of `shop/web`.
+fn placed(model: &Model) -> Vec<String> {
+    let text = |(_, one): (String, v1::Endpoint)| {
+        format!("{} {}|{}", one.node, one.for_nodes.join(" "), one.for_zones.join(" "))
+    };
+    endpoints(model).into_iter().map(text).collect()
+}
+
+#[test]
+fn endpoints_are_for_whom_the_slice_says_else_the_service_wants() {
+    let mut model = shop();
+    let at = |zone: &str, node: &str, one: SliceEndpoint| SliceEndpoint { zone: zone.into(), node: node.into(), ..one };
+    let one = at("a", "n1", ready(1, Some("web-1")));
+    let two = at("b", "", ready(2, Some("web-2")));
+    model.workloads.get_mut(&name("web-2")).unwrap().node = "n2".to_owned();
+    web_slice(&mut model, vec![one.clone(), two.clone()]);
+    assert_eq!(placed(&model), ["n1 |", "n2 |"], "nobody has said anything");
+    let wants = |model: &mut Model, wanted| model.services.get_mut(&name("web")).unwrap().distribution = wanted;
+    wants(&mut model, Some(Distribution::Zone));
+    assert_eq!(placed(&model), ["n1 |a", "n2 |b"]);
+    wants(&mut model, Some(Distribution::Node));
+    assert_eq!(placed(&model), ["n1 n1|a", "n2 n2|b"]);
+    // The controller has balanced them: its word counts.
+    web_slice(&mut model, vec![SliceEndpoint { for_zones: vec!["b".to_owned()], ..one }, two]);
+    assert_eq!(placed(&model), ["n1 |b", "n2 n2|b"]);
+}
+
+#[test]
+fn a_service_says_which_endpoints_are_used_and_requires_that_it_is_understood() {
+    let mut model = shop();
+    let web = model.services.get_mut(&name("web")).unwrap();
+    (web.node_local, web.sticky) = (true, true);
+    let found = compile(&model).get("service/shop/web:80").unwrap();
+    let found = v1::Service::decode(&*found.bytes).unwrap();
+    assert!(found.node_local && found.sticky);
+    assert_eq!(found.requires, ["node-local", "session-affinity"]);
+}
+
+#[test]
+fn a_workload_is_in_the_zone_of_its_node_whenever_that_is_told() {
+    let mut model = shop();
+    model.workloads.get_mut(&name("web-1")).unwrap().node = "n1".to_owned();
+    let mut compiled = compile(&model);
+    let place = |compiled: &Compiled| {
+        let found = compiled.get("workload/shop/web-1").unwrap();
+        let found = v1::Workload::decode(&*found.bytes).unwrap();
+        (found.node, found.zone)
+    };
+    assert_eq!(place(&compiled), ("n1".to_owned(), String::new()));
+    model.nodes.insert("n1".to_owned(), Node { zone: "a".to_owned() });
+    let changes = update(&mut compiled, &model);
+    assert_eq!(place(&compiled), ("n1".to_owned(), "a".to_owned()));
+    assert_eq!(changes.names, HashSet::from(["workload/shop/web-1".into()]));
 }

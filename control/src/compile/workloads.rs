@@ -54,8 +54,9 @@ pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resou
         authorization,
         rate_limits,
         other_mode_ports,
+        node: workload.node.clone(),
+        zone: index.model.nodes.get(&workload.node).map(|node| node.zone.clone()).unwrap_or_default(),
         requires,
-        ..v1::Workload::default()
     };
     Resource::new(&message, points_to)
 }

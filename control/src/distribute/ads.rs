@@ -1,30 +1,23 @@
 //! The delta ADS service: a thin shell around a [`Session`](super::session::Session).
 //!
-//! Its messages are framed here and not by the library, whose encoder keeps the room of the largest one that it ever sent, and at least 8 KiB,
-//! for as long as the stream lives: 64 KiB for a proxy that calls 20 services. Here a message's room goes with it.
+//! It is served on the connection's own task ([`crate::server`]), straight on its HTTP/2 stream, and frames messages itself: the room of a
+//! message goes with it, and nothing stands between a change and the socket.
 
-use std::convert::Infallible;
-use std::future::{Ready, ready};
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use bytes::{BufMut as _, Bytes};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
 use http::header::{CONTENT_TYPE, HeaderMap};
-use http_body_util::StreamBody;
-use hyper::body::Frame;
 use prost::Message;
 use prost_types::value::Kind;
-use tokio::sync::mpsc;
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::body::Body;
-use tonic::codec::{BufferSettings, DecodeBuf, Decoder};
-use tonic::server::NamedService;
-use tonic::{Request, Status, Streaming};
-use weft_api::names::short_type;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Request, Status};
+use weft_api::names::{MOVE, short_type};
 use weft_api::wire::core::Node;
 use weft_api::wire::discovery::aggregated_discovery_service_server::SERVICE_NAME;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -33,22 +26,17 @@ use weft_engine::ratelimit::{Cell, Decision, Rate};
 use super::hub::{Client, Hub, Stream};
 use crate::auth::{self, Proved};
 use crate::config::Config;
+use crate::server::http2::room;
 
 /// How long a new stream may say nothing.
 const FIRST_MESSAGE: Duration = Duration::from_secs(10);
 /// Of what a proxy says of itself.
 const LONGEST_TEXT: usize = 128;
-/// Responses made but not yet taken by the connection. More would be decided too early.
-const IN_HAND: usize = 2;
 
 /// A request that says all that a proxy holds (4,096 addresses and what they point to) is a few hundred KiB; one with the members of a
 /// very large set may be a few MiB.
 const MAX_REQUEST: usize = 16 * 1024 * 1024;
-/// Room for requests that a stream keeps; an acknowledgement takes 50 bytes.
-const REQUEST_ROOM: usize = 512;
 const METHOD: &str = "/DeltaAggregatedResources";
-
-type Out = mpsc::Sender<Result<Bytes, Status>>;
 
 /// The gRPC service.
 #[derive(Clone, Debug)]
@@ -59,31 +47,6 @@ pub struct Ads {
     opened: Arc<Cell>,
     rate: Rate,
     most: i64,
-}
-
-impl NamedService for Ads {
-    const NAME: &'static str = SERVICE_NAME;
-}
-
-impl tower::Service<http::Request<Body>> for Ads {
-    type Response = http::Response<Body>;
-    type Error = Infallible;
-    type Future = Ready<Result<Self::Response, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let known =
-            request.uri().path().strip_prefix('/').and_then(|path| path.strip_prefix(SERVICE_NAME)) == Some(METHOD);
-        let opened = if known {
-            self.delta_aggregated_resources(Request::from_http(request))
-        } else {
-            Err(Status::unimplemented("control serves delta ADS only"))
-        };
-        ready(Ok(opened.unwrap_or_else(Status::into_http)))
-    }
 }
 
 impl Ads {
@@ -98,6 +61,9 @@ impl Ads {
 
     /// A new stream costs most at its beginning: what comes all at once waits outside, so that those which are here are served meanwhile.
     fn admit(&self) -> Result<(), Status> {
+        if self.hub.replicas.is_stopping() {
+            return Err(moved());
+        }
         if self.hub.metrics.streams.get() >= self.most {
             self.hub.metrics.bound("streams", 1);
             return Err(Status::unavailable(
@@ -111,43 +77,50 @@ impl Ads {
         Ok(())
     }
 
-    fn delta_aggregated_resources(&self, request: Request<Body>) -> Result<http::Response<Body>, Status> {
-        let addr = auth::peer(&request)?.addr;
-        let proved =
-            auth::proved(&request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
-        self.admit()?;
-        let (out, responses) = mpsc::channel(IN_HAND);
-        let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
-        let incoming = Streaming::new_request(Requests, request.into_inner(), None, Some(MAX_REQUEST));
-        tokio::spawn(async move {
-            let served = tokio::select! {
-                served = serve(&hub, &proved, addr, incoming, &out) => served,
-                () = ends(&proved) => Err(auth::expired()),
-                () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
-            };
-            if let Err(status) = &served {
-                hub.audit("stream", &proved.identity.to_string(), addr, status);
-            }
-            // Best effort: a peer that reads nothing is cut off by the connection's end.
-            let _ = out.try_send(Err(served.err().unwrap_or_else(|| Status::ok(""))));
-        });
-        let frames = ReceiverStream::new(responses).map(|response| Ok::<_, Infallible>(frame(response)));
-        let mut response = http::Response::new(Body::new(StreamBody::new(frames)));
-        response.headers_mut().insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-        Ok(response)
+    /// Whether a request is for this service.
+    pub(crate) fn is_for<B>(request: &http::Request<B>) -> bool {
+        method(request.uri().path()).is_some()
     }
-}
 
-/// A message, or the end.
-fn frame(response: Result<Bytes, Status>) -> Frame<Bytes> {
-    match response {
-        Ok(message) => Frame::data(message),
-        Err(status) => {
-            let mut trailers = HeaderMap::new();
-            // A status that does not fit into headers is left out: then the stream ends without one.
-            let _ = status.add_header(&mut trailers);
-            Frame::trailers(trailers)
+    /// One stream, until it has ended.
+    pub(crate) async fn serve(self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        let (head, requests) = request.into_parts();
+        let known = method(head.uri.path()) == Some(METHOD);
+        let opened = if known {
+            self.opened(&Request::from_http(http::Request::from_parts(head, ())))
+        } else {
+            Err(Status::unimplemented("control serves delta ADS only"))
+        };
+        let (addr, proved) = match opened {
+            Ok(opened) => opened,
+            Err(status) => {
+                // A peer that is gone needs no answer.
+                let _ = respond.send_response(status.into_http::<()>(), true);
+                return;
+            }
+        };
+        let mut head = http::Response::new(());
+        head.headers_mut().insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
+        let Ok(out) = respond.send_response(head, false) else { return };
+        let mut requests = Requests { stream: requests, buffer: BytesMut::new() };
+        let mut responses = Responses(out);
+        let served = tokio::select! {
+            served = serve(&self.hub, &proved, addr, &mut requests, &mut responses) => served,
+            () = auth::ends(&proved) => Err(auth::expired()),
+            () = self.stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
+        };
+        if let Err(status) = &served {
+            self.hub.audit("stream", &proved.identity.to_string(), addr, status);
         }
+        responses.end(&served.err().unwrap_or_else(|| Status::ok("")));
+    }
+
+    /// Who opens a stream, if he may.
+    fn opened(&self, request: &Request<()>) -> Result<(SocketAddr, Proved), Status> {
+        let addr = auth::peer(request)?.addr;
+        let proved = auth::proved(request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
+        self.admit()?;
+        Ok((addr, proved))
     }
 }
 
@@ -165,28 +138,85 @@ fn framed(message: &impl Message) -> Bytes {
     framed.into()
 }
 
-/// Reads requests.
-struct Requests;
+/// The method of this service that a path names.
+fn method(path: &str) -> Option<&str> {
+    path.strip_prefix('/')?.strip_prefix(SERVICE_NAME).filter(|method| method.starts_with('/'))
+}
 
-impl Decoder for Requests {
-    type Item = DeltaDiscoveryRequest;
-    type Error = Status;
+/// What a proxy says.
+struct Requests {
+    stream: RecvStream,
+    /// What has come of the next message.
+    buffer: BytesMut,
+}
 
-    fn decode(&mut self, from: &mut DecodeBuf<'_>) -> Result<Option<DeltaDiscoveryRequest>, Status> {
-        let request = DeltaDiscoveryRequest::decode(from);
-        request.map(Some).map_err(|error| Status::invalid_argument(format!("a request cannot be read: {error}")))
-    }
-
-    fn buffer_settings(&self) -> BufferSettings {
-        BufferSettings::new(REQUEST_ROOM, REQUEST_ROOM)
+impl Requests {
+    /// The next message; `None` at the end. Nothing is lost if this is dropped.
+    async fn next(&mut self) -> Result<Option<DeltaDiscoveryRequest>, Status> {
+        loop {
+            if let Some(message) = whole(&mut self.buffer)? {
+                let request = DeltaDiscoveryRequest::decode(message);
+                let unread = |error| Status::invalid_argument(format!("a request cannot be read: {error}"));
+                return request.map(Some).map_err(unread);
+            }
+            let Some(data) = self.stream.data().await else { return Ok(None) };
+            let data = data.map_err(|error| Status::cancelled(format!("the stream broke off: {error}")))?;
+            // It fails only for more than was given.
+            let _ = self.stream.flow_control().release_capacity(data.len());
+            self.buffer.extend_from_slice(&data);
+        }
     }
 }
 
-/// Returns when the certificate has expired, by the wall clock, which may be set.
-async fn ends(proved: &Proved) {
-    while let Ok(left) = proved.not_after.duration_since(SystemTime::now()) {
-        tokio::time::sleep(left.min(Duration::from_secs(30)).max(Duration::from_millis(10))).await;
+/// Takes a whole message out of what has come.
+fn whole(buffer: &mut BytesMut) -> Result<Option<BytesMut>, Status> {
+    let Some([compressed, length @ ..]) = buffer.first_chunk::<HEAD>() else { return Ok(None) };
+    let length = u32::from_be_bytes(*length) as usize;
+    if *compressed != 0 {
+        return Err(Status::unimplemented("a request is compressed, which was not agreed on"));
     }
+    if length > MAX_REQUEST {
+        return Err(Status::out_of_range(format!("a request has {length} bytes; at most {MAX_REQUEST} are taken")));
+    }
+    if buffer.len() - HEAD < length {
+        return Ok(None);
+    }
+    buffer.advance(HEAD);
+    let message = buffer.split_to(length);
+    if buffer.is_empty() {
+        // Who says nothing holds no room.
+        *buffer = BytesMut::new();
+    }
+    Ok(Some(message))
+}
+
+/// What control says.
+struct Responses(SendStream<Bytes>);
+
+impl Responses {
+    fn say(&mut self, message: Bytes) -> Result<(), Status> {
+        let said = self.0.send_data(message, false);
+        said.map_err(|error| Status::cancelled(format!("the stream broke off: {error}")))
+    }
+
+    fn end(mut self, status: &Status) {
+        // A peer that is gone needs no end.
+        let _ = self.0.send_trailers(trailers(status));
+    }
+}
+
+/// The answer to a proxy that is to go to another replica.
+fn moved() -> Status {
+    let mut why = MetadataMap::new();
+    why.insert(MOVE, MetadataValue::from_static("1"));
+    Status::with_metadata(Code::Unavailable, "another control has more room; connect to that", why)
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    // A status that does not fit into headers is left out: then the stream ends without one.
+    let _ = status.add_header(&mut trailers);
+    trailers
 }
 
 /// A stream's entry in the store, taken out when dropped.
@@ -198,6 +228,7 @@ struct Open<'h> {
 impl Drop for Open<'_> {
     fn drop(&mut self) {
         self.hub.close(&self.stream);
+        tracing::info!(workload = %self.stream.client.workload, "a proxy is disconnected");
     }
 }
 
@@ -205,25 +236,24 @@ async fn serve(
     hub: &Hub,
     proved: &Proved,
     addr: SocketAddr,
-    mut incoming: Streaming<DeltaDiscoveryRequest>,
-    out: &Out,
+    requests: &mut Requests,
+    responses: &mut Responses,
 ) -> Result<(), Status> {
-    let first = tokio::time::timeout(FIRST_MESSAGE, incoming.message())
+    let first = tokio::time::timeout(FIRST_MESSAGE, requests.next())
         .await
         .map_err(|_| Status::deadline_exceeded("no message came on the new stream"))??;
     let Some(first) = first else { return Ok(()) };
     let mut loaded = hub.loaded();
     // Before the first model nobody's workload is known: a proxy is not refused for that.
-    let waited = tokio::time::timeout(FIRST_MESSAGE, async { loaded.wait_for(|loaded| *loaded).await.is_ok() }).await;
+    let waited = async { loaded.wait_for(|loaded| *loaded).await.is_ok() };
+    let waited = tokio::time::timeout(FIRST_MESSAGE, async { tokio::join!(waited, hub.replicas.settled()).0 }).await;
     if waited != Ok(true) {
         return Err(Status::unavailable("control has not read its sources yet; connect again"));
     }
     let client = client(hub, proved, addr, first.node.as_ref())?;
     let open = Open { hub, stream: hub.open(client) };
     tracing::info!(workload = %open.stream.client.workload, identity = %proved.identity, %addr, "a proxy is connected");
-    let ended = converse(hub, &open.stream, first, incoming, out).await;
-    tracing::info!(workload = %open.stream.client.workload, "a proxy is disconnected");
-    ended
+    converse(hub, &open.stream, first, requests, responses).await
 }
 
 fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> Result<Client, Status> {
@@ -231,8 +261,10 @@ fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> 
     let workload = auth::workload(&node.id)?;
     auth::must_own(hub, proved, &workload)?;
     let field = |name: &str| node.metadata.as_ref()?.fields.get(name)?.kind.as_ref();
-    let features: Vec<String> = match field("features") {
-        Some(Kind::ListValue(list)) => list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).collect(),
+    let features: Vec<Cow<'static, str>> = match field("features") {
+        Some(Kind::ListValue(list)) => {
+            list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).map(feature).collect()
+        }
         _ => Vec::new(),
     };
     let instance = field("instance").and_then(text);
@@ -243,6 +275,12 @@ fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> 
     }
     let version = node.user_agent_version.chars().take(LONGEST_TEXT).collect();
     Ok(Client { workload, proved: proved.clone(), features, instance, addr, version })
+}
+
+/// Those that this build knows need no room.
+fn feature(said: String) -> Cow<'static, str> {
+    let known = weft_api::FEATURES.iter().find(|known| **known == said);
+    known.map_or(Cow::Owned(said), |known| Cow::Borrowed(*known))
 }
 
 fn text(kind: &Kind) -> Option<String> {
@@ -256,8 +294,8 @@ async fn converse(
     hub: &Hub,
     stream: &Stream,
     first: DeltaDiscoveryRequest,
-    mut incoming: Streaming<DeltaDiscoveryRequest>,
-    out: &Out,
+    requests: &mut Requests,
+    responses: &mut Responses,
 ) -> Result<(), Status> {
     hear(hub, stream, first)?;
     loop {
@@ -265,19 +303,25 @@ async fn converse(
         tokio::select! {
             biased;
             () = stream.revoked.cancelled() => {
+                if stream.is_sent_away() {
+                    return Err(moved());
+                }
                 let message = "the workload belongs to another identity now, or is another pod, or that is revoked";
                 return Err(Status::permission_denied(message));
             }
-            message = incoming.message() => match message? {
+            message = requests.next() => match message? {
                 Some(request) => hear(hub, stream, request)?,
                 None => return Ok(()),
             },
-            permit = out.reserve(), if has_work => {
-                let Ok(permit) = permit else { return Ok(()) };
+            // What is made before the peer has room for it is decided too early.
+            takes = room(&mut responses.0), if has_work => {
+                if !takes {
+                    return Ok(());
+                }
                 if let Some(response) = hub.next(stream) {
                     let framed = framed(&response);
                     count(hub, &response, framed.len() - HEAD);
-                    permit.send(Ok(framed));
+                    responses.say(framed)?;
                 }
             }
             () = stream.wake.notified(), if !has_work => {}
@@ -308,14 +352,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_message_travels_behind_its_length_and_a_stream_ends_with_its_status() {
+    fn a_message_travels_behind_its_length_and_is_read_however_it_comes() {
         let message = DeltaDiscoveryRequest { type_url: "t".repeat(300), ..Default::default() };
-        let bytes = frame(Ok(framed(&message))).into_data().unwrap();
+        let bytes = framed(&message);
         assert_eq!(bytes[..5], [0, 0, 0, 1, 47]);
-        assert_eq!(DeltaDiscoveryRequest::decode(&bytes[5..]).unwrap(), message);
-        let ended = |status| frame(Err(status)).into_trailers().unwrap();
-        assert_eq!(ended(Status::ok(""))["grpc-status"], "0");
-        let refused = ended(Status::permission_denied("not yours"));
+        let (mut buffer, mut found) = (BytesMut::new(), 0);
+        for byte in [&bytes[..], &bytes[..]].concat() {
+            buffer.put_u8(byte);
+            while let Some(one) = whole(&mut buffer).unwrap() {
+                assert_eq!(DeltaDiscoveryRequest::decode(one).unwrap(), message);
+                found += 1;
+            }
+        }
+        assert_eq!((found, buffer.capacity()), (2, 0), "nothing is kept where nothing waits");
+        for (head, code) in [([1, 0, 0, 0, 0], Code::Unimplemented), ([0, 255, 0, 0, 0], Code::OutOfRange)] {
+            assert_eq!(whole(&mut BytesMut::from(&head[..])).unwrap_err().code(), code);
+        }
+    }
+
+    #[test]
+    fn a_stream_ends_with_its_status() {
+        assert_eq!(trailers(&Status::ok(""))["grpc-status"], "0");
+        let refused = trailers(&Status::permission_denied("not yours"));
         assert_eq!(
             (&refused["grpc-status"], &refused["grpc-message"]),
             (&"7".parse().unwrap(), &"not%20yours".parse().unwrap())

@@ -19,7 +19,7 @@ pub(super) struct Audit(Cell);
 
 impl Hub {
     /// `what` ended with that. That a peer went away, or its certificate ran out, is no refusal.
-    pub(super) fn audit(&self, what: &str, identity: &str, addr: SocketAddr, status: &Status) {
+    pub(crate) fn audit(&self, what: &str, identity: &str, addr: SocketAddr, status: &Status) {
         let cause = match status.code() {
             Code::PermissionDenied => "not_yours",
             Code::InvalidArgument => "protocol",

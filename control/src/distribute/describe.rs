@@ -19,6 +19,9 @@ use crate::compile::{Compiled, Resource};
 pub struct Described {
     /// `NAMESPACE/POD`.
     pub workload: String,
+    /// The replica of control that it is connected to, by what that calls itself.
+    #[serde(default)]
+    pub replica: String,
     /// It has a stream. Without one, all below is empty.
     pub connected: bool,
     /// The SPIFFE ID of its certificate.
@@ -101,10 +104,10 @@ pub struct Difference {
 /// The tables in force at one proxy, in the order of their names.
 pub fn tables(session: &Session) -> Vec<Held> {
     let held = session.all_held().filter_map(|(name, held)| {
-        let any = held.acked.as_ref().or(held.sent.as_ref())?;
+        let any = held.acked.or(held.sent)?;
         let type_ = short_type(any.type_url).to_owned();
-        let runs = held.acked.as_deref().map(Content::of);
-        Some(Held { name: Arc::clone(name), type_, runs, refused: held.refused.clone() })
+        let runs = held.acked.map(|acked| Content::of(acked));
+        Some(Held { name: Arc::clone(name), type_, runs, refused: held.refused.cloned() })
     });
     let mut held: Vec<Held> = held.collect();
     held.sort_by(|one, two| one.name.cmp(&two.name));
@@ -117,11 +120,12 @@ pub fn differences(session: &Session, compiled: &Compiled) -> Vec<Difference> {
     let compared = |resource: &Resource| resource.type_url != v1::EndpointHead::TYPE_URL;
     let (gone, there): (Vec<_>, Vec<_>) = session.roots().partition(|root| compiled.get(root).is_none());
     let kept = session.reach(gone.into_iter());
-    let wanted = there.into_iter().flat_map(|root| compiled.closure(root));
+    let client = session.client();
+    let wanted = there.into_iter().flat_map(|root| compiled.closure(root, client));
     let mut wanted: BTreeMap<Arc<str>, Arc<Resource>> = wanted.filter(|(_, resource)| compared(resource)).collect();
     let mut differences: BTreeMap<Arc<str>, Difference> = BTreeMap::new();
     for (name, held) in session.all_held() {
-        let Some(any) = held.acked.as_ref().or(held.sent.as_ref()).filter(|any| compared(any)) else {
+        let Some(any) = held.acked.or(held.sent).filter(|any| compared(any)) else {
             continue;
         };
         let now = wanted.remove(name);
@@ -129,8 +133,9 @@ pub fn differences(session: &Session, compiled: &Compiled) -> Vec<Difference> {
             continue;
         }
         if held.acked_version() != now.as_ref().map(|now| &now.version) {
-            let (type_, refused) = (short_type(any.type_url).to_owned(), held.refused.clone());
-            let held = Held { name: Arc::clone(name), type_, runs: held.acked.as_deref().map(Content::of), refused };
+            let (type_, refused) = (short_type(any.type_url).to_owned(), held.refused.cloned());
+            let runs = held.acked.map(|acked| Content::of(acked));
+            let held = Held { name: Arc::clone(name), type_, runs, refused };
             differences.insert(Arc::clone(name), Difference { held, now: now.as_deref().map(Content::of) });
         }
     }
@@ -164,11 +169,12 @@ impl Hub {
         let client = &stream.client;
         stream.session(|session| Described {
             workload: client.workload.to_string(),
+            replica: String::new(),
             connected: true,
             identity: client.proved.identity.to_string(),
             address: Some(client.addr),
             version: client.version.clone(),
-            features: client.features.clone(),
+            features: client.features.iter().map(ToString::to_string).collect(),
             connected_seconds: stream.since.elapsed().as_secs(),
             subscriptions: session.subscriptions(),
             resources: session.len(),

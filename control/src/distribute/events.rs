@@ -57,6 +57,7 @@ impl Cause {
 pub fn kind(change: &Change) -> &str {
     match change {
         Change::Namespace(..) => "Namespace",
+        Change::Node(..) => "Node",
         Change::Service(..) => "Service",
         Change::Slice(..) => "EndpointSlice",
         Change::Workload(..) => "Pod",
@@ -70,7 +71,7 @@ pub fn kind(change: &Change) -> &str {
 fn object(change: &Change) -> String {
     let kind = kind(change);
     match change {
-        Change::Namespace(name, _) => format!("{kind}/{name}"),
+        Change::Namespace(name, _) | Change::Node(name, _) => format!("{kind}/{name}"),
         Change::Route((_, name), _)
         | Change::Service(name, _)
         | Change::Slice(name, _)

@@ -4,6 +4,7 @@
 //! - All changes that wait at a moment are published as one batch, in their order; what was sent together is never torn apart.
 //! - Nothing is held back so that a batch may grow: a change that comes alone goes at once, and those that come while it is compiled are the next
 //!   batch. So batches are as large as the load makes them.
+//! - What is told beside changes ([`Feed::send_with`]) is passed on after they were published.
 //! - At most [`WAITING`] sendings wait; who has one more waits for a place, which is counted.
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::Hub;
 use crate::compile::Compiled;
 use crate::model::Change;
+use crate::status::Subjects;
 
 /// Sendings that may wait.
 const WAITING: usize = 1024;
@@ -22,10 +24,13 @@ const LARGE: usize = 4096;
 /// Of endpoints that are left out this many are named in the log; the metric counts all.
 const UNRESOLVED_SAID: usize = 20;
 
+/// What was sent together.
+type Batch = (Vec<Change>, Subjects);
+
 /// Where sources send their changes.
 #[derive(Clone, Debug)]
 pub struct Feed {
-    changes: Sender<Vec<Change>>,
+    changes: Sender<Batch>,
     hub: Arc<Hub>,
 }
 
@@ -39,25 +44,34 @@ impl Feed {
 
     /// Sends changes that belong together. The first sending of all is everything there is: with it the hub begins to answer.
     pub async fn send(&self, changes: Vec<Change>) {
-        let Err(TrySendError::Full(changes)) = self.changes.try_send(changes) else { return };
+        self.send_with(changes, Subjects::new()).await;
+    }
+
+    /// The same, with objects whose status is to be looked at when the changes are in force.
+    pub async fn send_with(&self, changes: Vec<Change>, subjects: Subjects) {
+        let Err(TrySendError::Full(batch)) = self.changes.try_send((changes, subjects)) else { return };
         self.hub.metrics.bound("changes", 1);
         // The other end is gone only when control stops.
-        let _ = self.changes.send(changes).await;
+        let _ = self.changes.send(batch).await;
     }
 }
 
-async fn publish(mut inbox: Receiver<Vec<Change>>, hub: Arc<Hub>) {
-    while let Some(mut changes) = inbox.recv().await {
+async fn publish(mut inbox: Receiver<Batch>, hub: Arc<Hub>) {
+    while let Some((mut changes, mut subjects)) = inbox.recv().await {
         while changes.len() < LARGE
-            && let Ok(more) = inbox.try_recv()
+            && let Ok((more, further)) = inbox.try_recv()
         {
             changes.extend(more);
+            subjects.extend(further);
         }
         let taken = changes.len();
         let publishing = Arc::clone(&hub);
         // Compiling takes its time: not on the runtime's threads.
         match tokio::task::spawn_blocking(move || publish_batch(&publishing, changes)).await {
-            Ok(changed) => tracing::debug!(taken, changed, "the model changed"),
+            Ok(changed) => {
+                tracing::debug!(taken, changed, "the model changed");
+                hub.status.saw(subjects);
+            }
             Err(error) => tracing::error!(%error, "changes could not be compiled; what was in force stays"),
         }
     }

@@ -5,10 +5,11 @@
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -18,12 +19,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use weft_api::names;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
+use weft_api::wire::replicas as wire;
 use weft_api::wire::v1;
 use weft_certs::revoked::{Denied, DenyList};
 
 use super::audit::Audit;
 use super::events::{Cause, Event, Events};
-use super::session::{Heard, Limits, Session, Violation};
+use super::leaves::Leaves;
+use super::session::{Heard, Limits, Listen, Session, Violation};
 use super::streams::Streams;
 use super::subscribers::Subscribers;
 use crate::auth::Proved;
@@ -31,15 +34,15 @@ use crate::compile::{Changes, Compiled, Dirty, Topic};
 use crate::copies::{Behind, Told};
 use crate::metrics::Metrics;
 use crate::model::{Change, Model, Name, Workload};
+use crate::replicas::{Moved, Replicas};
 use crate::revoked::List;
 use crate::rotation::Waiting;
+use crate::status::Inbox;
 
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
 /// Of what happened to proxies so much is kept for who waits for it; who is slower looks at all of them.
 const PROGRESS: usize = 1024;
-/// A workload that said it leaves, and whose pod is still there after this, has changed its mind.
-const DRAIN_LIFE: Duration = Duration::from_hours(1);
 
 /// Who is at the other end of a stream.
 #[derive(Clone, Debug)]
@@ -49,7 +52,7 @@ pub struct Client {
     /// What its certificate proves.
     pub proved: Proved,
     /// What its build can enforce.
-    pub features: Vec<String>,
+    pub features: Vec<Cow<'static, str>>,
     /// A number of this run of the proxy, if it says one: another one means that it was started anew.
     pub instance: Option<String>,
     /// Where it calls from.
@@ -71,6 +74,8 @@ pub struct Stream {
     pub wake: Notify,
     /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod, or that is revoked.
     pub revoked: CancellationToken,
+    /// It ends because its proxy is to go to another replica.
+    sent_away: AtomicBool,
 }
 
 impl Stream {
@@ -79,22 +84,22 @@ impl Stream {
         self.session.lock().has_work()
     }
 
+    /// Ends it so that its proxy goes to another replica.
+    pub(crate) fn send_away(&self) {
+        self.sent_away.store(true, Ordering::Release);
+        self.revoked.cancel();
+    }
+
+    /// Whether that has been done.
+    pub(crate) fn is_sent_away(&self) -> bool {
+        self.sent_away.load(Ordering::Acquire)
+    }
+
     /// Looks at its state.
     pub fn session<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
         look(&self.session.lock())
     }
 }
-
-/// A workload that has said that it leaves.
-#[derive(Debug)]
-struct Leaving {
-    since: Instant,
-    ips: Vec<IpAddr>,
-    instance: Option<String>,
-}
-
-/// Workloads that have said that they leave, by name.
-type Leaves = BTreeMap<Name, Leaving>;
 
 /// The store and its streams.
 #[derive(Debug)]
@@ -116,7 +121,13 @@ pub struct Hub {
     pub(super) audit: Audit,
     events: Events,
     /// The workloads whose proxies acknowledged something, came or went.
-    pub(super) progress: broadcast::Sender<Name>,
+    pub(crate) progress: broadcast::Sender<Name>,
+    /// What other replicas have to hear.
+    pub(crate) moved: broadcast::Sender<Moved>,
+    /// The other replicas of control.
+    pub replicas: Arc<Replicas>,
+    /// Whoever tells people hears here what may have changed.
+    pub status: Inbox,
     /// Where everything is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -139,6 +150,9 @@ impl Hub {
             audit: Audit::default(),
             events: Events::default(),
             progress: broadcast::Sender::new(PROGRESS),
+            moved: broadcast::Sender::new(PROGRESS),
+            replicas: Arc::default(),
+            status: Inbox::default(),
             metrics,
         }
     }
@@ -174,10 +188,24 @@ impl Hub {
         let mut leaves = self.leaves.lock();
         let found = self.compiled(|compiled| Some(compiled.model().workloads.get(workload)?.ips.clone()));
         let Some(ips) = found else { return };
-        let leaving = Leaving { since: Instant::now(), ips, instance };
-        if leaves.insert(workload.clone(), leaving).is_none() {
+        if leaves.begin(workload, ips, instance) {
             self.recompile(&mut leaves, [], Cause::of("drain", Some(workload.to_string())));
+            self.has_moved(Moved::Leave(workload.clone()));
         }
+    }
+
+    /// The same of what another replica says of workloads that leave. Compiles: call it where blocking is allowed.
+    pub(crate) fn learn_leaves(&self, told: &[wire::Leave]) {
+        let (mut leaves, now) = (self.leaves.lock(), Instant::now());
+        let news: Vec<&wire::Leave> = told.iter().filter(|told| leaves.learn(told, now)).collect();
+        if let Some(first) = news.first() {
+            self.recompile(&mut leaves, [], Cause::of("drain", Some(first.workload.clone())));
+        }
+    }
+
+    /// What is known of workloads that leave: of all, or of one.
+    pub(crate) fn leaves(&self, only: Option<&Name>) -> Vec<wire::Leave> {
+        self.leaves.lock().told(only)
     }
 
     /// Takes another set of roots, and tells everybody. Returns whether it is another one.
@@ -252,12 +280,10 @@ impl Hub {
             self.metrics.told.changed(&change);
             compiled.take(change, &mut dirty);
         }
-        leaves.retain(|name, leaving| {
-            // A pod of the same name with other addresses is another pod.
-            let same = compiled.model().workloads.get(name).is_some_and(|found| found.ips == leaving.ips);
-            same && leaving.since.elapsed() < DRAIN_LIFE
-        });
-        compiled.leaving(leaves.keys().cloned().collect(), &mut dirty);
+        leaves.keep_those_of(compiled.model());
+        let leaving = leaves.names();
+        let draining = leaving.len();
+        compiled.leaving(leaving, &mut dirty);
         let patch = if compiled.is_small(&dirty) {
             compiled.make(&dirty)
         } else {
@@ -270,13 +296,14 @@ impl Hub {
         };
         let changes = compiled.apply(patch);
         let compiled = RwLockWriteGuard::downgrade(compiled);
-        self.metrics.compiled(started.elapsed(), &compiled, &changes, leaves.len());
+        self.metrics.compiled(started.elapsed(), &compiled, &changes, draining);
         drop(compiled);
         self.dispatch(&changes, cause, seen);
         changes.len()
     }
 
     fn dispatch(&self, changes: &Changes, cause: Cause, seen: Duration) {
+        self.status.changed(changes.names.iter());
         let touched = self.subscribers.lock().touched(changes);
         let now = self.now();
         let (event, missed) = self.events.begin(cause, changes, touched.len(), seen, now);
@@ -328,15 +355,18 @@ impl Hub {
             since: Instant::now(),
             wake: Notify::new(),
             revoked: CancellationToken::new(),
+            sent_away: AtomicBool::new(false),
         });
-        self.absent.lock().remove(&stream.client.workload);
+        // It is here before it is away no more: who waits for it never finds it nowhere.
         self.streams.write().insert(&stream);
+        self.absent.lock().remove(&stream.client.workload);
         // Between the check of its identity and now the model may have changed.
         if self.disowned(&stream.client) {
             stream.revoked.cancel();
         }
         self.metrics.streams.inc();
         self.progressed(&stream);
+        self.has_moved(Moved::Proxy(stream.client.workload.clone()));
         stream
     }
 
@@ -344,30 +374,54 @@ impl Hub {
     fn restarted(&self, client: &Client) {
         let Some(instance) = &client.instance else { return };
         let mut leaves = self.leaves.lock();
-        let leaving = leaves.get(&client.workload).and_then(|leaving| leaving.instance.as_ref());
-        if leaving.is_some_and(|leaving| leaving != instance) {
-            leaves.remove(&client.workload);
+        if leaves.seen(&client.workload, instance) {
             self.recompile(&mut leaves, [], Cause::of("restart", Some(client.workload.to_string())));
+            self.has_moved(Moved::Leave(client.workload.clone()));
         }
     }
 
     /// The stream has ended.
     pub fn close(&self, stream: &Stream) {
-        let last = self.streams.write().remove(stream);
+        let mut streams = self.streams.write();
+        if streams.remove(stream) {
+            // As at its beginning: it is away before it is here no more.
+            let mut absent = self.absent.lock();
+            absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
+            absent.insert(stream.client.workload.clone(), Instant::now());
+        }
+        drop(streams);
         let topics = stream.session.lock().topics();
+        self.status.changed(topics.iter().filter_map(Topic::name));
         self.events.closed(stream.id, self.now());
         let mut subscribers = self.subscribers.lock();
         for topic in topics {
             subscribers.remove(stream.id, &topic);
         }
         drop(subscribers);
-        if last {
-            let mut absent = self.absent.lock();
-            absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
-            absent.insert(stream.client.workload.clone(), Instant::now());
-        }
         self.metrics.streams.dec();
         self.progressed(stream);
+        self.has_moved(Moved::Proxy(stream.client.workload.clone()));
+    }
+
+    fn has_moved(&self, what: Moved) {
+        // There may be no other replica.
+        let _ = self.moved.send(what);
+    }
+
+    /// These proxies were connected to another replica and are not now.
+    pub(crate) fn have_gone(&self, proxies: &[Name]) {
+        let mut absent = self.absent.lock();
+        absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
+        absent.extend(proxies.iter().map(|name| (name.clone(), Instant::now())));
+    }
+
+    /// Tells those who wait for these proxies to look at them again.
+    pub(crate) fn look_again_at(&self, proxies: impl IntoIterator<Item = Name>) {
+        if self.progress.receiver_count() > 0 {
+            for name in proxies {
+                let _ = self.progress.send(name);
+            }
+        }
     }
 
     /// Gives a request to the stream's session.
@@ -382,6 +436,7 @@ impl Hub {
             heard
         };
         self.metrics.heard(&heard);
+        self.status.changed(heard.answered.iter());
         for nack in &heard.nacks {
             tracing::warn!(workload = %stream.client.workload, resource = nack.name, code = nack.code,
                 message = nack.message, "a proxy refused a resource");
@@ -419,6 +474,8 @@ impl Hub {
     fn note(&self, stream: &Stream, session: &mut Session) {
         let listens = session.take_listens();
         if !listens.is_empty() {
+            // It holds something that it did not, or not any more.
+            self.status.changed(listens.iter().filter_map(Listen::name));
             let mut subscribers = self.subscribers.lock();
             subscribers.apply(stream.id, listens);
             self.metrics.topics.set(i64::try_from(subscribers.topics()).unwrap_or(i64::MAX));
@@ -427,10 +484,7 @@ impl Hub {
     }
 
     fn progressed(&self, stream: &Stream) {
-        if self.progress.receiver_count() > 0 {
-            // Nobody may be waiting any more.
-            let _ = self.progress.send(stream.client.workload.clone());
-        }
+        self.look_again_at([stream.client.workload.clone()]);
     }
 
     /// Looks at what is compiled.
@@ -464,17 +518,33 @@ impl Hub {
     /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
     /// One that leaves is not waited for.
     pub(super) fn absent(&self) -> Vec<(Name, Instant)> {
-        let compiled = self.compiled.read();
-        let absent = self.absent.lock();
-        let expected = absent.iter().filter(|(name, _)| !compiled.is_leaving(name));
-        let recent = expected.filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
-        recent.map(|(name, since)| (name.clone(), *since)).collect()
+        let recent: Vec<(Name, Instant)> = {
+            let absent = self.absent.lock();
+            let recent = absent.iter().filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
+            recent.map(|(name, since)| (name.clone(), *since)).collect()
+        };
+        // No lock is held while another is taken: there is no order between these.
+        let mut away: Vec<_> = recent.into_iter().filter(|(name, _)| !self.is_connected(name)).collect();
+        self.compiled(|compiled| away.retain(|(name, _)| !compiled.is_leaving(name)));
+        away
+    }
+
+    /// Whether all who ought to be connected are, or were waited for.
+    pub fn is_settled(&self) -> bool {
+        self.absent().is_empty()
     }
 
     /// The same of one proxy: since when it is away.
     pub(super) fn absent_since(&self, workload: &Name) -> Option<Instant> {
         let since = self.absent.lock().get(workload).copied().filter(|since| since.elapsed() < RECONNECT_GRACE);
-        since.filter(|_| !self.compiled(|compiled| compiled.is_leaving(workload)))
+        let away =
+            |_: &Instant| !self.compiled(|compiled| compiled.is_leaving(workload)) && !self.is_connected(workload);
+        since.filter(away)
+    }
+
+    /// Whether a proxy has a stream, to whichever replica.
+    fn is_connected(&self, workload: &Name) -> bool {
+        !self.streams.read().of(workload).is_empty() || self.replicas.have(workload)
     }
 
     /// Whether a stream's proxy is known to have what is true of the given endpoints and addresses; `None` if it holds none of them.

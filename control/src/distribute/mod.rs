@@ -6,7 +6,7 @@
 //! - [`hub`]: the store, the streams, and how a change gets from one to the others.
 //! - [`feed`]: how changes get from the sources to the hub, in batches.
 //! - [`ads`]: the gRPC service, a thin shell around a session.
-//! - [`drain`]: how a pod leaves.
+//! - [`drain`]: how a pod leaves; [`leaves`]: those that do.
 //! - [`picture`]: who runs what, by object and resource; [`describe`]: what each proxy runs, and where that differs from what is true.
 //! - [`events`]: why something was pushed, and what became of it.
 //! - [`audit`]: who was refused either.
@@ -20,6 +20,7 @@ pub mod drain;
 pub mod events;
 pub mod feed;
 pub mod hub;
+mod leaves;
 pub mod picture;
 pub mod session;
 mod streams;

@@ -12,7 +12,7 @@ use weft_api::names;
 use super::hub::Hub;
 use super::session::Standing;
 use crate::compile::{Compiled, Topic, topics_of};
-use crate::model::Name;
+use crate::model::{Name, parent_name};
 
 /// The kinds of objects that are compiled to resources.
 pub const KINDS: [&str; 10] = [
@@ -145,19 +145,31 @@ pub fn resources_of(compiled: &Compiled, kind: &str, name: &str) -> Option<Vec<A
             let own: Arc<str> = names::workload(&pod.namespace, &pod.name).into();
             std::iter::once(own).chain(compiled.endpoints_of(&pod)).collect()
         }
+        kind if ROUTES.contains(&kind) => {
+            let own: Arc<str> = format!("{kind}/{name}").into();
+            let pointers = attached_by(compiled, kind, &whose()).into_iter();
+            // Who refuses the list of a namespace's routes has no use for the route itself.
+            std::iter::once(own).chain(pointers.filter(|pointer| names::is_consumer(pointer))).collect()
+        }
         kind if KINDS.contains(&kind) => vec![format!("{kind}/{name}").into()],
         _ => return None,
     })
 }
 
+/// What lists a route, as far as it is attached: the ports of its parents, or what its namespace has of those.
+fn attached_by(compiled: &Compiled, kind: &str, route: &Name) -> Vec<Arc<str>> {
+    let found = compiled.model().routes.get(&(kind.to_owned(), route.clone()));
+    let parents: BTreeSet<Name> = found.into_iter().flat_map(|found| &found.parents).map(parent_name).collect();
+    let ports = parents.iter().filter_map(|parent| resources_of(compiled, "Service", &parent.to_string())).flatten();
+    ports.map(|port| names::consumer(&route.namespace, &port).map_or(port, Arc::from)).collect()
+}
+
 /// What points to a route or policy now. Only those do: what a service or workload points to comes with it.
 fn pointing_to(compiled: &Compiled, resource: &str) -> Vec<Arc<str>> {
     let Some((kind, name)) = object_of(resource) else { return Vec::new() };
-    let model = compiled.model();
     let candidates: Vec<Arc<str>> = if ROUTES.contains(&kind) {
-        let ports =
-            model.services.iter().flat_map(|(name, service)| service.ports.iter().map(move |port| (name, port)));
-        ports.map(|(name, port)| names::service(&name.namespace, &name.name, port.port).into()).collect()
+        let route = name.split_once('/').map(|(namespace, name)| Name::new(namespace, name)).unwrap_or_default();
+        attached_by(compiled, kind, &route)
     } else if POLICIES.contains(&kind) {
         let namespace = name.split_once('/').map_or(name, |(namespace, _)| namespace);
         resources_of(compiled, "Namespace", namespace).unwrap_or_default()

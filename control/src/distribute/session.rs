@@ -23,20 +23,28 @@
 mod ack;
 mod emit;
 mod hear;
+mod held;
+mod listen;
 mod look;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_api::names::ResourceType;
+use weft_api::names::{ResourceType, followed};
 use weft_api::wire::v1;
 
-use crate::compile::{Changes, Resource, Topic, topics_of};
+use crate::compile::{Resource, Topic};
 use crate::model::Name;
 pub use ack::{Heard, Nack};
 pub use hear::Violation;
+use held::Held;
+pub(in crate::distribute) use held::Seen;
+use listen::Listening;
+pub use listen::{Listen, Touched};
 pub use look::{Standing, Version};
+use members::{Members, Pending, Phase};
 
 /// Names of resources.
 pub type Names = BTreeSet<Arc<str>>;
@@ -62,65 +70,6 @@ impl Default for Limits {
     fn default() -> Self {
         Self { roots: 8192, window: 32, message: 960 * 1024, pending_members: 4096, name: 512, claims: 200_000 }
     }
-}
-
-/// What was sent of one resource, and what came back.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Held {
-    /// Sent last; `None`: its removal was.
-    pub(super) sent: Option<Arc<Resource>>,
-    /// What the proxy runs. Of what it brought along, and is not as it is now, the version is known and no bytes.
-    pub(super) acked: Option<Arc<Resource>>,
-    /// Response in which `sent` went.
-    pub(super) nonce: u64,
-    /// Why the proxy refused `sent`.
-    pub(super) refused: Option<Arc<str>>,
-}
-
-impl Held {
-    fn confirmed(resource: Arc<Resource>) -> Self {
-        Self { sent: Some(Arc::clone(&resource)), acked: Some(resource), nonce: 0, refused: None }
-    }
-
-    /// The version that was sent last; `None`: its removal was.
-    pub(super) fn sent_version(&self) -> Option<&Arc<str>> {
-        self.sent.as_ref().map(|sent| &sent.version)
-    }
-
-    /// The version that the proxy runs.
-    pub(super) fn acked_version(&self) -> Option<&Arc<str>> {
-        self.acked.as_ref().map(|acked| &acked.version)
-    }
-}
-
-/// A resource that is no endpoint.
-#[derive(Debug)]
-pub(super) struct Node {
-    pub(super) held: Held,
-    /// As it was sent: what it points to is what the proxy follows.
-    pub(super) resource: Arc<Resource>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
-    Loading,
-    Steady,
-    Awaiting,
-}
-
-/// Members to compare.
-#[derive(Debug)]
-pub(super) enum Pending {
-    Some(BTreeSet<Arc<str>>),
-    All,
-}
-
-/// The endpoints of one service port, as the proxy holds them.
-#[derive(Debug)]
-pub(super) struct Members {
-    pub(super) phase: Phase,
-    pub(super) held: BTreeMap<Arc<str>, Held>,
-    pub(super) pending: Pending,
 }
 
 /// Something that may have to be sent.
@@ -149,15 +98,6 @@ pub(super) struct Sent {
     pub(super) changed: Option<Duration>,
 }
 
-/// A topic that the stream begins or ceases to listen to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// Begins.
-    To(Topic),
-    /// Ceases.
-    No(Topic),
-}
-
 /// The state of one stream.
 #[derive(Debug)]
 pub struct Session {
@@ -166,11 +106,9 @@ pub struct Session {
     roots: HashSet<Arc<str>>,
     /// Types that have been asked for on this stream.
     asked: HashSet<&'static str>,
-    nodes: HashMap<Arc<str>, Node>,
+    nodes: HashMap<Arc<str>, Held>,
     collections: HashMap<Arc<str>, Members>,
-    /// The names that listen to each, in order: nearly always one.
-    topics: HashMap<Topic, Vec<Arc<str>>>,
-    listens: Vec<Listen>,
+    listening: Listening,
     queue: VecDeque<Entry>,
     queued: HashSet<Arc<str>>,
     /// Versions that the proxy says it holds, until what it asks for has been answered.
@@ -196,8 +134,7 @@ impl Session {
             asked: HashSet::new(),
             nodes: HashMap::new(),
             collections: HashMap::new(),
-            topics: HashMap::new(),
-            listens: Vec::new(),
+            listening: Listening::default(),
             queue: VecDeque::new(),
             queued: HashSet::new(),
             claims: HashMap::new(),
@@ -210,20 +147,20 @@ impl Session {
         }
     }
 
-    /// Topics that the stream begins or ceases to listen to since the last call. To be passed on before the lock on the compiled
-    /// resources is given back, or a change is missed.
-    pub fn take_listens(&mut self) -> Vec<Listen> {
-        std::mem::take(&mut self.listens)
-    }
-
     /// Control's tables changed in something that this stream listens to.
     pub fn touch(&mut self, changes: &Touched, now: Duration) {
         if self.queue.is_empty() {
             // What changed before is wanted no more.
             self.changed = None;
         }
-        let names = changes.topics.iter().filter_map(|topic| self.topics.get(topic)).flatten();
-        let (roots, others): (Vec<_>, Vec<_>) = names.cloned().partition(|name| self.roots.contains(name));
+        let mut names: Vec<Arc<str>> = Vec::new();
+        for topic in &changes.topics {
+            match topic {
+                Topic::Name(name) => names.push(Arc::clone(name)),
+                other => names.extend(self.listening.to(other).cloned()),
+            }
+        }
+        let (roots, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| self.roots.contains(name));
         // Roots first: what only an old answer pointed to is forgotten before it is looked at.
         for name in roots.iter().chain(&others) {
             self.enqueue(name);
@@ -255,7 +192,7 @@ impl Session {
 
     fn enqueue(&mut self, name: &Arc<str>) {
         let group = match self.nodes.get(name) {
-            Some(node) => node.resource.type_url,
+            Some(held) => held.seen().sent.map_or(v1::Workload::TYPE_URL, |sent| sent.type_url),
             None if self.roots.contains(name) => v1::Workload::TYPE_URL,
             None => return,
         };
@@ -274,31 +211,6 @@ impl Session {
         std::mem::take(&mut self.refused_by_bounds)
     }
 
-    fn listen(&mut self, name: &Arc<str>) {
-        for topic in topics_of(name) {
-            let names = self.topics.entry(topic.clone()).or_insert_with(|| Vec::with_capacity(1));
-            if names.is_empty() {
-                self.listens.push(Listen::To(topic));
-            }
-            if let Err(place) = names.binary_search(name) {
-                names.insert(place, Arc::clone(name));
-            }
-        }
-    }
-
-    fn unlisten(&mut self, name: &Arc<str>) {
-        for topic in topics_of(name) {
-            let Some(names) = self.topics.get_mut(&topic) else { continue };
-            if let Ok(place) = names.binary_search(name) {
-                names.remove(place);
-            }
-            if names.is_empty() {
-                self.topics.remove(&topic);
-                self.listens.push(Listen::No(topic));
-            }
-        }
-    }
-
     /// Forgets one resource, as if the proxy had never had it.
     fn forget(&mut self, name: &Arc<str>) {
         if self.nodes.remove(name).is_some() {
@@ -313,9 +225,10 @@ impl Session {
         let mut reached = HashSet::new();
         while let Some(name) = todo.pop() {
             if reached.insert(Arc::clone(&name))
-                && let Some(node) = self.nodes.get(&name)
+                && let Some(sent) = self.nodes.get(&name).and_then(|held| held.seen().sent)
             {
-                todo.extend(node.resource.points_to.iter().filter(|next| !reached.contains(*next)).cloned());
+                let next = sent.points_to.iter().filter_map(|next| followed(next, &self.workload.namespace));
+                todo.extend(next.filter(|next| !reached.contains(next)));
             }
         }
         reached
@@ -343,26 +256,6 @@ impl Session {
             }
             _ => true,
         });
-    }
-}
-
-/// The part of some [`Changes`] that one stream listens to.
-#[derive(Clone, Debug, Default)]
-pub struct Touched {
-    /// Topics; never of endpoints.
-    pub topics: Vec<Topic>,
-    /// Changed endpoints by set.
-    pub members: Vec<(Arc<str>, Arc<Names>)>,
-}
-
-impl Touched {
-    /// All of `changes`, for a stream that listens to everything.
-    pub fn all(changes: &Changes) -> Self {
-        let names = changes.names.iter().cloned().map(Topic::Name);
-        let ips = changes.ips.iter().copied().map(Topic::Ip);
-        let services = changes.services.iter().cloned().map(Topic::Service);
-        let members = changes.members.iter().map(|(head, names)| (Arc::clone(head), Arc::new(names.clone())));
-        Self { topics: names.chain(ips).chain(services).collect(), members: members.collect() }
     }
 }
 

@@ -2,13 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use super::{AuthorizationPolicy, Grant, Model, Name, Namespace, RateLimitPolicy, Route, Service, Slice, Workload};
+use super::{
+    AuthorizationPolicy, Grant, Model, Name, Namespace, Node, RateLimitPolicy, Route, Service, Slice, Workload,
+};
 
 /// An object as it is now; `None` if it is gone.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Change {
     /// A namespace.
     Namespace(String, Option<Namespace>),
+    /// A node.
+    Node(String, Option<Node>),
     /// A service.
     Service(Name, Option<Service>),
     /// An endpoint slice.
@@ -30,6 +34,7 @@ impl Model {
     pub fn apply(&mut self, change: Change) -> bool {
         match change {
             Change::Namespace(key, value) => put(&mut self.namespaces, key, value),
+            Change::Node(key, value) => put(&mut self.nodes, key, value),
             Change::Service(key, value) => put(&mut self.services, key, value),
             Change::Slice(key, value) => put(&mut self.slices, key, value),
             Change::Workload(key, value) => put(&mut self.workloads, key, value),
@@ -44,6 +49,7 @@ impl Model {
     pub fn changes_to(&self, next: &Self) -> Vec<Change> {
         let mut changes = Vec::new();
         differ(&self.namespaces, &next.namespaces, Change::Namespace, &mut changes);
+        differ(&self.nodes, &next.nodes, Change::Node, &mut changes);
         differ(&self.services, &next.services, Change::Service, &mut changes);
         differ(&self.slices, &next.slices, Change::Slice, &mut changes);
         differ(&self.workloads, &next.workloads, Change::Workload, &mut changes);

@@ -6,14 +6,14 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-pub use weft_api::kinds::{ForeignRef, Grant, Route, ServiceParent};
+pub use weft_api::kinds::{ForeignRef, Grant, Granted, Route, ServiceParent};
 use weft_api::wire::v1;
 
 mod change;
 mod references;
 
 pub use change::Change;
-pub use references::ServiceRef;
+pub use references::{Conflict, OVERRULED, OVERRULING, ServiceRef, parent_name};
 
 /// Namespace and name of an object.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,7 +42,9 @@ impl std::fmt::Display for Name {
 pub struct Model {
     /// Namespaces that say something; one that is not here has the defaults.
     pub namespaces: BTreeMap<String, Namespace>,
-    /// Services.
+    /// Nodes.
+    pub nodes: BTreeMap<String, Node>,
+    /// Services, and ServiceImports by the name that they have among them ([`weft_api::names::imported`]).
     pub services: BTreeMap<Name, Service>,
     /// Endpoint slices by their own name.
     pub slices: BTreeMap<Name, Slice>,
@@ -72,6 +74,23 @@ pub struct Namespace {
     pub mesh_strict: Option<bool>,
 }
 
+/// A node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Its label `topology.kubernetes.io/zone`, or empty.
+    pub zone: String,
+}
+
+/// Which clients the endpoints of a service are for, where its slices do not say it (`trafficDistribution`; KEP-3015): in a cluster the
+/// EndpointSlice controller makes hints of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Distribution {
+    /// `PreferSameZone`, or `PreferClose` as it was called: those of their zone.
+    Zone,
+    /// `PreferSameNode`: those of their node, then of their zone.
+    Node,
+}
+
 /// A service.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Service {
@@ -83,6 +102,12 @@ pub struct Service {
     pub external_name: Option<String>,
     /// Ports.
     pub ports: Vec<ServicePort>,
+    /// `trafficDistribution`.
+    pub distribution: Option<Distribution>,
+    /// `internalTrafficPolicy: Local`.
+    pub node_local: bool,
+    /// `sessionAffinity: ClientIP`.
+    pub sticky: bool,
 }
 
 /// A port of a service.
@@ -99,7 +124,8 @@ pub struct ServicePort {
 /// Some endpoints of a service (EndpointSlice).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Slice {
-    /// Name of the service, in the same namespace (label `kubernetes.io/service-name`).
+    /// Name of the service, in the same namespace (label `kubernetes.io/service-name`, or
+    /// `multicluster.kubernetes.io/service-name` of a ServiceImport).
     pub service: String,
     /// Target ports by the service port's name.
     pub ports: Vec<(String, u16)>,
@@ -124,6 +150,12 @@ pub struct SliceEndpoint {
     pub zone: String,
     /// `hostname`, for members of headless services.
     pub hostname: Option<String>,
+    /// `nodeName`, or empty.
+    pub node: String,
+    /// `hints.forNodes`.
+    pub for_nodes: Vec<String>,
+    /// `hints.forZones`.
+    pub for_zones: Vec<String>,
 }
 
 /// A pod.
@@ -136,8 +168,8 @@ pub struct Workload {
     pub ips: Vec<IpAddr>,
     /// `spec.serviceAccountName`, `default` if absent.
     pub service_account: String,
-    /// Labels.
-    pub labels: BTreeMap<String, String>,
+    /// `spec.nodeName`, or empty.
+    pub node: String,
     /// Annotation `weft.dev/injected: "true"`: it has a sidecar.
     pub meshed: bool,
     /// Deletion has begun (`metadata.deletionTimestamp`).

@@ -1,4 +1,5 @@
-//! Metrics, health, and what `/debug/` shows of the mesh ([`PAGES`]), for operators, over plain HTTP/1.
+//! Metrics, health, and what `/debug/` shows of the mesh ([`PAGES`]), for operators, over plain HTTP/1. Where there are several replicas of
+//! control, what they know of their proxies is put together ([`whole`]); events, metrics and health are our own.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use hyper::body::Incoming;
 use k8s_openapi::ByteString;
 use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +20,7 @@ use super::plain::{accept, http1, plain, typed};
 use super::status::Status;
 use crate::distribute::Hub;
 use crate::distribute::picture::KINDS;
+use crate::replicas::whole;
 use crate::rotation::{self, Authority};
 
 /// What can be asked for.
@@ -34,6 +37,9 @@ const PAGES: &str = "\
 /debug/events[?object=KIND/NS/NAME&since=SECONDS]
 /debug/certificates[?workload=NS/POD]
 ";
+
+/// What there is on a page of `/debug/`: JSON if the status is 200, else words.
+type Page = (StatusCode, Vec<u8>);
 
 /// What the page shows, and to whom.
 #[derive(Clone, Debug)]
@@ -52,13 +58,16 @@ pub async fn serve(listener: TcpListener, admin: Admin, stopping: CancellationTo
     let full = || metrics.bound("metrics_connections", 1);
     accept(listener, stopping, full, |tcp, addr| {
         let admin = admin.clone();
-        async move { http1(tcp, true, |request| admin.answer(request, addr)).await }
+        async move {
+            let admin = &admin;
+            http1(tcp, true, |request| async move { admin.answer(&request, addr).await }).await
+        }
     })
     .await;
 }
 
 impl Admin {
-    fn answer(&self, request: &Request<Incoming>, addr: SocketAddr) -> Response<Full<Bytes>> {
+    async fn answer(&self, request: &Request<Incoming>, addr: SocketAddr) -> Response<Full<Bytes>> {
         if request.method() != Method::GET && request.method() != Method::HEAD {
             return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n");
         }
@@ -68,6 +77,9 @@ impl Admin {
                 Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
             },
             "/healthz/live" => plain(StatusCode::OK, "live\n"),
+            "/healthz/ready" if self.hub.replicas.is_stopping() => {
+                plain(StatusCode::SERVICE_UNAVAILABLE, "control is stopping\n")
+            }
             "/healthz/ready" if self.hub.metrics.control_not_after.get() == 0 => {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "control has no certificate of its own yet; its log says why\n")
             }
@@ -76,15 +88,54 @@ impl Admin {
             path if path.starts_with("/debug/") && !self.debug_remote && !addr.ip().to_canonical().is_loopback() => {
                 plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n")
             }
-            path if path.starts_with("/debug/") => self.debug(path, request.uri().query()),
+            path if path.starts_with("/debug/") => {
+                let (status, body) = self.whole(path, request.uri().query()).await;
+                shown(status, body)
+            }
             _ => plain(StatusCode::NOT_FOUND, PAGES),
         }
     }
 
-    fn debug(&self, path: &str, query: Option<&str>) -> Response<Full<Bytes>> {
+    /// A page of `/debug/`, of all replicas.
+    async fn whole(&self, path: &str, query: Option<&str>) -> Page {
+        let page = query.map_or_else(|| path.to_owned(), |query| format!("{path}?{query}"));
+        let (hub, workload) = (&*self.hub, asked(query, "workload"));
+        let (kind, name) = (asked(query, "kind"), asked(query, "name"));
+        match (path, workload) {
+            ("/debug/status", _) => json(&Status::new(hub, SystemTime::now()).await),
+            ("/debug/proxies", workload) => json(&whole::proxies(hub, hub.describe(workload.as_deref()), &page).await),
+            ("/debug/objects", _) if kind.is_none() || name.is_none() => {
+                json(&whole::refused_objects(hub, hub.refused_objects()).await)
+            }
+            ("/debug/objects", _) => match kind.zip(name).and_then(|(kind, name)| hub.object(&kind, &name)) {
+                Some(own) => json(&whole::object(hub, own).await),
+                None => self.here(path, query),
+            },
+            ("/debug/resource", _) => match name {
+                Some(name) => json(&whole::resource(hub, hub.resource(&name)).await),
+                None => self.here(path, query),
+            },
+            ("/debug/certificates", None) => {
+                let ca = Arc::clone(&self.ca.borrow());
+                json(&whole::report(hub, rotation::Report::new(&*ca, hub)).await)
+            }
+            ("/debug/tables" | "/debug/diff" | "/debug/certificates", Some(_)) => {
+                let own = self.here(path, query);
+                match own.0 {
+                    StatusCode::NOT_FOUND => {
+                        whole::elsewhere::<Value>(hub, &page).await.map_or(own, |page| json(&page))
+                    }
+                    _ => own,
+                }
+            }
+            _ => self.here(path, query),
+        }
+    }
+
+    /// The same of this replica alone.
+    pub fn here(&self, path: &str, query: Option<&str>) -> Page {
         let (hub, workload) = (&self.hub, asked(query, "workload"));
         match (path, workload) {
-            ("/debug/status", _) => json(&Status::new(hub, SystemTime::now())),
             ("/debug/proxies", workload) => json(&hub.describe(workload.as_deref())),
             ("/debug/tables", Some(workload)) => found(hub.tables(&workload), || no_stream(&workload)),
             ("/debug/diff", Some(workload)) => found(hub.differences(&workload), || no_stream(&workload)),
@@ -92,14 +143,14 @@ impl Admin {
             ("/debug/resource", _) => found(asked(query, "name").map(|name| hub.resource(&name)), || PAGES.to_owned()),
             ("/debug/events", _) => match asked(query, "since").map_or(Ok(u64::MAX), |seconds| seconds.parse()) {
                 Ok(seconds) => json(&hub.events(asked(query, "object").as_deref(), Duration::from_secs(seconds))),
-                Err(_) => plain(StatusCode::BAD_REQUEST, "since is a number of seconds\n"),
+                Err(_) => (StatusCode::BAD_REQUEST, b"since is a number of seconds\n".to_vec()),
             },
             ("/debug/certificates", workload) => self.certificates(workload),
-            _ => plain(StatusCode::NOT_FOUND, PAGES),
+            _ => (StatusCode::NOT_FOUND, PAGES.into()),
         }
     }
 
-    fn objects(&self, query: Option<&str>) -> Response<Full<Bytes>> {
+    fn objects(&self, query: Option<&str>) -> Page {
         let (Some(kind), Some(name)) = (asked(query, "kind"), asked(query, "name")) else {
             return json(&self.hub.refused_objects());
         };
@@ -107,7 +158,7 @@ impl Admin {
         found(self.hub.object(&kind, &name), unknown)
     }
 
-    fn certificates(&self, workload: Option<String>) -> Response<Full<Bytes>> {
+    fn certificates(&self, workload: Option<String>) -> Page {
         let ca = Arc::clone(&self.ca.borrow());
         let Some(workload) = workload else { return json(&rotation::Report::new(&*ca, &self.hub)) };
         let streams = self.hub.streams();
@@ -117,7 +168,7 @@ impl Admin {
                 let x5c = stream.client.proved.chain.iter().map(|one| ByteString(one.to_vec())).collect();
                 json(&Shown { workload, x5c, roots })
             }
-            None => plain(StatusCode::NOT_FOUND, &format!("{}\n", no_stream(&workload))),
+            None => (StatusCode::NOT_FOUND, format!("{}\n", no_stream(&workload)).into_bytes()),
         }
     }
 }
@@ -141,7 +192,7 @@ impl Shown {
 }
 
 fn no_stream(workload: &str) -> String {
-    format!("{workload} has no stream to this control")
+    format!("{workload} has no stream to control")
 }
 
 /// What a query says of `key`.
@@ -151,16 +202,22 @@ fn asked(query: Option<&str>, key: &str) -> Option<String> {
     Some(value.replace("%2F", "/").replace("%2f", "/").replace("%3A", ":").replace("%3a", ":"))
 }
 
-fn found(answer: Option<impl Serialize>, otherwise: impl Fn() -> String) -> Response<Full<Bytes>> {
+fn found(answer: Option<impl Serialize>, otherwise: impl Fn() -> String) -> Page {
     match answer {
         Some(answer) => json(&answer),
-        None => plain(StatusCode::NOT_FOUND, &format!("{}\n", otherwise())),
+        None => (StatusCode::NOT_FOUND, format!("{}\n", otherwise()).into_bytes()),
     }
 }
 
-fn json(value: &impl Serialize) -> Response<Full<Bytes>> {
+fn json(value: &impl Serialize) -> Page {
     match serde_json::to_vec(value) {
-        Ok(json) => typed(StatusCode::OK, "application/json", json),
-        Err(error) => plain(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error}\n")),
+        Ok(json) => (StatusCode::OK, json),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n").into_bytes()),
     }
+}
+
+/// A good one is JSON; anything else is words.
+fn shown(status: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let content_type = if status == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
+    typed(status, content_type, body)
 }

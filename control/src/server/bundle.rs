@@ -4,6 +4,7 @@
 //!
 //! Bounds, beside those of [`super::plain`]: time for a handshake and for a whole connection, one answer each.
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,7 +59,7 @@ impl Published {
             self.metrics.handshake_failures.inc();
             error.to_string()
         })?;
-        http1(tls, false, |request| self.answer(request)).await
+        http1(tls, false, |request| ready(self.answer(&request))).await
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {

@@ -4,6 +4,7 @@
 pub mod admin;
 pub mod bundle;
 pub mod ca;
+pub(crate) mod http2;
 mod plain;
 pub mod status;
 pub mod tls;
@@ -13,7 +14,9 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use weft_api::wire::ca::istio_certificate_service_server::IstioCertificateServiceServer;
+use weft_api::wire::replicas::replicas_server::ReplicasServer;
 use weft_api::wire::v1::drain_server::DrainServer;
 
 use crate::config::Config;
@@ -21,13 +24,13 @@ use crate::distribute::Hub;
 use crate::distribute::ads::Ads;
 use crate::distribute::drain::DrainService;
 use crate::issue::Provers;
+use crate::replicas::{follow, tell};
 use crate::rotation::Authority;
 use crate::svid_roots::Further;
+use http2::Services;
 
 /// Of all calls but discovery.
 const MAX_SMALL_REQUEST: usize = 64 * 1024;
-/// Streams on one connection: discovery, a drain, a certificate.
-const MAX_STREAMS: u32 = 16;
 
 /// Where control listens for others than operators.
 #[derive(Debug)]
@@ -56,19 +59,29 @@ pub async fn serve(
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };
         tokio::spawn(bundle::serve(listener, published, stopping.clone()));
     }
+    let own = follow::Own {
+        hub: Arc::clone(&hub),
+        doors: acceptor.doors(),
+        name: config.called.clone(),
+        port: listeners.discovery.local_addr()?.port(),
+    };
+    let _following = follow::start(own, config.replicas.clone(), config.presence.is_some());
+    let replicas = tell::Service {
+        hub: Arc::clone(&hub),
+        ca: ca.clone(),
+        name: config.called.clone(),
+        pages: admin::Admin { hub: Arc::clone(&hub), ca: ca.clone(), debug_remote: true },
+        stopping: stopping.clone(),
+    };
+    let replicas = ReplicasServer::new(replicas).max_decoding_message_size(MAX_SMALL_REQUEST);
     let ads = Ads::new(Arc::clone(&hub), config, stopping.clone());
     let certificates = ca::CertificateService::new(ca, provers, config, Arc::clone(&hub.metrics));
     let certificates = IstioCertificateServiceServer::new(certificates).max_decoding_message_size(MAX_SMALL_REQUEST);
     let drain = DrainServer::new(DrainService::new(hub)).max_decoding_message_size(MAX_SMALL_REQUEST);
-    let connections = acceptor.listen(listeners.discovery, stopping.clone());
-    tonic::transport::Server::builder()
-        .http2_keepalive_interval(Some(config.keepalive.0))
-        .http2_keepalive_timeout(Some(config.keepalive.1))
-        .max_concurrent_streams(MAX_STREAMS)
-        .add_service(ads)
-        .add_service(certificates)
-        .add_service(drain)
-        .serve_with_incoming_shutdown(connections, stopping.cancelled_owned())
-        .await?;
+    let others = Routes::new(certificates).add_service(drain).add_service(replicas).prepare();
+    let services = Arc::new(Services { ads, others, keepalive: config.keepalive });
+    let stop = stopping.clone();
+    let serve = move |connection| http2::serve(connection, Arc::clone(&services), stop.clone());
+    acceptor.listen(listeners.discovery, serve, stopping).await;
     Ok(())
 }

@@ -60,14 +60,14 @@ pub async fn accept<F>(
 }
 
 /// Answers the requests of a connection: all of them, or the first alone.
-pub async fn http1(
+pub async fn http1<A: Future<Output = Response<Full<Bytes>>>>(
     io: impl AsyncRead + AsyncWrite + Unpin,
     keep_alive: bool,
-    answer: impl Fn(&Request<Incoming>) -> Response<Full<Bytes>>,
+    answer: impl Fn(Request<Incoming>) -> A,
 ) -> Result<(), String> {
     let service = service_fn(|request| {
-        let answer = answer(&request);
-        async move { Ok::<_, Infallible>(answer) }
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
     });
     hyper::server::conn::http1::Builder::new()
         .keep_alive(keep_alive)

@@ -10,6 +10,7 @@ use crate::distribute::Hub;
 use crate::distribute::describe::Described;
 use crate::distribute::picture::ObjectPicture;
 use crate::metrics::Sample;
+use crate::replicas::{Seen, whole};
 
 /// A proxy that has not answered for longer than this lags.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +30,9 @@ pub struct Status {
     pub certificate_not_after: i64,
     /// What its sources say of themselves.
     pub sources: Sources,
+    /// The other replicas of control.
+    #[serde(default)]
+    pub replicas: Vec<Seen>,
     /// How many proxies are how.
     pub proxies: Proxies,
     /// Objects of which some proxy refuses something.
@@ -69,15 +73,17 @@ pub struct Proxies {
 
 impl Status {
     /// Looks at everything.
-    pub fn new(hub: &Hub, now: SystemTime) -> Self {
+    pub async fn new(hub: &Hub, now: SystemTime) -> Self {
+        let proxies = whole::proxies(hub, hub.describe(None), "/debug/proxies").await;
         let mut status = Self {
             ok: false,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ready: *hub.loaded().borrow() && hub.metrics.control_not_after.get() != 0,
             certificate_not_after: hub.metrics.control_not_after.get(),
             sources: Sources::of(&hub.metrics.samples("source_")),
-            proxies: Proxies::of(&hub.describe(None)),
-            objects: hub.refused_objects(),
+            replicas: hub.replicas.seen(),
+            proxies: Proxies::of(&proxies),
+            objects: whole::refused_objects(hub, hub.refused_objects()).await,
             mend: Vec::new(),
         };
         let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -108,6 +114,12 @@ impl Status {
             mend.push(format!(
                 "{} problems in the objects, whose last good versions stay in force: control's log names them, `weft policy check` says where",
                 self.sources.problems
+            ));
+        }
+        for silent in self.replicas.iter().filter(|replica| !replica.heard) {
+            let name = &silent.name;
+            mend.push(format!(
+                "the control {name} is not heard: does it run, and does it reach this one's port 15012?"
             ));
         }
         let Proxies { absent, lagging, .. } = &self.proxies;
@@ -180,6 +192,7 @@ mod tests {
             ready: true,
             certificate_not_after: 100,
             sources: Sources { states: [(String::new(), "synced".to_owned())].into(), ..Sources::default() },
+            replicas: Vec::new(),
             proxies: Proxies::of(all),
             objects: Vec::new(),
             mend: Vec::new(),

@@ -6,22 +6,25 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, anyhow};
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::Connected;
+use tokio_util::task::TaskTracker;
 use weft_certs::svid::Svid;
-use weft_certs::tls::{Leaf, control_server_config, leads_to, peer_leaf, public_server_config};
+use weft_certs::tls::{
+    Leaf, control_client_config, control_server_config, control_server_name, leads_to, peer_leaf, public_server_config,
+};
 
 use crate::auth::{Peer, Proved};
 use crate::metrics::Metrics;
@@ -47,6 +50,17 @@ pub struct Doors {
     pub discovery: Arc<ServerConfig>,
     /// The bundle endpoint ([`super::bundle`]).
     pub bundle: Arc<ServerConfig>,
+    /// Not a door of ours: how we knock at other replicas'.
+    pub replica: Replica,
+}
+
+/// How another replica is called: with our own certificate, and it must be control.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// Our certificate, and who is believed.
+    pub tls: Arc<ClientConfig>,
+    /// By which name.
+    pub name: ServerName<'static>,
 }
 
 /// What control shows: a certificate in each name of the trust domain; the first one's number and times.
@@ -95,22 +109,37 @@ impl Acceptor {
         Arc::clone(&self.doors)
     }
 
-    /// Connections whose handshake has succeeded, until `stopping`.
-    pub fn listen(self, listener: TcpListener, stopping: CancellationToken) -> ReceiverStream<io::Result<Connection>> {
-        let (out, connections) = mpsc::channel(16);
-        tokio::spawn(async move {
-            let (followed, own) = ((self.ca.clone(), self.further.clone()), self.own.clone());
-            let renewal = renew(followed, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
-            tokio::select! {
-                () = stopping.cancelled() => {}
-                () = self.accept(&listener, &out) => {}
-                () = renewal => {}
-            }
-        });
-        ReceiverStream::new(connections)
+    /// Serves connections whose handshake has succeeded, each in a task of its own, until `stopping` and then until they have ended.
+    pub(super) async fn listen<S>(
+        self,
+        listener: TcpListener,
+        serve: impl Fn(Connection) -> S + Clone + Send + 'static,
+        stopping: CancellationToken,
+    ) where
+        S: Future<Output = ()> + Send + 'static,
+    {
+        let (followed, own) = ((self.ca.clone(), self.further.clone()), self.own.clone());
+        let renewal = renew(followed, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
+        let served = TaskTracker::new();
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = self.accept(&listener, &serve, &served) => {}
+            () = renewal => {}
+        }
+        // Nobody new is let in.
+        drop(listener);
+        served.close();
+        served.wait().await;
     }
 
-    async fn accept(&self, listener: &TcpListener, out: &mpsc::Sender<io::Result<Connection>>) {
+    async fn accept<S>(
+        &self,
+        listener: &TcpListener,
+        serve: &(impl Fn(Connection) -> S + Clone + Send + 'static),
+        served: &TaskTracker,
+    ) where
+        S: Future<Output = ()> + Send + 'static,
+    {
         let handshakes = Arc::new(Semaphore::new(HANDSHAKES));
         loop {
             // Waiting here leaves newcomers in the kernel's queue, which is bounded too.
@@ -129,15 +158,18 @@ impl Acceptor {
                 continue;
             };
             let acceptor = TlsAcceptor::from(Arc::clone(&self.doors.load().discovery));
-            let (out, metrics, ca) = (out.clone(), Arc::clone(&self.metrics), self.ca.clone());
+            let (serve, served, metrics, ca) =
+                (serve.clone(), served.clone(), Arc::clone(&self.metrics), self.ca.clone());
             let further = self.further.clone();
-            tokio::spawn(async move {
+            served.clone().spawn(async move {
                 let shaken = tokio::time::timeout(HANDSHAKE_TIME, shake(acceptor, tcp, addr, (&ca, &further))).await;
                 drop(handshake);
                 match shaken {
                     Ok(Ok((tls, peer))) => {
-                        let connection = Connection { tls, peer, _open: OpenConnection::new(permit, metrics) };
-                        let _ = out.send(Ok(connection)).await;
+                        let open = OpenConnection::new(permit, metrics);
+                        let connection = Connection { tls, peer, spoke: Spoke::default(), _open: open };
+                        // In another task: a handshake takes much more room than what comes after it.
+                        served.spawn(serve(connection));
                     }
                     Ok(Err(error)) => {
                         metrics.handshake_failures.inc();
@@ -210,7 +242,12 @@ fn doors(ca: &Authority, further: &mut watch::Receiver<Further>, own: &Own) -> a
     let roots = further.borrow_and_update().and(ca.roots());
     let discovery = control_server_config(&own.svids, &roots, ca.trust_domain())?;
     let bundle = public_server_config(&own.svids, &[b"http/1.1"], ca.trust_domain())?;
-    Ok(Doors { discovery, bundle })
+    let domain = ca.trust_domain();
+    // In the name that the mesh has now, as every replica knows it.
+    let svid = own.svids.iter().rfind(|svid| *svid.identity().trust_domain == *domain).or(own.svids.last());
+    let name = control_server_name(domain).try_into()?;
+    let replica = Replica { tls: control_client_config(svid, ca.roots(), domain)?, name };
+    Ok(Doors { discovery, bundle, replica })
 }
 
 /// Never ends. Open connections keep the certificate that they began with.
@@ -288,20 +325,39 @@ impl Drop for OpenConnection {
 pub struct Connection {
     tls: TlsStream<TcpStream>,
     peer: Peer,
+    spoke: Spoke,
     _open: OpenConnection,
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Peer;
+/// Whether a peer has said something lately.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spoke(Arc<AtomicBool>);
 
-    fn connect_info(&self) -> Peer {
+impl Spoke {
+    /// Since this was asked last.
+    pub(super) fn take(&self) -> bool {
+        self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Connection {
+    /// Who is at the other end.
+    pub(super) fn peer(&self) -> Peer {
         self.peer.clone()
+    }
+
+    pub(super) fn spoke(&self) -> Spoke {
+        self.spoke.clone()
     }
 }
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tls).poll_read(cx, buf)
+        let polled = Pin::new(&mut self.tls).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.spoke.0.store(true, Ordering::Relaxed);
+        }
+        polled
     }
 }
 

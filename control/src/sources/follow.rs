@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::State;
 use super::files::{Loaded, Watch};
 use super::join::Join;
-use super::kubernetes::Kubernetes;
+use super::kubernetes::{Kubernetes, Told};
 use crate::distribute::Feed;
 use crate::metrics::Metrics;
 use crate::model::{Change, Model};
@@ -29,12 +29,12 @@ pub async fn follow(mut files: Option<Watch>, mut kubernetes: Option<Kubernetes>
     let mut age = tokio::time::interval(Duration::from_secs(1));
     loop {
         following.measure(kubernetes.as_ref());
-        if let Some(changes) = following.due(kubernetes.as_ref()) {
-            feed.send(changes).await;
+        if let Some(Told { changes, subjects }) = following.due(kubernetes.as_ref()) {
+            feed.send_with(changes, subjects).await;
         }
         tokio::select! {
             loaded = newest(&mut files) => following.loaded(loaded).await,
-            changes = told(&mut kubernetes) => following.told(changes),
+            all = told(&mut kubernetes) => following.told(all),
             _ = age.tick() => {}
         }
     }
@@ -50,7 +50,7 @@ async fn newest(files: &mut Option<Watch>) -> Option<Arc<Loaded>> {
     Some(Arc::clone(&watch.borrow_and_update()))
 }
 
-async fn told(kubernetes: &mut Option<Kubernetes>) -> Vec<Change> {
+async fn told(kubernetes: &mut Option<Kubernetes>) -> Told {
     match kubernetes {
         Some(kubernetes) => kubernetes.next().await,
         None => std::future::pending().await,
@@ -67,7 +67,7 @@ struct Following {
     /// Since when nobody looks at them any more.
     unwatched: Option<Instant>,
     /// What was not sent yet, and whether anything was.
-    waiting: Vec<Change>,
+    waiting: Told,
     begun: bool,
     missing_said: Option<Instant>,
     metrics: Arc<Metrics>,
@@ -81,7 +81,7 @@ impl Following {
             filed: files,
             files: None,
             unwatched: None,
-            waiting: Vec::new(),
+            waiting: Told::default(),
             begun: false,
             missing_said: None,
             metrics,
@@ -121,16 +121,17 @@ impl Following {
         }
     }
 
-    fn told(&mut self, changes: Vec<Change>) {
-        self.take(self.kubernetes, changes);
+    fn told(&mut self, told: Told) {
+        self.take(self.kubernetes, told.changes);
+        self.waiting.subjects.extend(told.subjects);
     }
 
     fn take(&mut self, source: usize, changes: Vec<Change>) {
-        self.waiting.extend(self.join.take(source, changes));
+        self.waiting.changes.extend(self.join.take(source, changes));
     }
 
     /// What is to be sent, if all was read once. At first that is all there is, be it nothing.
-    fn due(&mut self, kubernetes: Option<&Kubernetes>) -> Option<Vec<Change>> {
+    fn due(&mut self, kubernetes: Option<&Kubernetes>) -> Option<Told> {
         if let Some(kubernetes) = kubernetes.filter(|kubernetes| !kubernetes.complete()) {
             if self.missing_said.is_none_or(|said| said.elapsed() >= MISSING) {
                 self.missing_said = Some(Instant::now());

@@ -46,6 +46,7 @@ impl Join {
 fn held_in(model: &Model, change: &Change) -> Change {
     match change {
         Change::Namespace(key, _) => Change::Namespace(key.clone(), model.namespaces.get(key).copied()),
+        Change::Node(key, _) => Change::Node(key.clone(), model.nodes.get(key).cloned()),
         Change::Service(key, _) => Change::Service(key.clone(), model.services.get(key).cloned()),
         Change::Slice(key, _) => Change::Slice(key.clone(), model.slices.get(key).cloned()),
         Change::Workload(key, _) => Change::Workload(key.clone(), model.workloads.get(key).cloned()),
@@ -60,6 +61,7 @@ fn held_in(model: &Model, change: &Change) -> Change {
 fn has(change: &Change) -> bool {
     match change {
         Change::Namespace(_, value) => value.is_some(),
+        Change::Node(_, value) => value.is_some(),
         Change::Service(_, value) => value.is_some(),
         Change::Slice(_, value) => value.is_some(),
         Change::Workload(_, value) => value.is_some(),

@@ -1,4 +1,4 @@
-//! An API server in memory: as much of one as the CA's Secret and its tokens' Leases need, with its rules about versions and owners. It can
+//! An API server in memory: as much of one as the CA's Secret and Leases need, with its rules about versions and owners. It can
 //! be away, and lose the answer to a write that it has done.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,8 @@ pub struct Cluster {
     revision: u64,
     /// It does not answer at all.
     pub away: bool,
+    /// It lets nobody write a status.
+    pub refuses_status: bool,
     /// After so many more writes, one is done and answered with an error.
     pub lost: Option<usize>,
     /// Questions that it was asked: method, path, and whether its cache was enough.
@@ -86,6 +88,12 @@ impl Cluster {
         // /api/v1/namespaces/NS/KIND[/NAME]
         let is_collection = path.split_once("/namespaces/").unwrap().1.split('/').count() == 2;
         let parsed = || serde_json::from_slice::<Value>(body).unwrap();
+        if let Some(path) = path.strip_suffix("/status") {
+            if self.refuses_status {
+                return failure(403, "Forbidden");
+            }
+            return self.apply_status(path, &serde_json::from_slice(body).unwrap());
+        }
         let (status, answer) = match (method.as_str(), is_collection) {
             ("GET", false) => {
                 return self.objects.get(path).map_or_else(|| failure(404, "NotFound"), |found| (200, found.clone()));
@@ -94,6 +102,7 @@ impl Cluster {
             ("POST", true) => self.create(path, parsed()),
             ("PATCH", false) if kind.contains("apply-patch") => self.apply(path, parsed()),
             ("PATCH", false) => self.merge(path, &parsed()),
+            ("PUT", false) => self.replace(path, parsed()),
             ("DELETE", true) => self.remove_selected(path, query),
             other => panic!("{other:?} {path}"),
         };
@@ -142,6 +151,17 @@ impl Cluster {
         (201, self.objects[&path].clone())
     }
 
+    fn replace(&mut self, path: &str, object: Value) -> (u16, Value) {
+        match self.version(path) {
+            None => failure(404, "NotFound"),
+            Some(version) if *version != object["metadata"]["resourceVersion"] => failure(409, "Conflict"),
+            Some(_) => {
+                self.put(path, object);
+                (200, self.objects[path].clone())
+            }
+        }
+    }
+
     fn version(&self, path: &str) -> Option<&Value> {
         self.objects.get(path).map(|object| &object["metadata"]["resourceVersion"])
     }
@@ -162,6 +182,17 @@ impl Cluster {
             }
         }
         self.put(path, merged);
+        (200, self.objects[path].clone())
+    }
+
+    /// Lists in a status are atomic: what is applied is what is there.
+    fn apply_status(&mut self, path: &str, change: &Value) -> (u16, Value) {
+        let Some(mut object) = self.objects.get(path).cloned() else { return failure(404, "NotFound") };
+        if self.version(path) != Some(&change["metadata"]["resourceVersion"]) {
+            return failure(409, "Conflict");
+        }
+        object["status"] = change["status"].clone();
+        self.put(path, object);
         (200, self.objects[path].clone())
     }
 

@@ -121,6 +121,13 @@ impl Mesh {
         self.ran.take().unwrap().await.unwrap().unwrap();
     }
 
+    /// Ends control as kill -9 does: nothing of it is told or given back.
+    pub async fn kill(&mut self) {
+        let ran = self.ran.take().unwrap();
+        ran.abort();
+        assert!(ran.await.unwrap_err().is_cancelled());
+    }
+
     pub fn edit(&self, file: &str, text: &str) {
         write(self.dir.path(), file, text);
     }

@@ -7,9 +7,9 @@ use weft_certs::ca::Ca;
 use weft_certs::svid::{KeyPair, Svid};
 use weft_certs::token;
 
+use super::request;
+use super::support::Audit;
 use crate::common::{Mesh, Proxy};
-use crate::request;
-use crate::support::Audit;
 
 const HOUR: Duration = Duration::from_hours(1);
 

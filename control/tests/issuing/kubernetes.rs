@@ -13,9 +13,9 @@ use weft_api::wire::v1::drain_client::DrainClient;
 use weft_certs::svid::{KeyPair, Svid};
 use weft_control::model::Name;
 
+use super::support::{Audit, Signer, api_server, now};
+use super::{refused, request};
 use crate::common::{Mesh, Proxy, pod};
-use crate::support::{Audit, Signer, api_server, now};
-use crate::{refused, request};
 
 const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";
 
@@ -176,7 +176,7 @@ async fn a_certificate_of_one_pod_opens_no_stream_of_another_of_its_service_acco
         let status = others.hear().await.unwrap_err();
         assert_eq!(status.code(), Code::PermissionDenied);
         assert!(status.message().contains("shop/web-2 is not the pod u1"), "{status}");
-        let leaves = v1::DrainRequest { workload: "shop/web-2".into(), deadline_ms: 10 };
+        let leaves = v1::DrainRequest { workload: "shop/web-2".into(), deadline_ms: 10, instance: None };
         assert_eq!(DrainClient::new(channel).begin(leaves).await.unwrap_err().code(), Code::PermissionDenied);
     }
     // Who was proved by something that names no pod may speak for each of its service account, as ever.

@@ -6,9 +6,9 @@ use weft_api::wire::ca::istio_certificate_service_client::IstioCertificateServic
 use weft_certs::token::{Uses, sign, sign_for};
 use weft_control::{Config, Control};
 
+use super::support::Audit;
+use super::{refused, request};
 use crate::common::Mesh;
-use crate::support::Audit;
-use crate::{refused, request};
 
 const TTL: Duration = Duration::from_mins(10);
 

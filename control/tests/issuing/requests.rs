@@ -2,9 +2,9 @@
 
 use rcgen::{CertificateParams, SanType};
 
+use super::request;
+use super::support::Audit;
 use crate::common::Mesh;
-use crate::request;
-use crate::support::Audit;
 
 /// A request with these names.
 fn named(names: Vec<SanType>) -> String {

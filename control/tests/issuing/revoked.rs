@@ -11,9 +11,9 @@ use weft_certs::svid::Svid;
 use weft_certs::token::{Uses, sign_for};
 use weft_control::{Config, Control};
 
+use super::request;
+use super::support::Audit;
 use crate::common::{Mesh, Proxy};
-use crate::request;
-use crate::support::Audit;
 
 const WEB: &str = "spiffe://cluster.local/ns/shop/sa/web";
 const TTL: Duration = Duration::from_mins(10);
@@ -42,7 +42,9 @@ async fn list(proxy: &mut Proxy) -> v1::Revoked {
         let found = response.resources.iter().find(|resource| resource.name == "revoked");
         if let Some(found) = found {
             let any = found.resource.as_ref().unwrap();
-            assert_eq!(any.type_url, v1::Revoked::TYPE_URL);
+            // Of the response's own type, or it says its own.
+            let type_url = if any.type_url.is_empty() { &response.type_url } else { &any.type_url };
+            assert_eq!(type_url, v1::Revoked::TYPE_URL);
             return v1::Revoked::decode(&*any.value).unwrap();
         }
     }

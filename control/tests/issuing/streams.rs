@@ -9,8 +9,8 @@ use weft_api::wire::discovery::DeltaDiscoveryRequest;
 use weft_api::wire::v1::drain_client::DrainClient;
 use weft_api::wire::{rpc, v1};
 
+use super::support::Audit;
 use crate::common::{Mesh, Proxy};
-use crate::support::Audit;
 
 const CART: &str = "workload/shop/cart-1";
 
@@ -49,7 +49,7 @@ async fn who_takes_anothers_workload_out_of_service_is_refused_and_audited() {
         (Some(&svid), "shop/nowhere", Code::PermissionDenied, "not_yours"),
         (Some(&svid), "web-1", Code::InvalidArgument, "protocol"),
     ] {
-        let leaves = v1::DrainRequest { workload: workload.to_owned(), deadline_ms: 10 };
+        let leaves = v1::DrainRequest { workload: workload.to_owned(), deadline_ms: 10, instance: None };
         let status = DrainClient::new(mesh.channel(svid).await).begin(leaves).await.unwrap_err();
         assert_eq!(status.code(), code, "{workload}");
         audited(&status, &audit, "drain refused", cause, svid.map_or("", |_| &web));

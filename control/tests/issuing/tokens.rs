@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
+use super::support::{Audit, Signer, now};
+use super::{refused, request};
 use crate::common::Mesh;
-use crate::support::{Audit, Signer, now};
-use crate::{refused, request};
 
 fn claims() -> Value {
     json!({

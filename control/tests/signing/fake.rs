@@ -167,7 +167,7 @@ impl IstioCertificateService for FakeCa {
             Act::TwoNames => {
                 sign(&|params| params.subject_alt_names.push(SanType::DnsName("db.shop".try_into().unwrap())))
             }
-            Act::OtherKey => vec![root.sign(&crate::request("web"), life, &identity, |_| {}), root.pem.clone()],
+            Act::OtherKey => vec![root.sign(&super::request("web"), life, &identity, |_| {}), root.pem.clone()],
             Act::Authority => sign(&|params| params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
             Act::TooLong => sign(&|params| params.not_after = (SystemTime::now() + Duration::from_hours(24)).into()),
             Act::OtherRoot => {

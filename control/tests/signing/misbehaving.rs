@@ -7,10 +7,10 @@ use tonic::Code;
 use weft_certs::tls::Roots;
 use weft_control::Config;
 
+use super::fake::{Act, FakeCa};
+use super::{ask, cluster, request, svid, token, until};
 use crate::common::Mesh;
-use crate::fake::{Act, FakeCa};
-use crate::support::{Audit, Signer};
-use crate::{ask, cluster, request, svid, token, until};
+use crate::issuing::support::{Audit, Signer};
 
 /// Has certificates issued by this CA.
 pub fn by(ca: &FakeCa, dir: &Path, config: &mut Config) {

@@ -12,18 +12,18 @@ use weft_certs::svid::Svid;
 use weft_certs::tls::Roots;
 use weft_control::Config;
 
+use super::fake::Root;
+use super::misbehaving::start;
+use super::{report, svid, token, until};
 use crate::common::{Mesh, Proxy};
-use crate::fake::Root;
-use crate::misbehaving::start;
-use crate::support::{Audit, Signer};
-use crate::{report, svid, token, until};
+use crate::issuing::support::{Audit, Signer};
 
 const LEAF: Duration = Duration::from_secs(15);
 
 /// A stream with this certificate, that acknowledges whatever comes.
 async fn stream(mesh: &Mesh, roots: &Roots, held: &Svid) -> AbortOnDropHandle<()> {
     let tls =
-        tokio_rustls::TlsConnector::from(weft_certs::tls::control_client_config(Some(held), roots, crate::TD).unwrap());
+        tokio_rustls::TlsConnector::from(weft_certs::tls::control_client_config(Some(held), roots, super::TD).unwrap());
     let listen = mesh.listen;
     let connector = tower::service_fn(move |_| {
         let tls = tls.clone();
@@ -64,7 +64,7 @@ async fn a_root_that_was_taken_out_is_believed_until_nobody_shows_a_leaf_under_i
     let state = tempfile::tempdir().unwrap();
     let (mut mesh, ca, old_roots) = start(&signer, |config| short(config, state.path())).await;
     // One proxy is all that lives.
-    mesh.edit("pods.yaml", &crate::pod("shop", "web-1", "web", 1));
+    mesh.edit("pods.yaml", &super::pod("shop", "web-1", "web", 1));
     mesh.edit("web.yaml", "");
     let web = token(&signer, "shop", "web-1", "web");
     let first = svid(&mesh, &old_roots, &web).await.unwrap();
@@ -88,7 +88,7 @@ async fn a_root_that_was_taken_out_is_believed_until_nobody_shows_a_leaf_under_i
     mesh.run(|config| {
         short(config, state.path());
         config.issuing.kubernetes_jwks = Some(file.with_file_name("keys.json").display().to_string());
-        crate::misbehaving::by(&ca, file.parent().unwrap(), config);
+        super::misbehaving::by(&ca, file.parent().unwrap(), config);
     })
     .await;
     until("it is ready again", async || mesh.get("/healthz/ready").await.contains("200 OK")).await;

@@ -3,9 +3,9 @@
 use weft_certs::svid::{KeyPair, Svid};
 use weft_certs::token::sign;
 
+use super::{ask, cluster, report, request, svid, token, until};
 use crate::common::{Mesh, Proxy};
-use crate::support::{Audit, Signer};
-use crate::{ask, cluster, report, request, svid, token, until};
+use crate::issuing::support::{Audit, Signer};
 
 /// A control, and the one that signs for it.
 async fn pair(signer: &Signer) -> (Mesh, Mesh) {

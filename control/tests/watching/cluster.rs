@@ -15,8 +15,9 @@ use weft_api::names::{self, ResourceType};
 use weft_api::wire::v1;
 use weft_control::cluster::Access;
 use weft_control::compile::Compiled;
+use weft_control::status::Settings;
 
-use super::common::Mesh;
+use crate::common::Mesh;
 
 /// What the script tells: the API server's address, its roots, the token of control (with the rights of docs/kubernetes.md), and the
 /// administrator's kubeconfig.
@@ -82,6 +83,23 @@ impl Cluster {
         }
     }
 
+    /// Installs a kind of which anything may be said.
+    pub async fn define(&self, group: &str, version: &str, kind: &str, plural: &str) {
+        let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": any, "status": any}}});
+        let version =
+            json!({"name": version, "served": true, "storage": true, "subresources": {"status": {}}, "schema": schema});
+        let names =
+            json!({"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")});
+        let metadata = json!({"name": format!("{plural}.{group}"), "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}});
+        let spec = json!({"group": group, "scope": "Namespaced", "versions": [version], "names": names});
+        self.post(
+            "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
+            json!({"metadata": metadata, "spec": spec}),
+        )
+        .await;
+    }
+
     pub async fn service(&self, namespace: &str, name: &str, spec: Value) {
         let path = format!("/api/v1/namespaces/{namespace}/services");
         self.post(&path, json!({"metadata": {"name": name}, "spec": spec})).await;
@@ -106,13 +124,23 @@ impl Cluster {
         self.patch(&format!("{path}/{name}/status"), status).await;
     }
 
+    pub async fn get(&self, path: &str) -> Value {
+        self.admin.request(Request::get(path).body(Vec::new()).unwrap()).await.unwrap()
+    }
+
     /// A control that watches this cluster, by an address.
     pub async fn control(&self, by: SocketAddr) -> Mesh {
+        self.control_with(by, None).await
+    }
+
+    /// One that writes status, if it has that.
+    pub async fn control_with(&self, by: SocketAddr, status: Option<Settings>) -> Mesh {
         let (roots, token) = (Some(self.roots.clone()), Some(self.token.clone()));
         let access = Access { api: Some(format!("https://{by}")), roots, token, ..Access::default() };
         let mesh = Mesh::with(|config| {
             config.files = Vec::new();
             config.kubernetes = Some(access);
+            config.status = status;
         });
         let mesh = mesh.await;
         waits("control to have listed every kind", || *mesh.hub.loaded().borrow()).await;

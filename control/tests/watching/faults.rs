@@ -11,7 +11,7 @@ use weft_api::names::ResourceType;
 use weft_api::wire::v1;
 
 use super::cluster::{Cluster, Gate, Way, waits};
-use super::common::{Mesh, Proxy};
+use crate::common::{Mesh, Proxy};
 
 const MEMBERS: &str = "endpoints/shop/web:80/";
 
@@ -137,6 +137,8 @@ async fn no_subscriber_sees_fewer_endpoints_than_the_source_has() {
     heard.floor.store(2, Relaxed);
     cluster.delete("/apis/discovery.k8s.io/v1/namespaces/shop/endpointslices/web-b").await;
     slice(&cluster, "web-c", &[5]).await;
+    // Neither etcd nor the API server can tell it any more.
+    Cluster::rig("compact");
     Cluster::kill("apiserver");
     Cluster::rig("up");
     gate.set(Way::Open);
@@ -144,6 +146,16 @@ async fn no_subscriber_sees_fewer_endpoints_than_the_source_has() {
     says(&mesh, SYNCED).await;
     assert!(lists(&mesh).await > listed, "it was listed again");
     println!("ok  a watch that has expired is listed again, and nothing is missing meanwhile");
+
+    // Compacted under a watch that is open.
+    Cluster::rig("compact");
+    change(&cluster, "web-a", &[1, 2, 3]).await;
+    heard.has(&["web-1", "web-2", "web-3", "web-5"]).await;
+    heard.floor.store(3, Relaxed);
+    change(&cluster, "web-a", &[1, 2]).await;
+    heard.has(&["web-1", "web-2", "web-5"]).await;
+    says(&mesh, SYNCED).await;
+    println!("ok  etcd compacted under an open watch");
 
     // The API server is killed while control looks on.
     Cluster::kill("apiserver");

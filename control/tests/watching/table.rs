@@ -181,6 +181,51 @@ async fn protocols_headless_services_external_names_and_pods() {
     println!("ok  appProtocol and port names, ExternalName, headless members, pods by their own address");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn where_endpoints_are_and_for_whom() {
+    let Some(cluster) = Cluster::open().await else { return };
+    let mesh = cluster.control(cluster.addr).await;
+    cluster.namespace("near").await;
+    let port = json!([{"name": "http", "port": 80}]);
+    cluster.service("near", "web", json!({"ports": port, "trafficDistribution": "PreferClose"})).await;
+    let one = json!({"addresses": ["10.3.0.1"], "nodeName": "n1", "zone": "a"});
+    let two = json!({"addresses": ["10.3.0.2"], "nodeName": "n2", "zone": "b", "hints": {"forZones": [{"name": "a"}]}});
+    let ports = json!([{"name": "http", "port": 8080}]);
+    cluster.slice("near", "web-0", "IPv4", ports, json!([one, two])).await;
+    let told = |last: u8| {
+        let name = format!("{}/10.3.0.{last}", names::endpoints_of(&names::service("near", "web", 80)));
+        let found = mesh.hub.compiled(|compiled| resource::<v1::Endpoint>(compiled, &name))?;
+        Some((found.node, found.for_nodes.join(" "), found.for_zones.join(" ")))
+    };
+    let text = |words: [&str; 3]| Some(words.map(str::to_owned).into());
+    // What the controller has not hinted is for its own zone, as the service wants it.
+    waits("the endpoints' places", || told(1) == text(["n1", "", "a"]) && told(2) == text(["n2", "", "a"])).await;
+    println!("ok  nodeName, zones, hints and trafficDistribution");
+
+    let spec = json!({"ports": port, "internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP"});
+    cluster.service("near", "own", spec).await;
+    let own = || mesh.hub.compiled(|compiled| resource::<v1::Service>(compiled, &names::service("near", "own", 80)));
+    waits("the service of neighbours", || own().is_some_and(|own| own.node_local && own.sticky)).await;
+    println!("ok  internalTrafficPolicy: Local and sessionAffinity: ClientIP");
+
+    let zone = json!({"topology.kubernetes.io/zone": "a"});
+    cluster.post("/api/v1/nodes", json!({"metadata": {"name": "n1", "labels": zone}})).await;
+    cluster.pod("near", "client", "default", "10.3.0.9").await;
+    let bind = json!({"target": {"kind": "Node", "name": "n1"}});
+    cluster
+        .post(
+            "/api/v1/namespaces/near/pods/client/binding",
+            json!({"metadata": {"name": "client"}, "target": bind["target"]}),
+        )
+        .await;
+    let place = || {
+        let found = mesh.hub.compiled(|compiled| resource::<v1::Workload>(compiled, "workload/near/client"))?;
+        Some((found.node, found.zone))
+    };
+    waits("the client's place", || place() == Some(("n1".to_owned(), "a".to_owned()))).await;
+    println!("ok  a pod is in the zone of its node");
+}
+
 fn name(namespace: &str, name: &str) -> weft_control::model::Name {
     weft_control::model::Name::new(namespace, name)
 }
@@ -226,20 +271,42 @@ async fn policies_are_followed_when_their_kind_is_installed_and_broken_ones_clos
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn service_imports_are_services_of_their_own() {
+    let Some(cluster) = Cluster::open().await else { return };
+    let mesh = cluster.control(cluster.addr).await;
+    let group = "multicluster.x-k8s.io";
+    cluster.define(group, "v1alpha1", "ServiceImport", "serviceimports").await;
+    cluster.namespace("far").await;
+    let path = format!("/apis/{group}/v1alpha1/namespaces/far/serviceimports");
+    let spec = json!({"type": "ClusterSetIP", "ips": ["10.112.0.7"], "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]});
+    let import = json!({"apiVersion": format!("{group}/v1alpha1"), "kind": "ServiceImport", "metadata": {"name": "web"}, "spec": spec});
+    cluster.post_at_last(&path, import).await;
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/far/endpointslices";
+    let metadata = json!({"name": "web-east", "labels": {"multicluster.kubernetes.io/service-name": "web"}});
+    let endpoints = json!([one("10.4.0.1", json!({}))]);
+    let ports = json!([{"name": "http", "port": 8080}]);
+    cluster
+        .post(slices, json!({"metadata": metadata, "addressType": "IPv4", "ports": ports, "endpoints": endpoints}))
+        .await;
+    let head = names::endpoints_of(&names::service("far", &names::imported("web"), 80));
+    let members = || mesh.hub.compiled(|compiled| compiled.collection(&head).map(|set| set.members.len()));
+    waits("the import's endpoint", || members() == Some(1)).await;
+    for address in ["10.112.0.7:80", "web.far.svc.clusterset.local:80"] {
+        let found = mesh.hub.compiled(|compiled| compiled.address(address));
+        let found = <v1::Address as prost::Message>::decode(&*found.bytes).unwrap().target.unwrap();
+        assert!(matches!(&found, Target::Service(name) if names::endpoints_of(name) == head), "{address}: {found:?}");
+    }
+    cluster.delete(&format!("{path}/web")).await;
+    waits("the import to be gone", || members().is_none()).await;
+    println!("ok  ServiceImports, of a kind that is installed later");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn routes_are_followed_and_what_others_write_into_them_sends_nothing() {
     let Some(cluster) = Cluster::open().await else { return };
     let mesh = cluster.control(cluster.addr).await;
     let group = "gateway.networking.k8s.io";
-    let any = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    let schema = json!({"openAPIV3Schema": {"type": "object", "properties": {"spec": any, "status": any}}});
-    let version =
-        json!({"name": "v1", "served": true, "storage": true, "subresources": {"status": {}}, "schema": schema});
-    let definition = json!({
-        "metadata": {"name": format!("httproutes.{group}"), "annotations": {"api-approved.kubernetes.io": "unapproved, for a test"}},
-        "spec": {"group": group, "scope": "Namespaced", "versions": [version],
-            "names": {"kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute", "listKind": "HTTPRouteList"}}
-    });
-    cluster.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", definition).await;
+    cluster.define(group, "v1", "HTTPRoute", "httproutes").await;
     cluster.namespace("routes").await;
     for service in ["web", "other"] {
         cluster.service("routes", service, json!({"ports": [{"name": "http", "port": 80}]})).await;

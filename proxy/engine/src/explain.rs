@@ -11,6 +11,8 @@
 
 use std::fmt::Write as _;
 
+use http::StatusCode;
+use http::header::{ACCESS_CONTROL_ALLOW_ORIGIN, LOCATION};
 use serde::{Deserialize, Serialize};
 
 use crate::authz::{PolicySet, Question, Verdict, plain_may};
@@ -18,7 +20,8 @@ use crate::identity::Identity;
 use crate::ratelimit::{Key, Limiter};
 use crate::reason::Reason;
 use crate::request::RequestView;
-use crate::route::{Backend, ConnectionTable, Opening, RouteTable, Rule};
+use crate::retry::Retry;
+use crate::route::{Answer, Backend, Called, ConnectionTable, Filters, Opening, RouteTable, Rule};
 
 /// Whether a request goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +40,8 @@ pub struct Explanation {
     pub verdict: Outcome,
     /// The code that the proxy would answer with.
     pub reason: Option<Reason>,
-    /// The HTTP status that the proxy would answer with; none of a connection that is no HTTP: it is reset.
+    /// The HTTP status that the proxy would answer with; none of a connection that is no HTTP: it is reset. Without a reason a filter of the
+    /// route answers.
     pub status: Option<u16>,
     /// In the order in which the request meets them.
     pub steps: Vec<Step>,
@@ -71,6 +75,20 @@ impl Explanation {
         }
     }
 
+    /// Ends here, as the route wants it.
+    pub fn answered(answer: &Answer, by: impl Into<String>) -> Self {
+        let status = answer.status.as_u16();
+        let decision = match answer.headers.get(LOCATION).and_then(|to| to.to_str().ok()) {
+            Some(to) => format!("answered here: {status}, go to {to}"),
+            None if answer.status != StatusCode::NO_CONTENT => format!("answered here: {status}"),
+            None if answer.headers.contains_key(ACCESS_CONTROL_ALLOW_ORIGIN) => {
+                format!("answered here: {status}, a preflight from an origin that is allowed")
+            }
+            None => format!("answered here: {status}, a preflight from an origin that is not allowed"),
+        };
+        Self { status: Some(status), ..Self::allowed("route", decision, by) }
+    }
+
     /// The same of a connection that is no HTTP: a refusal has no status.
     #[must_use]
     pub fn of_connection(self) -> Self {
@@ -82,10 +100,15 @@ impl Explanation {
         self.verdict == Outcome::Allowed
     }
 
+    /// Whether the request ends here, refused or answered.
+    pub fn is_over(&self) -> bool {
+        !self.is_allowed() || self.status.is_some()
+    }
+
     /// Goes on with the next part, unless the request has ended here.
     #[must_use]
     pub fn then(mut self, next: impl FnOnce() -> Self) -> Self {
-        if self.is_allowed() {
+        if !self.is_over() {
             let next = next();
             self.steps.extend(next.steps);
             (self.verdict, self.reason, self.status) = (next.verdict, next.reason, next.status);
@@ -111,14 +134,17 @@ impl Explanation {
             (Some(reason), None) => {
                 let _ = writeln!(text, "refused: {reason} (reset)");
             }
-            (None, _) => text.push_str("allowed\n"),
+            (None, Some(status)) => {
+                let _ = writeln!(text, "answered: HTTP {status}");
+            }
+            (None, None) => text.push_str("allowed\n"),
         }
         text
     }
 }
 
-/// The client's side: which rule takes the request, and which backends share it. `None`: the service has no routes.
-pub fn route(table: Option<&RouteTable>, request: &RequestView<'_>) -> Explanation {
+/// The client's side: which rule takes the request, and which backends share it or what answers it. `None`: the service has no routes.
+pub fn route(table: Option<&RouteTable>, request: &RequestView<'_>, called: &Called<'_>) -> Explanation {
     let Some(table) = table else {
         return Explanation::allowed("route", "no route is attached: goes to the service's own endpoints", "");
     };
@@ -126,7 +152,16 @@ pub fn route(table: Option<&RouteTable>, request: &RequestView<'_>) -> Explanati
         let decision = format!("no rule of {} matches", routes_of(table));
         return Explanation::refused("route", Reason::NoRoute, decision, "");
     };
-    backends(rule, "answered 500")
+    match (Filters { rule: &rule.filters, backend: &[] }).answer(request, called) {
+        Ok(None) => backends(rule, "answered 500"),
+        Ok(Some(answer)) => Explanation::answered(&answer, place(rule)),
+        Err(reason) => Explanation::refused("route", reason, "of its path or host no field can be made", place(rule)),
+    }
+}
+
+/// Which rule, and where it stands.
+pub fn place(rule: &Rule) -> String {
+    format!("{} rule {} at {}", rule.route, rule.name, rule.source)
 }
 
 /// The same of a connection that is no HTTP. `None`: the service has no TLSRoute and no TCPRoute.
@@ -148,7 +183,7 @@ pub fn connection(table: Option<&ConnectionTable>, opening: Opening<'_>) -> Expl
 }
 
 fn backends(rule: &Rule, refused: &str) -> Explanation {
-    let by = format!("{} rule {} at {}", rule.route, rule.name, rule.source);
+    let by = place(rule);
     let sum: u64 = rule.backends.iter().map(|b| u64::from(b.weight)).sum();
     if sum == 0 {
         return Explanation::refused("route", Reason::InvalidBackend, "the rule has no backend with a weight", by);
@@ -157,7 +192,26 @@ fn backends(rule: &Rule, refused: &str) -> Explanation {
     if rule.backends.iter().all(|b| b.weight == 0 || b.invalid.is_some()) {
         return Explanation::refused("route", Reason::InvalidBackend, shares.join(", "), by);
     }
-    Explanation::allowed("route", format!("goes to {}", shares.join(", ")), by)
+    let again = rule.retry.as_ref().map(retries).unwrap_or_default() + &copies(rule);
+    Explanation::allowed("route", format!("goes to {}{again}", shares.join(", ")), by)
+}
+
+fn copies(rule: &Rule) -> String {
+    let mut text = String::new();
+    for mirror in (Filters { rule: &rule.filters, backend: &[] }).mirrors() {
+        let share = f64::from(mirror.numerator) * 100.0 / f64::from(mirror.denominator.max(1));
+        let _ = match &mirror.invalid {
+            None => write!(text, "; {share:.0}% copied to {}", mirror.service),
+            Some(why) => write!(text, "; not copied to {}: {why}", mirror.service),
+        };
+    }
+    text
+}
+
+fn retries(retry: &Retry) -> String {
+    let mut codes: Vec<&str> = retry.codes.iter().map(StatusCode::as_str).collect();
+    codes.push("a failed connection");
+    format!("; up to {} retries within the budget after {}", retry.attempts, codes.join(", "))
 }
 
 fn routes_of(table: &RouteTable) -> String {
@@ -293,7 +347,9 @@ mod tests {
     fn routes_tell_shares() {
         let headers = HeaderMap::new();
         let request = RequestView { method: &Method::GET, path: "/", query: None, headers: (&headers).into() };
-        assert!(route(None, &request).is_allowed());
+        let called = Called { authority: b"shop", address: ([10, 0, 0, 1], 80).into() };
+        let told = |table: Option<&RouteTable>| route(table, &request, &called);
+        assert!(told(None).is_allowed());
         let backend = |weight, invalid: Option<&str>| Backend {
             service: "service/shop/web:80".into(),
             weight,
@@ -304,12 +360,21 @@ mod tests {
             let rule = route::Rule { route: "HTTPRoute/shop/r".into(), backends, ..route::Rule::default() };
             RouteTable::new(vec![route::Route { rules: vec![rule], ..route::Route::default() }])
         };
-        let told = route(Some(&table(vec![backend(90, None), backend(10, Some("no such service"))])), &request);
-        assert!(told.is_allowed());
-        assert!(told.steps[0].decision.contains("90%") && told.steps[0].decision.contains("no such service"));
-        assert_eq!(route(Some(&table(vec![])), &request).reason, Some(Reason::InvalidBackend));
-        assert_eq!(route(Some(&table(vec![backend(1, Some("x"))])), &request).reason, Some(Reason::InvalidBackend));
-        assert_eq!(route(Some(&RouteTable::new(vec![])), &request).reason, Some(Reason::NoRoute));
+        let seen = told(Some(&table(vec![backend(90, None), backend(10, Some("no such service"))])));
+        assert!(seen.is_allowed());
+        assert!(seen.steps[0].decision.contains("90%") && seen.steps[0].decision.contains("no such service"));
+        assert_eq!(told(Some(&table(vec![]))).reason, Some(Reason::InvalidBackend));
+        assert_eq!(told(Some(&table(vec![backend(1, Some("x"))]))).reason, Some(Reason::InvalidBackend));
+        assert_eq!(told(Some(&RouteTable::new(vec![]))).reason, Some(Reason::NoRoute));
+        let redirect =
+            route::Redirect { scheme: None, host: None, port: Some(81), path: None, status: StatusCode::SEE_OTHER };
+        let rule = route::Rule { filters: vec![route::Filter::Redirect(redirect)], ..route::Rule::default() };
+        let table = RouteTable::new(vec![route::Route { rules: vec![rule], ..route::Route::default() }]);
+        let seen = told(Some(&table)).then(|| unreachable!("it was answered"));
+        assert_eq!((seen.is_allowed(), seen.reason, seen.status), (true, None, Some(303)));
+        assert!(
+            seen.to_text().contains("303, go to http://shop:81/") && seen.to_text().ends_with("answered: HTTP 303\n")
+        );
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! - [`shed`]: when load is shed for want of memory.
 //! - [`keepalive`]: how long an idle connection is kept.
 //! - [`outcome`]: what became of an attempt, and whether another one is safe.
+//! - [`retry`]: what a route asks for beyond that, and its budget.
 //! - [`explain`]: the same decisions, told step by step.
 
 pub mod authz;
@@ -32,5 +33,6 @@ pub mod outcome;
 pub mod ratelimit;
 pub mod reason;
 pub mod request;
+pub mod retry;
 pub mod route;
 pub mod shed;

@@ -2,21 +2,30 @@
 //!
 //! Of requests precedence is Gateway API's (HTTPRoute `matches`): exact path, then the longest prefix (a regular expression counts as a prefix of
 //! its length), then a method, then most headers, then most query parameters, then the oldest route, then `namespace/name`, then
-//! the first rule, then the first match. It is computed once, when the table is made.
+//! the first rule, then the first match. Of a GRPCRoute it is the most characters of the service, then of the method, then most headers, then
+//! as above. It is computed once, when the table is made.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
 
+use crate::retry::Retry;
+
 mod apply;
 mod connection;
+mod cors;
+mod filters;
 mod matching;
+mod rewrite;
 mod table;
 
 pub use apply::pick_backend;
 pub use connection::{BadHostname, ConnectionTable, Hostname, MAX_HOSTNAME, Opening, Tables, Taken};
+pub use cors::{BadOrigin, Cors, Listed, Origin, Origins};
+pub use filters::{Answer, Ended, Filters};
 pub use matching::{BadRegex, whole_regex};
+pub use rewrite::{Called, PathEdit, Redirect, Rewrite, Rewritten, Scheme};
 pub use table::{Choice, RouteTable};
 
 /// One rule: where requests go, and what is done to them.
@@ -38,6 +47,19 @@ pub struct Rule {
     pub request_timeout: Option<Duration>,
     /// One attempt.
     pub backend_request_timeout: Option<Duration>,
+    /// Further attempts, beyond those that are safe anyway.
+    pub retry: Option<Retry>,
+}
+
+impl Rule {
+    /// The services that it needs: of its backends and of its mirrors, those that can be used.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<str>> {
+        let backends = self.backends.iter().filter(|backend| backend.invalid.is_none()).map(|backend| &backend.service);
+        let filters = self.filters.iter().chain(self.backends.iter().flat_map(|backend| &backend.filters));
+        let mirrors =
+            filters.filter_map(|filter| if let Filter::Mirror(mirror) = filter { Some(mirror) } else { None });
+        backends.chain(mirrors.filter(|mirror| mirror.invalid.is_none()).map(|mirror| &mirror.service))
+    }
 }
 
 /// A route as it comes from one object.
@@ -107,6 +129,27 @@ pub enum Filter {
     RequestHeaders(HeaderEdit),
     /// To the response, before it is passed on.
     ResponseHeaders(HeaderEdit),
+    /// The request is answered with another place.
+    Redirect(Redirect),
+    /// To the request's path or host, before it leaves.
+    Rewrite(Rewrite),
+    /// Preflights are answered, and responses say who may read them.
+    Cors(Cors),
+    /// A copy goes elsewhere, and what comes of that is nobody's.
+    Mirror(Mirror),
+}
+
+/// Where copies of requests go (Gateway API HTTPRequestMirrorFilter).
+#[derive(Clone, Debug, Default)]
+pub struct Mirror {
+    /// Resource name of the service.
+    pub service: Arc<str>,
+    /// Of `denominator` requests so many are copied.
+    pub numerator: u32,
+    /// At least 1.
+    pub denominator: u32,
+    /// Why it cannot be used; then nothing is copied.
+    pub invalid: Option<Arc<str>>,
 }
 
 /// Header modifier: set, then add, then remove (Gateway API HTTPHeaderFilter).

@@ -8,10 +8,13 @@
 //!
 //! Nothing of the proxy itself stops here: it serves until SIGTERM.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::{Response, StatusCode};
+use rustls::ClientConfig;
 use tokio::time::{Instant, sleep, timeout_at};
+use tonic::{Code, Status};
 use weft_api::wire::v1::drain_client::DrainClient;
 use weft_api::wire::v1::{DrainReply, DrainRequest};
 
@@ -30,6 +33,9 @@ const LAST_REQUESTS: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_millis(5);
 /// Taken off the wait that control is granted, so that its answer arrives before ours is due.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
+/// Before another replica of control is asked.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(admin: &Admin) -> Response<Body> {
     let deadline = Instant::now() + admin.shared.config.drain_deadline;
@@ -57,17 +63,45 @@ pub(super) async fn answer(admin: &Admin) -> Response<Body> {
 /// A sentence that says why it could not be told in time.
 pub(crate) async fn tell_control(shared: &Shared, control: &Target, deadline: Instant) -> Result<DrainReply, String> {
     let own = shared.identity.current().map_err(|reason| format!("control cannot be told: {reason}"))?;
-    let wait = deadline.saturating_duration_since(Instant::now());
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let wait = deadline.saturating_duration_since(Instant::now());
+        let asked = ask_control(shared, control, own.control.clone(), wait);
+        let why = match timeout_at(deadline, asked).await {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(status)) if may_be_elsewhere(status.code()) => status,
+            Ok(Err(status)) => return Err(format!("control could not be told: {}", status.message())),
+            Err(_) => return Err("control did not answer in time".to_owned()),
+        };
+        // A replica that dies or stops takes nothing back: the next one is asked the same.
+        if timeout_at(deadline, sleep(pause)).await.is_err() {
+            return Err(format!("control could not be told: {}", why.message()));
+        }
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether another replica of control may answer what this one has not.
+fn may_be_elsewhere(code: Code) -> bool {
+    matches!(code, Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal | Code::DeadlineExceeded)
+}
+
+async fn ask_control(
+    shared: &Shared,
+    control: &Target,
+    tls: Arc<ClientConfig>,
+    wait: Duration,
+) -> Result<DrainReply, Status> {
     let request = DrainRequest {
         workload: shared.config.workload.to_string(),
         deadline_ms: u64::try_from(wait.saturating_sub(ANSWER_TIME).as_millis()).unwrap_or(u64::MAX),
+        instance: Some(shared.discovery.instance().to_owned()),
     };
-    let mut client = DrainClient::new(channel(control, own.control.clone()));
-    match timeout_at(deadline, client.begin(request)).await {
-        Ok(Ok(reply)) => Ok(reply.into_inner()),
-        Ok(Err(status)) => Err(format!("control could not be told: {}", status.message())),
-        Err(_) => Err("control did not answer in time".to_owned()),
-    }
+    let (channel, reached) = channel(control, tls);
+    let answer = DrainClient::new(channel).begin(request).await;
+    answer.map(tonic::Response::into_inner).inspect_err(|_| {
+        reached.shun();
+    })
 }
 
 /// Returns once no plain connection has come in for [`QUIET`]; at once if none ever has.

@@ -1,9 +1,14 @@
 //! What the kubelet asks.
 
+use std::time::{Duration, SystemTime};
+
 use http::{Method, Response, StatusCode};
 
 use super::{Admin, Body, drain_wait, only, plain, reads};
 use crate::Shared;
+
+/// Who starts with a certificate that ends within this time is not ready before it has the next: it would refuse its first requests.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(admin: &Admin, method: &Method, path: &str) -> Response<Body> {
     match path {
@@ -23,7 +28,7 @@ fn not_ready(shared: &Shared) -> Option<String> {
     if shared.drain.begun() {
         return Some(format!("draining, {} in flight", shared.drain.in_flight()));
     }
-    if shared.identity.current().is_err() {
+    if shared.identity.current_at(SystemTime::now() + LAST_MOMENT).is_err() {
         return Some(format!("no valid certificate for {} yet; see the log for why", shared.config.identity));
     }
     if !shared.discovery.status().has_inbound {

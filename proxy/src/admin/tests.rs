@@ -26,7 +26,7 @@ fn serving(shared: &Arc<Shared>) -> (SocketAddr, SocketAddr, SocketAddr) {
     let addrs = (addr(&listeners.metrics), addr(&listeners.health), addr(&listeners.local));
     // A port that nobody listens on: control is away.
     let names = crate::resolver::resolver(&["127.0.0.1:1".parse().unwrap()], None).unwrap();
-    let control = Target::new("127.0.0.1:1", None, names).unwrap();
+    let control = Target::new(&["127.0.0.1:1".to_owned()], None, names).unwrap();
     tokio::spawn(serve(Arc::clone(shared), control, listeners));
     addrs
 }
@@ -41,12 +41,12 @@ async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, String) {
     (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
 }
 
-fn certified(shared: &Shared) {
+fn certified(shared: &Shared, life: Duration) {
     let dir = tempfile::tempdir().unwrap();
     let ca = Ca::open(&dir.path().join("ca"), "cluster.local").unwrap();
     let key = KeyPair::generate().unwrap();
     let csr = key.csr(&web()).unwrap();
-    let chain = ca.issue(&csr, &web(), Duration::from_hours(1), SystemTime::now()).unwrap();
+    let chain = ca.issue(&csr, &web(), life, SystemTime::now()).unwrap();
     let svid = Svid::new(key, &chain).unwrap();
     shared.identity.install(Arc::new(Current::new(Arc::new(svid), ca.roots()).unwrap()));
 }
@@ -58,7 +58,10 @@ async fn readiness_says_what_is_missing_and_goes_off_with_the_drain() {
     let (_, health, local) = serving(&shared);
     let (status, why) = ask(health, "GET", "/healthz/ready").await;
     assert_eq!((status, why.contains("no valid certificate")), (503, true), "{why}");
-    certified(&shared);
+    // It would be over with the next request.
+    certified(&shared, Duration::from_secs(1));
+    assert_eq!(ask(health, "GET", "/healthz/ready").await.0, 503);
+    certified(&shared, Duration::from_hours(1));
     assert_eq!(ask(health, "GET", "/healthz/ready").await, (200, "ready\n".to_owned()));
     assert_eq!(ask(local, "GET", "/drain").await.0, 405);
     assert_eq!(ask(local, "POST", "/drain").await.0, 202);
@@ -91,7 +94,7 @@ async fn pages_are_where_they_belong() {
 #[tokio::test]
 async fn drain_wait_says_that_control_is_away_and_stops_nothing() {
     let shared = crate::testing::shared(web(), Snapshot::default());
-    certified(&shared);
+    certified(&shared, Duration::from_hours(1));
     let (_, health, _) = serving(&shared);
     let (status, why) = ask(health, "GET", "/drain-wait").await;
     assert_eq!((status, why.contains("control could not be told")), (503, true), "{why}");

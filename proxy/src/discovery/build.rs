@@ -20,6 +20,7 @@ use weft_api::names;
 use weft_engine::balance::{Place, Spread, arrange};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
+use weft_engine::retry::Budget;
 use weft_engine::route::Tables;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -250,6 +251,7 @@ impl Builder {
             spread: told.spread,
             endpoints: ArcSwap::from_pointee(self.arranged(members, told.spread)),
             habit: Habit::default(),
+            retries: Budget::default(),
         });
         self.backends.insert(Arc::clone(&told.name), Arc::clone(&backend));
         Some(backend)
@@ -297,18 +299,25 @@ fn parts<'m>(machine: &'m Machine, name: &Arc<str>) -> Result<Parts<'m>, Missing
         None => Err(machine.refusal(name).map_or(Missing::OnItsWay, |error| Missing::Refused(reason_of(error)))),
     };
     let Decoded::Service(own) = find(name)? else { return Err(Missing::OnItsWay) };
-    let mut routes = Vec::with_capacity(own.routes.len());
-    for route in &own.routes {
+    let mut names = &own.routes;
+    if let Some(consumer) = own.consumer(&machine.table.namespace) {
+        let Decoded::Consumer(consumer) = find(&consumer)? else { return Err(Missing::OnItsWay) };
+        if !consumer.routes.is_empty() {
+            names = &consumer.routes;
+        }
+    }
+    let mut routes = Vec::with_capacity(names.len());
+    for route in names {
         let Decoded::Route(route) = find(route)? else { return Err(Missing::OnItsWay) };
         routes.push(route);
     }
-    let named = routes.iter().flat_map(|route| &route.rules).flat_map(|rule| &rule.backends);
+    let named = routes.iter().flat_map(|route| &route.rules).flat_map(weft_engine::route::Rule::services);
     let mut backends: Vec<&convert::Service> = Vec::new();
-    for backend in named.filter(|backend| backend.invalid.is_none()) {
-        if backends.iter().any(|known| known.name == backend.service) {
+    for name in named {
+        if backends.iter().any(|known| known.name == *name) {
             continue;
         }
-        let Decoded::Service(service) = find(&backend.service)? else { return Err(Missing::OnItsWay) };
+        let Decoded::Service(service) = find(name)? else { return Err(Missing::OnItsWay) };
         backends.push(service);
     }
     Ok(Parts { print: print.finish(), own, routes, backends })

@@ -146,13 +146,14 @@ pub struct Machine {
 impl Machine {
     /// Holds nothing. `workload` is our own resource's name.
     pub fn new(workload: Arc<str>, trust_domain: Arc<str>, limits: Limits) -> Self {
+        let namespace = workload.split('/').nth(1).unwrap_or_default().into();
         Self {
             trust_domain,
             limits,
             extent: names::MESH_EXTENT.into(),
             workload,
             addresses: HashMap::new(),
-            table: Table::default(),
+            table: Table { namespace, ..Table::default() },
             refused: HashMap::new(),
             open: false,
             claimed: HashSet::new(),
@@ -240,7 +241,7 @@ impl Machine {
     /// All addresses with the versions of everything that hangs on them. What does not fit into one request goes before it, with
     /// versions only.
     fn first_addresses(&mut self) -> Vec<DeltaDiscoveryRequest> {
-        let ours = [v1::Address::TYPE_URL, v1::Service::TYPE_URL, v1::Route::TYPE_URL];
+        let ours = [v1::Address::TYPE_URL, v1::Service::TYPE_URL, v1::Consumer::TYPE_URL, v1::Route::TYPE_URL];
         let nodes = self.table.nodes.iter().filter(|(_, node)| ours.contains(&node.type_url));
         let sets = self.table.collections.iter().filter(|(_, set)| set.is_steady());
         self.claimed = sets.clone().map(|(name, _)| Arc::clone(name)).collect();
@@ -312,7 +313,11 @@ impl Machine {
                 touched.extend(self.table.collections.keys().cloned());
             }
         }
-        for resource in response.resources {
+        for mut resource in response.resources {
+            if let Some(any) = resource.resource.as_mut().filter(|any| any.type_url.is_empty()) {
+                // What is of the response's own type does not repeat it.
+                any.type_url.clone_from(&response.type_url);
+            }
             if let Err(refused) = self.take(resource, now, &mut heard, &mut touched) {
                 heard.refused.push(refused);
             }
@@ -511,6 +516,7 @@ fn index_and_url(type_url: &str) -> (Option<usize>, Option<&'static str>) {
 fn fits(name: &str, decoded: Decoded) -> Result<Decoded, ResourceError> {
     let ok = match &decoded {
         Decoded::Address(_) => super::address::is_name(name),
+        Decoded::Consumer(_) => names::is_consumer(name),
         Decoded::EndpointHead(_) => name.starts_with("endpoints/") && names::collection_of(name).is_none(),
         Decoded::Endpoint(_) => names::collection_of(name).is_some(),
         other => other.own_name().as_deref() == Some(name),

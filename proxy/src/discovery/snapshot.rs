@@ -18,6 +18,7 @@ use weft_engine::balance::{Hints, Load, Order, Spread};
 use weft_engine::identity::Identity;
 use weft_engine::keepalive::KeepAlive;
 use weft_engine::reason::Reason;
+use weft_engine::retry::Budget;
 use weft_engine::route::{ConnectionTable, RouteTable};
 use weft_engine::{authz, ratelimit};
 
@@ -120,6 +121,8 @@ pub struct Backend {
     pub endpoints: ArcSwap<EndpointSet>,
     /// What connections to it were, if it was called as a service.
     pub habit: Habit,
+    /// What keeps retries that routes ask for from becoming a storm.
+    pub retries: Budget,
 }
 
 /// Members of a backend at one moment.

@@ -1,10 +1,13 @@
 //! The delta stream to control: opened, kept, opened again.
 //!
 //! ```text
-//! wait for a certificate --> open --> pass on what comes --> ended --> wait (jittered, 0.1 s .. 10 s) --+
+//! wait for a certificate --> open --> pass on what comes --> ended --> wait (jittered, 0 .. 10 s) ------+
 //!        ^                    |                               |                                         |
 //!        +--------------------+------ a new certificate: at once -------------------------------------<-+
 //! ```
+//!
+//! The replica of control whose stream ended is tried after the others the next time, so the first wait is short. One that has more proxies than
+//! its share, or stops, asks some to move: that is an end like others, but nothing is amiss.
 //!
 //! A stream that is silent because the other end is gone is found by HTTP/2 keep-alive ([`crate::control_channel`]); one whose other
 //! end lives but does not answer, by the [driver](super::driver), which kicks.
@@ -15,6 +18,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use weft_api::names;
 use weft_api::wire::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 
@@ -51,6 +55,8 @@ enum Ended {
     Broke(String),
     /// It did not come to anything.
     Failed(String),
+    /// Control has sent us to another replica.
+    Moved,
     /// The driver is gone.
     Stop,
 }
@@ -68,7 +74,7 @@ pub async fn keep(shared: &Shared, target: &Target, events: mpsc::Sender<Event>)
             }
             continue;
         };
-        let channel = channel(target, Arc::clone(&current.control));
+        let (channel, reached) = channel(target, Arc::clone(&current.control));
         let ended = tokio::select! {
             ended = one(shared, channel, &events) => ended,
             changed = changes.changed() => if changed.is_ok() { Ended::Renew } else { Ended::Stop },
@@ -80,6 +86,13 @@ pub async fn keep(shared: &Shared, target: &Target, events: mpsc::Sender<Event>)
         match ended {
             Ended::Stop => return,
             Ended::Renew => continue,
+            Ended::Moved => {
+                let from = reached.shun();
+                backoff = FIRST_BACKOFF;
+                tracing::info!(?from, "control has sent us to another replica");
+                sleep(FIRST_BACKOFF.mul_f64(fastrand::f64())).await;
+                continue;
+            }
             Ended::Broke(error) => {
                 backoff = FIRST_BACKOFF;
                 tracing::warn!(error, retry_in = ?backoff, "the stream to control broke; the last tables stay in force");
@@ -87,8 +100,9 @@ pub async fn keep(shared: &Shared, target: &Target, events: mpsc::Sender<Event>)
             Ended::Failed(error) => tracing::warn!(error, retry_in = ?backoff, "no stream to control"),
         }
         bump(&shared.discovery.counters().failures);
-        // Between half of it and the whole, so that proxies that lost control together do not come back together.
-        let wait = backoff.mul_f64(0.5 + fastrand::f64() / 2.0);
+        reached.shun();
+        // Any part of it, so that proxies that lost control together do not come back together.
+        let wait = backoff.mul_f64(fastrand::f64());
         backoff = (backoff * 2).min(MAX_BACKOFF);
         tokio::select! {
             () = sleep(wait) => {}
@@ -108,6 +122,7 @@ async fn one(shared: &Shared, channel: tonic::transport::Channel, events: &mpsc:
     let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
     let mut incoming = match timeout(OPEN_TIMEOUT, opening).await {
         Ok(Ok(response)) => response.into_inner(),
+        Ok(Err(status)) if status.metadata().contains_key(names::MOVE) => return Ended::Moved,
         Ok(Err(status)) => return Ended::Failed(tell(&status)),
         Err(_) => return Ended::Failed(format!("control did not answer within {} s", OPEN_TIMEOUT.as_secs())),
     };
@@ -122,6 +137,7 @@ async fn one(shared: &Shared, channel: tonic::transport::Channel, events: &mpsc:
                 }
             }
             Ok(None) => return ended(worked, "control ended it".to_owned()),
+            Err(status) if status.metadata().contains_key(names::MOVE) => return Ended::Moved,
             Err(status) => return ended(worked, tell(&status)),
         }
     }

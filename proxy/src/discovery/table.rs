@@ -16,7 +16,7 @@ use weft_api::names::{self, Digest, ResourceType};
 use weft_api::wire::v1;
 
 /// Every type of resource.
-pub const TYPES: [&str; 11] = [
+pub const TYPES: [&str; 12] = [
     v1::Address::TYPE_URL,
     v1::Service::TYPE_URL,
     v1::Route::TYPE_URL,
@@ -28,6 +28,7 @@ pub const TYPES: [&str; 11] = [
     v1::MeshExtent::TYPE_URL,
     v1::Trust::TYPE_URL,
     v1::Revoked::TYPE_URL,
+    v1::Consumer::TYPE_URL,
 ];
 
 /// A type's place in [`TYPES`]; `None` if it is none of ours.
@@ -153,6 +154,8 @@ pub struct Table {
     pub nodes: HashMap<Arc<str>, Node>,
     /// Endpoint sets by the name of their head.
     pub collections: HashMap<Arc<str>, Collection>,
+    /// Our own namespace: whose routes for others' services we need.
+    pub namespace: Arc<str>,
 }
 
 impl Table {
@@ -195,7 +198,7 @@ impl Table {
                 continue;
             }
             if let Some(decoded) = self.decoded(&name) {
-                points_to(decoded, &mut |next| todo.push(next));
+                points_to(decoded, &self.namespace, &mut |next| todo.push(next));
             }
             reached.insert(name);
         }
@@ -223,19 +226,26 @@ impl Table {
     }
 }
 
-/// Calls `next` with the name of everything that a resource needs beside it.
-fn points_to(decoded: &Decoded, next: &mut impl FnMut(Arc<str>)) {
+/// Calls `next` with the name of everything that a resource needs beside it at a client of this namespace.
+fn points_to(decoded: &Decoded, client: &str, next: &mut impl FnMut(Arc<str>)) {
     match decoded {
         Decoded::Address(Address::Service(name)) => next(Arc::clone(name)),
         Decoded::Service(service) => {
             service.routes.iter().cloned().for_each(&mut *next);
+            if let Some(consumer) = service.consumer(client) {
+                next(consumer.into());
+            }
             if service.external_name.is_none() {
                 next(names::endpoints_of(&service.name).into());
             }
         }
+        Decoded::Consumer(consumer) => consumer.routes.iter().cloned().for_each(next),
         Decoded::Route(route) => {
-            let backends = route.rules.iter().flat_map(|rule| &rule.backends);
-            backends.filter(|backend| backend.invalid.is_none()).for_each(|backend| next(Arc::clone(&backend.service)));
+            route
+                .rules
+                .iter()
+                .flat_map(weft_engine::route::Rule::services)
+                .for_each(|service| next(Arc::clone(service)));
         }
         Decoded::Workload(workload) => {
             let bindings = workload.authorization.iter().chain(&workload.rate_limits);

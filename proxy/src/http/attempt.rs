@@ -2,17 +2,20 @@
 //! [`Message`] is.
 //!
 //! Invariants
-//! - Another attempt goes to another endpoint, and only if the engine says that it is safe ([`weft_engine::outcome::may_retry`]).
+//! - Another attempt goes to another endpoint, and only if the engine says that it is safe ([`weft_engine::outcome::may_retry`]), or if the
+//!   request's route asks for it and its backend's budget allows it ([`weft_engine::retry`]); then also to the same ones again.
 //! - A request that found its pooled connection closed before a byte had left is sent on another connection; that is no attempt.
-//! - Attempts are bounded by the engine's `MAX_ATTEMPTS`.
+//! - Attempts are bounded by the engine's `MAX_ATTEMPTS`, those that a route asks for by its `MAX_RETRIES`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use http::Method;
-use tokio::time::timeout;
-use weft_engine::outcome::{Failed, may_retry};
+use http::{Method, StatusCode};
+use tokio::time::{sleep, timeout};
+use weft_engine::outcome::{Class, Failed, classify, may_retry};
 use weft_engine::reason::Reason;
+use weft_engine::retry::{Budget, Ended, Retry};
 
 use super::session::Exchange;
 use crate::Shared;
@@ -32,7 +35,14 @@ pub enum Goal<'a> {
     Endpoint(&'a Arc<Endpoint>),
 }
 
-impl Goal<'_> {
+impl<'a> Goal<'a> {
+    fn budget(self) -> Option<&'a Budget> {
+        match self {
+            Self::Backend(backend) => Some(&backend.retries),
+            Self::Endpoint(_) => None,
+        }
+    }
+
     // The name that metrics know it by.
     fn label(&self) -> &Arc<str> {
         match self {
@@ -40,6 +50,15 @@ impl Goal<'_> {
             Self::Endpoint(endpoint) => &endpoint.workload,
         }
     }
+}
+
+/// What a request's route says of its attempts.
+#[derive(Clone, Copy, Default)]
+pub struct Terms<'a> {
+    /// The time for one, until the response's head.
+    pub limit: Option<Duration>,
+    /// Which are made beyond those that are safe anyway.
+    pub retry: Option<&'a Retry>,
 }
 
 /// A request that can be sent.
@@ -57,6 +76,15 @@ pub trait Message: Send {
         target: Target<'_>,
         fresh: bool,
     ) -> impl Future<Output = Result<(Self::Answer, Duration), Failure>> + Send;
+
+    /// A route may ask for further attempts: what is kept of its body is kept although its endpoint lets it wait.
+    fn insist(&mut self) {}
+
+    /// The status of its response.
+    fn status(answer: &Self::Answer) -> StatusCode;
+
+    /// A response that nobody gets, of an endpoint: its connection may go on.
+    fn discard(&self, shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, answer: Self::Answer);
 
     /// Whether it could be sent again, whole.
     fn is_replayable(&self) -> bool;
@@ -97,38 +125,127 @@ pub async fn send<M: Message>(
     goal: Goal<'_>,
     method: &Method,
     message: &mut M,
-    limit: Option<Duration>,
+    terms: Terms<'_>,
 ) -> Result<M::Answer, Reason> {
     let session = Arc::clone(&exchange.session);
     let shared = &session.shared;
+    let mut asked = terms.retry.and_then(|retry| Asked::new(shared, goal, retry));
+    if asked.is_some() {
+        message.insist();
+    }
     let mut tried: Vec<Picked> = Vec::new();
     let mut last = Reason::NoEndpoints;
+    let mut before = None;
     for attempt in 1.. {
-        let Some((picked, fresh)) = next(shared, goal, &tried, last).await? else { return Err(last) };
+        let mut found = next(shared, goal, &tried, last).await?;
+        if found.is_none()
+            && let Some((asked, ended)) = asked.as_mut().zip(before)
+            && (asked.again || asked.wants_after(method, ended, message.is_replayable()).await)
+        {
+            tried.clear();
+            found = next(shared, goal, &tried, last).await?;
+        }
+        let Some((picked, fresh)) = found else { return Err(last) };
         exchange.assign(&picked.endpoint, goal.label());
         let target = picked.target(shared);
-        let failure = match bounded(message.attempt(target, fresh), limit).await {
+        let (ended, stale) = match bounded(message.attempt(target, fresh), terms.limit).await {
             Ok((answer, connecting)) => {
                 exchange.connected_in(connecting);
-                let again = M::not_processed(&answer)
-                    && may_retry(method, Failed::NotProcessed, attempt, message.is_replayable());
-                if !again {
+                let whole = message.is_replayable();
+                let (ended, status) = if M::not_processed(&answer) {
+                    (Ended::Failed(Failed::NotProcessed, Reason::NotProcessed), None)
+                } else {
+                    let status = M::status(&answer);
+                    (Ended::Response(status), Some(status))
+                };
+                if !again(asked.as_mut(), method, ended, attempt, whole) {
                     message.commit();
                     return Ok(answer);
                 }
-                Failure { what: Failed::NotProcessed, reason: Reason::NotProcessed, reused: true, client: false }
+                exchange.answered(status.is_some_and(|status| classify(status, None) != Class::Failure));
+                message.discard(shared, &picked.endpoint, answer);
+                last = Reason::NotProcessed;
+                (ended, true)
             }
             Err(failure) if failure.client => return Err(failure.reason),
-            Err(failure) => failure,
+            Err(failure) => {
+                exchange.answered(false);
+                last = failure.reason;
+                let ended = Ended::Failed(failure.what, failure.reason);
+                if !again(asked.as_mut(), method, ended, attempt, message.is_replayable()) {
+                    return Err(last);
+                }
+                (ended, failure.reused)
+            }
         };
-        exchange.answered(false);
-        last = failure.reason;
-        if !may_retry(method, failure.what, attempt, message.is_replayable()) {
-            return Err(last);
+        tried.push(Picked { stale, dialled: None, ..picked });
+        before = Some(ended);
+        if let Some(asked) = asked.as_ref().filter(|asked| asked.again) {
+            asked.rest().await;
         }
-        tried.push(Picked { stale: failure.reused, dialled: None, ..picked });
     }
     Err(last)
+}
+
+// Retries that a route asks for.
+struct Asked<'a> {
+    shared: &'a Shared,
+    retry: &'a Retry,
+    budget: &'a Budget,
+    done: u32,
+    // The next attempt is one of them.
+    again: bool,
+}
+
+impl<'a> Asked<'a> {
+    fn new(shared: &'a Shared, goal: Goal<'a>, retry: &'a Retry) -> Option<Self> {
+        let budget = goal.budget()?;
+        budget.sent(shared.clock.now());
+        Some(Self { shared, retry, budget, done: 0, again: false })
+    }
+
+    fn wants(&mut self, method: &Method, ended: Ended, whole: bool) -> bool {
+        if !self.retry.wants(method, ended, self.done, whole) {
+            return false;
+        }
+        if !self.budget.take(self.shared.clock.now()) {
+            self.shared.telemetry.bound_hit("retry_budget");
+            return false;
+        }
+        self.shared.telemetry.retries.fetch_add(1, Ordering::Relaxed);
+        self.done += 1;
+        self.again = true;
+        true
+    }
+
+    // The same where nothing else is left to try, with the wait.
+    async fn wants_after(&mut self, method: &Method, ended: Ended, whole: bool) -> bool {
+        let wanted = self.wants(method, ended, whole);
+        if wanted {
+            self.rest().await;
+        }
+        wanted
+    }
+
+    // Boxed: a timer would make every request larger.
+    async fn rest(&self) {
+        Box::pin(sleep(self.retry.wait(self.done.saturating_sub(1), fastrand::u64(..)))).await;
+    }
+}
+
+/// Whether another attempt is made: one that is safe at once, one that the route asks for after a while.
+fn again(asked: Option<&mut Asked<'_>>, method: &Method, ended: Ended, attempt: u32, whole: bool) -> bool {
+    let safe = |what| may_retry(method, what, attempt, whole);
+    match (asked, ended) {
+        (None, Ended::Response(_)) => false,
+        (None, Ended::Failed(what, _)) => safe(what),
+        (Some(asked), ended) => {
+            asked.again = false;
+            // What was certainly not processed costs its backend nothing.
+            matches!(ended, Ended::Failed(Failed::NotProcessed, _)) && safe(Failed::NotProcessed)
+                || asked.wants(method, ended, whole)
+        }
+    }
 }
 
 /// The next endpoint to try, and whether only a new connection will do. `None`: there is no other.

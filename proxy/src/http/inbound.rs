@@ -19,6 +19,7 @@ use weft_engine::request::RequestView;
 
 use super::attempt::Goal;
 use super::headers::{CLIENT_CERT, append_forwarded_for, strip_identity};
+use super::refuse::Reply;
 use super::session::Session;
 use crate::discovery::snapshot::{Endpoint, Inbound, InboundPort, Limit};
 use crate::identity::revoked::Known;
@@ -55,27 +56,12 @@ pub fn goal(peer: &Peer) -> Goal<'_> {
     Goal::Endpoint(&peer.application)
 }
 
-/// Why a request is refused.
-#[derive(Debug)]
-pub struct Refusal {
-    /// The code.
-    pub reason: Reason,
-    /// What else the client is told.
-    pub headers: HeaderMap,
-}
-
-impl From<Reason> for Refusal {
-    fn from(reason: Reason) -> Self {
-        Self { reason, headers: HeaderMap::new() }
-    }
-}
-
 /// Whether it may, and may now, and there is memory for it.
 ///
 /// # Errors
 /// The refusal.
-pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Refusal>> {
-    let overloaded = |reason: Reason| Box::new(Refusal::from(reason));
+pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Reply>> {
+    let overloaded = |reason: Reason| Box::new(Reply::from(reason));
     session.shared.memory.admit_request().map_err(overloaded)?;
     let snapshot = session.shared.discovery.snapshot();
     let port = port_of(&snapshot.inbound, session.destination.port());
@@ -109,7 +95,7 @@ pub fn authorize(
     }
 }
 
-fn check_limit(limit: &Arc<Limit>, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Refusal>> {
+fn check_limit(limit: &Arc<Limit>, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Reply>> {
     let limiter = &limit.limiter;
     if !limiter.applies(request) {
         return Ok(());
@@ -124,7 +110,7 @@ fn check_limit(limit: &Arc<Limit>, peer: &Peer, request: &RequestView<'_>, now: 
             headers.insert(name, value);
         }
     }
-    Err(Box::new(Refusal { reason: Reason::RateLimited, headers }))
+    Err(Box::new(Reply { headers, ..Reason::RateLimited.into() }))
 }
 
 impl Peer {

@@ -5,22 +5,29 @@
 //! - A request goes to a meshed endpoint over mesh TLS or not at all.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Sleep;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
-use weft_engine::route::{self, Filter, HeaderEdit, Rule};
+use weft_engine::route::{Called, Ended, Filters, HeaderEdit, Rule};
 
-use super::attempt::Goal;
+use super::attempt::{Goal, Terms};
+use super::refuse::Reply;
 use super::session::Session;
-use crate::discovery::snapshot::Destination;
+use crate::discovery::snapshot::{Backend, Destination};
 
 /// Where a request goes, and what its route says of it.
 pub struct Way<'a> {
     /// Where to.
     pub goal: Goal<'a>,
-    rule: Option<(&'a Rule, &'a route::Backend)>,
+    /// What is done to it and its response.
+    pub filters: Filters<'a>,
+    cors: Option<Box<HeaderEdit>>,
+    /// Where copies of it go.
+    pub mirrors: Vec<Arc<Backend>>,
+    rule: Option<&'a Rule>,
 }
 
 /// What a session's requests mean to reach, as of now.
@@ -40,41 +47,49 @@ pub async fn destination(session: &Session) -> Result<Destination, Reason> {
 /// The way of one request to its destination.
 ///
 /// # Errors
-/// No route matches, or one that names a backend that cannot be used.
-pub fn way<'a>(destination: &'a Destination, request: &RequestView<'_>) -> Result<Way<'a>, Reason> {
+/// No route matches, or one that names a backend that cannot be used, or one that answers itself.
+pub fn way<'a>(destination: &'a Destination, request: &RequestView<'_>, called: &Called<'_>) -> Result<Way<'a>, Ended> {
+    let plain = |goal| Ok(Way { goal, filters: Filters::default(), cors: None, mirrors: Vec::new(), rule: None });
     let service = match destination {
         Destination::Service(service) => service,
-        Destination::Endpoint(endpoint) => return Ok(Way { goal: Goal::Endpoint(endpoint), rule: None }),
-        Destination::Outside => return Err(Reason::NoEndpoints),
+        Destination::Endpoint(endpoint) => return plain(Goal::Endpoint(endpoint)),
+        Destination::Outside => return Err(Reason::NoEndpoints.into()),
     };
-    let Some(table) = &service.table else { return Ok(Way { goal: Goal::Backend(&service.own), rule: None }) };
-    let choice = table.choose(request, fastrand::u64(..))?;
+    let Some(table) = &service.table else { return plain(Goal::Backend(&service.own)) };
+    let choice = table.choose(request, called, fastrand::u64(..))?;
     let rule = choice.rule;
     let chosen = &rule.backends[choice.backend];
     let backend = service.backend(&chosen.service).ok_or(Reason::InvalidBackend)?;
-    Ok(Way { goal: Goal::Backend(backend), rule: Some((rule, chosen)) })
+    let cors = choice.filters.cors_edit(request);
+    let drawn = choice.filters.mirrors().filter(|mirror| mirror.takes(fastrand::u64(..)));
+    let mirrors = drawn.filter_map(|mirror| service.backend(&mirror.service)).cloned().collect();
+    Ok(Way { goal: Goal::Backend(backend), filters: choice.filters, cors, mirrors, rule: Some(rule) })
 }
 
-impl<'a> Way<'a> {
-    /// What its filters change of the request, or of the response: the route's first, then the backend's.
-    pub fn edits(&self, request: bool) -> Vec<&'a HeaderEdit> {
-        let Some((rule, backend)) = self.rule else { return Vec::new() };
-        let of = |filter: &'a Filter| match filter {
-            Filter::RequestHeaders(edit) if request => Some(edit),
-            Filter::ResponseHeaders(edit) if !request => Some(edit),
-            Filter::RequestHeaders(_) | Filter::ResponseHeaders(_) => None,
-        };
-        rule.filters.iter().chain(&backend.filters).filter_map(of).collect()
+impl Way<'_> {
+    /// What is changed of the response's fields, in order.
+    pub fn response_edits(&self) -> impl Iterator<Item = &HeaderEdit> {
+        self.cors.as_deref().into_iter().chain(self.filters.response_edits())
+    }
+
+    /// A refusal on this way, which a browser's script may read if it may read the response.
+    pub fn refused(&self, reason: Reason) -> Box<Reply> {
+        let mut reply = Reply::from(reason);
+        if let Some(edit) = &self.cors {
+            edit.apply(&mut reply.headers);
+        }
+        Box::new(reply)
     }
 
     /// The time for the whole request, retries and the response's body included.
     pub fn request_timeout(&self) -> Option<Duration> {
-        self.rule.and_then(|(rule, _)| rule.request_timeout).filter(|limit| *limit > Duration::ZERO)
+        self.rule.and_then(|rule| rule.request_timeout).filter(|limit| *limit > Duration::ZERO)
     }
 
-    /// The time for one attempt, until the response's head.
-    pub fn attempt_timeout(&self) -> Option<Duration> {
-        self.rule.and_then(|(rule, _)| rule.backend_request_timeout)
+    /// What holds for its attempts.
+    pub fn terms(&self) -> Terms<'_> {
+        let Some(rule) = self.rule else { return Terms::default() };
+        Terms { limit: rule.backend_request_timeout, retry: rule.retry.as_ref() }
     }
 }
 

@@ -1,14 +1,42 @@
-//! Refusals as responses of HTTP/2: the reason's status, its code in `x-weft-reason`, one sentence for people; to a gRPC client gRPC's own form.
+//! What a proxy answers itself, and how that looks in HTTP/2. Refusals: the reason's status, its code in `x-weft-reason`, one sentence for people;
+//! to a gRPC client gRPC's own form.
 
 use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderName, HeaderValue};
-use http::{HeaderMap, Response};
+use http::{HeaderMap, Response, StatusCode};
 use weft_engine::reason::Reason;
+use weft_engine::route::Ended;
 
 use super::headers::REASON;
 
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
+
+/// What is answered instead of passing a request on.
+#[derive(Debug)]
+pub struct Reply {
+    /// Its status.
+    pub status: StatusCode,
+    /// Why it is refused; `None`: a filter of its route answers.
+    pub reason: Option<Reason>,
+    /// What else the client is told.
+    pub headers: HeaderMap,
+}
+
+impl From<Reason> for Reply {
+    fn from(reason: Reason) -> Self {
+        Self { status: reason.http_status(), reason: Some(reason), headers: HeaderMap::new() }
+    }
+}
+
+impl From<Ended> for Reply {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Refused(reason) => reason.into(),
+            Ended::Answered(answer) => Self { status: answer.status, reason: None, headers: answer.headers },
+        }
+    }
+}
 
 /// A refusal, and its text. `grpc`: the client speaks gRPC and gets a response of trailers only. `named`: the code may be told to this
 /// peer.
@@ -83,8 +111,6 @@ pub const fn sentence(reason: Reason) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use http::StatusCode;
-
     use super::*;
 
     #[test]

@@ -145,7 +145,7 @@ impl Authority for ControlAuthority {
             }
         };
         // A connection of its own: renewals are rare, and each may come with another certificate.
-        let channel = control_channel::channel(&self.target, tls);
+        let (channel, reached) = control_channel::channel(&self.target, tls);
         let mut client = IstioCertificateServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER);
         let answer = client.create_certificate(request).await;
         let told = match &answer {
@@ -157,7 +157,13 @@ impl Authority for ControlAuthority {
         if wants_token || answer.is_ok() {
             self.wants_token.store(wants_token, Ordering::Relaxed);
         }
-        Ok(answer.map_err(|status| refused("control", &status))?.into_inner().cert_chain)
+        let answer = answer.map_err(|status| refused("control", &status)).inspect_err(|error| {
+            if matches!(error.failure, Failure::Unreachable | Failure::Busy) {
+                // Another replica is asked the next time.
+                reached.shun();
+            }
+        });
+        Ok(answer?.into_inner().cert_chain)
     }
 
     fn wants_token(&self) -> bool {

@@ -37,6 +37,7 @@ use self::handshakes::Handshakes;
 use self::series::Store;
 pub use self::series::{OTHER, RequestSeries, SeriesKey};
 use crate::Clock;
+use crate::http::mirror::Mirrors;
 
 /// Which way a request goes, seen from the workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -125,6 +126,10 @@ pub struct Telemetry {
     pub(crate) handshakes: Handshakes,
     /// Idle HTTP/1 connections that the server ended before we did.
     pub(crate) idle_closed: Arc<AtomicU64>,
+    /// Attempts that a route's `retry` has asked for.
+    pub(crate) retries: AtomicU64,
+    /// Copies of requests.
+    pub(crate) mirrors: Mirrors,
     /// Connections of the mesh that were ended although nothing was wrong with them.
     pub(crate) retired: Arc<Retirements>,
     /// Milliseconds of the clock, plus one, at which a plain client was seen last; 0 is never.
@@ -157,6 +162,8 @@ impl Telemetry {
             unmeshed: AtomicU64::new(0),
             handshakes: Handshakes::default(),
             idle_closed: Arc::default(),
+            retries: AtomicU64::new(0),
+            mirrors: Mirrors::default(),
             retired: Arc::default(),
             plain_seen: AtomicU64::new(0),
             clock,
@@ -184,6 +191,12 @@ impl Telemetry {
     /// Counts that a bound was hit.
     pub fn bound_hit(&self, bound: &'static str) {
         self.bounds.add(bound);
+    }
+
+    /// How often a bound was hit.
+    #[cfg(test)]
+    pub(crate) fn bound_hits(&self, bound: &str) -> u64 {
+        self.bounds.all().into_iter().filter(|(name, _)| *name == bound).map(|(_, hits)| hits).sum()
     }
 
     /// Logs a request or connection: failures always, others by sample.

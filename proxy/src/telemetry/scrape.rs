@@ -115,6 +115,17 @@ impl Telemetry {
         let unmeshed = self.unmeshed.load(Ordering::Relaxed);
         self.handshakes.write(page)?;
         page.counter("weft_unmeshed_connections_total", "Connections to destinations outside the mesh.", unmeshed)?;
+        let mut mirrors = Values::default();
+        let copies = &self.mirrors;
+        for (outcome, count) in
+            [("answered", &copies.answered), ("failed", &copies.failed), ("dropped", &copies.dropped)]
+        {
+            mirrors.counter(&[("outcome", outcome)], count.load(Ordering::Relaxed) as f64);
+        }
+        let help = "Copies of requests for a route's mirrors, by what became of them.";
+        page.add("weft_mirrored_requests_total", help, MetricType::COUNTER, mirrors)?;
+        let help = "Attempts beyond the first that a route's `retry` has asked for.";
+        page.counter("weft_retries_total", help, self.retries.load(Ordering::Relaxed))?;
         let help = "Idle HTTP/1 connections that the server ended before the proxy did.";
         page.counter("weft_upstream_idle_closed_total", help, self.idle_closed.load(Ordering::Relaxed))?;
         page.gauge("weft_series", "Series of requests and connections that are held.", self.series.len() as f64)?;

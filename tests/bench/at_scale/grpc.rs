@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn messages_are_taken_whole_however_they_come() {
-        let message = weft_api::wire::v1::DrainRequest { workload: "a/b".to_owned(), deadline_ms: 7 };
+        let message = weft_api::wire::v1::DrainRequest { workload: "a/b".to_owned(), deadline_ms: 7, instance: None };
         let encoded = message.encode_to_vec();
         let one = [&[0, 0, 0, 0, encoded.len() as u8], &encoded[..]].concat();
         let bytes = [one.clone(), one].concat();

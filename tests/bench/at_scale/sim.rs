@@ -91,7 +91,7 @@ impl Proxy {
     fn hear(&mut self, message: bytes::Bytes, stream: &mut Stream, shared: &Shared) -> Result<(), Broken> {
         let length = message.len() + grpc::PREFIX;
         let response = DeltaDiscoveryResponse::decode(message)?;
-        let marks: Vec<Mark> = response.resources.iter().filter_map(Mark::of).collect();
+        let marks: Vec<Mark> = response.resources.iter().filter_map(|one| Mark::of(one, &response.type_url)).collect();
         let heard = self.machine.hear(response, shared.now());
         let mut bytes = 0;
         for reply in &heard.replies {
@@ -136,9 +136,10 @@ struct Mark {
 }
 
 impl Mark {
-    fn of(resource: &Resource) -> Option<Self> {
+    fn of(resource: &Resource, response: &str) -> Option<Self> {
         let any = resource.resource.as_ref()?;
-        if any.type_url == v1::Endpoint::TYPE_URL {
+        let type_url = if any.type_url.is_empty() { response } else { &any.type_url };
+        if type_url == v1::Endpoint::TYPE_URL {
             let zone = v1::Endpoint::decode(any.value.as_slice()).ok()?.zone;
             return Some(Self {
                 micros: world::read_mark(&zone)?,
@@ -146,14 +147,14 @@ impl Mark {
                 route_bytes: None,
             });
         }
-        if any.type_url != v1::Route::TYPE_URL {
+        if type_url != v1::Route::TYPE_URL {
             return None;
         }
         let route = v1::Route::decode(any.value.as_slice()).ok()?;
         let filters = route.rules.iter().flat_map(|rule| &rule.filters);
         let headers = filters.filter_map(|filter| match filter.filter.as_ref()? {
             v1::filter::Filter::RequestHeaders(edit) => Some(&edit.set),
-            v1::filter::Filter::ResponseHeaders(_) => None,
+            _ => None,
         });
         let micros = headers.flatten().find_map(|header| world::read_mark(&header.value))?;
         Some(Self { micros, of: None, route_bytes: Some(any.value.len()) })

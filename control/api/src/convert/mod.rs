@@ -22,6 +22,7 @@ mod bindings;
 mod endpoint;
 mod error;
 mod field;
+mod filters;
 mod policy;
 mod revoked;
 mod routes;
@@ -31,11 +32,12 @@ mod workload;
 pub use bindings::{Bound, Held, PortRules};
 pub use endpoint::{Address, Alpn, Endpoint, EndpointHead};
 pub use error::{ErrorCode, ResourceError};
+pub(crate) use filters::NOT_EDITABLE;
 pub use policy::{RateLimitPolicy, closed_policy};
 pub use revoked::{MAX_REVOKED, MAX_REVOKED_BYTES, Revoked};
-pub(crate) use routes::{MAX_HOSTNAMES, NOT_EDITABLE};
+pub(crate) use routes::MAX_HOSTNAMES;
 pub use trust::Trust;
-pub use workload::{Binding, InboundPort, Protocol, Service, Workload};
+pub use workload::{Binding, Consumer, InboundPort, Protocol, Service, Workload};
 
 /// A resource as the engine and the proxy use it.
 #[derive(Clone, Debug)]
@@ -44,6 +46,8 @@ pub enum Decoded {
     Address(Address),
     /// One port of a service.
     Service(Service),
+    /// Routes of one namespace for a service of another.
+    Consumer(Consumer),
     /// A route, its rules compiled.
     Route(route::Route),
     /// The index of an endpoint set.
@@ -76,7 +80,7 @@ impl Decoded {
             Self::MeshExtent(_) => Some(crate::names::MESH_EXTENT.into()),
             Self::Trust(_) => Some(crate::names::TRUST.into()),
             Self::Revoked(_) => Some(crate::names::REVOKED.into()),
-            Self::Address(_) | Self::EndpointHead(_) | Self::Endpoint(_) => None,
+            Self::Address(_) | Self::Consumer(_) | Self::EndpointHead(_) | Self::Endpoint(_) => None,
         }
     }
 }
@@ -87,6 +91,7 @@ pub fn decode(type_url: &str, bytes: &[u8], trust_domain: &str) -> Result<Decode
     Ok(match type_url {
         v1::Address::TYPE_URL => Decoded::Address(endpoint::address(parse(bytes)?, trust_domain)?),
         v1::Service::TYPE_URL => Decoded::Service(workload::service(&parse(bytes)?)?),
+        v1::Consumer::TYPE_URL => Decoded::Consumer(workload::consumer(&parse(bytes)?)?),
         v1::Route::TYPE_URL => Decoded::Route(routes::route(&parse(bytes)?)?),
         v1::EndpointHead::TYPE_URL => Decoded::EndpointHead(endpoint::head(&parse(bytes)?)?),
         v1::Endpoint::TYPE_URL => Decoded::Endpoint(endpoint::endpoint(&parse(bytes)?, trust_domain)?),

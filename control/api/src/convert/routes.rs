@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Method};
-use weft_engine::route::{
-    Backend, BadRegex, Filter, HeaderEdit, Hostname, Layer, Match, PathMatch, Route, Rule, ValueMatch, whole_regex,
-};
+use http::{Method, StatusCode};
+use weft_engine::retry::{MAX_RETRIES, Retry};
+use weft_engine::route::{Backend, BadRegex, Hostname, Layer, Match, PathMatch, Route, Rule, ValueMatch, whole_regex};
 
 use super::error::{ErrorCode, ResourceError};
+use super::filters::{filters, header_name};
 use super::{field, require_features};
 use crate::names;
 use crate::wire::v1;
@@ -22,22 +22,6 @@ const MAX_REGEXES: usize = 256;
 const MAX_WEIGHT: u32 = 1_000_000;
 /// Longer than any request; keeps sums of times away from their edges.
 const MAX_TIMEOUT: Duration = Duration::from_hours(7 * 24);
-/// Fields that frame messages or name the proxy's own facts: an edit would let a route make what the head's check refuses.
-pub(crate) const NOT_EDITABLE: [&str; 12] = [
-    "connection",
-    "content-length",
-    "host",
-    "keep-alive",
-    "proxy-connection",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-    "http2-settings",
-    "x-forwarded-client-cert",
-    "x-weft-reason",
-];
-
 pub(super) fn route(wire: &v1::Route) -> Result<Route, ResourceError> {
     let name = names::object(&wire.kind, &wire.namespace, &wire.name);
     let name = field::object_name(KINDS, &name)?;
@@ -98,9 +82,11 @@ fn plain(rules: &[v1::RouteRule]) -> Result<(), ResourceError> {
             || rule.backends.iter().any(|backend| !backend.filters.is_empty())
             || rule.request_timeout_ms != 0
             || rule.backend_request_timeout_ms != 0
+            || rule.retry.is_some()
     };
     if rules.iter().any(about_requests) {
-        let message = "matches, filters and timeouts are of requests, which this kind of route does not look into";
+        let message =
+            "matches, filters, timeouts and retries are of requests, which this kind of route does not look into";
         return Err(ResourceError::new(ErrorCode::UnknownValue, message));
     }
     Ok(())
@@ -116,6 +102,7 @@ fn rule(wire: &v1::RouteRule, index: usize, regexes: &mut Regexes) -> Result<Rul
         backends: wire.backends.iter().map(backend).collect::<Result<_, _>>()?,
         request_timeout: timeout(wire.request_timeout_ms)?,
         backend_request_timeout: timeout(wire.backend_request_timeout_ms)?,
+        retry: wire.retry.as_ref().map(retry).transpose()?,
     })
 }
 
@@ -125,6 +112,20 @@ fn timeout(millis: u64) -> Result<Option<Duration>, ResourceError> {
         return Err(ResourceError::new(ErrorCode::OutOfRange, format!("a timeout of {time:?} is longer than a week")));
     }
     Ok((!time.is_zero()).then_some(time))
+}
+
+fn retry(wire: &v1::Retry) -> Result<Retry, ResourceError> {
+    let out_of_range = |what: String| Err(ResourceError::new(ErrorCode::OutOfRange, what));
+    if !(1..=MAX_RETRIES).contains(&wire.attempts) {
+        return out_of_range(format!("{} retries, where 1 to {MAX_RETRIES} may be asked for", wire.attempts));
+    }
+    if let Some(code) = wire.codes.iter().find(|code| !(400..600).contains(*code)) {
+        return out_of_range(format!("status {code} is never retried, 400 to 599 may be"));
+    }
+    let code = |code: &u32| StatusCode::from_u16(u16::try_from(*code).ok()?).ok();
+    let codes = wire.codes.iter().filter_map(code).collect();
+    let backoff = timeout(wire.backoff_ms)?.unwrap_or_default();
+    Ok(Retry { attempts: wire.attempts, codes, backoff })
 }
 
 /// Counts regular expressions, so that one resource cannot take the proxy's memory.
@@ -173,7 +174,7 @@ fn one_match(wire: &v1::RouteMatch, regexes: &mut Regexes) -> Result<Match, Reso
     Ok(found)
 }
 
-fn absolute(path: &str) -> Result<String, ResourceError> {
+pub(super) fn absolute(path: &str) -> Result<String, ResourceError> {
     if path.starts_with('/') && path.len() <= 4096 && !path.bytes().any(|b| b <= 0x20 || b == 0x7f) {
         return Ok(path.to_owned());
     }
@@ -197,48 +198,6 @@ fn value(wire: &v1::ValueMatch, regexes: &mut Regexes) -> Result<ValueMatch, Res
         Some(Value::Regex(pattern)) => Ok(ValueMatch::Regex(regexes.compile(pattern)?)),
         None => Err(field::missing("what the value of a match must be")),
     }
-}
-
-fn header_name(text: &str) -> Result<HeaderName, ResourceError> {
-    HeaderName::from_bytes(text.as_bytes())
-        .map_err(|_| ResourceError::new(ErrorCode::InvalidHeader, format!("`{}` is no header name", field::cut(text))))
-}
-
-fn filters(wire: &[v1::Filter]) -> Result<Vec<Filter>, ResourceError> {
-    use v1::filter::Filter as Wire;
-    let filter = |wire: &v1::Filter| match &wire.filter {
-        Some(Wire::RequestHeaders(edit)) => Ok(Filter::RequestHeaders(header_edit(edit)?)),
-        Some(Wire::ResponseHeaders(edit)) => Ok(Filter::ResponseHeaders(header_edit(edit)?)),
-        None => Err(field::missing("a filter")),
-    };
-    wire.iter().map(filter).collect()
-}
-
-fn header_edit(wire: &v1::HeaderEdit) -> Result<HeaderEdit, ResourceError> {
-    let pairs = |wire: &[v1::Header]| wire.iter().map(header).collect::<Result<Vec<_>, _>>();
-    Ok(HeaderEdit {
-        set: pairs(&wire.set)?,
-        add: pairs(&wire.add)?,
-        remove: wire.remove.iter().map(|name| editable(name)).collect::<Result<_, _>>()?,
-    })
-}
-
-fn header(wire: &v1::Header) -> Result<(HeaderName, HeaderValue), ResourceError> {
-    let name = editable(&wire.name)?;
-    let value = HeaderValue::from_str(&wire.value).map_err(|_| {
-        let message = format!("the value of header `{name}` has a character that no header may hold");
-        ResourceError::new(ErrorCode::InvalidHeader, message)
-    })?;
-    Ok((name, value))
-}
-
-fn editable(text: &str) -> Result<HeaderName, ResourceError> {
-    let name = header_name(text)?;
-    if NOT_EDITABLE.contains(&name.as_str()) {
-        let message = format!("header `{name}` frames messages or is the mesh's own: no filter may edit it");
-        return Err(ResourceError::new(ErrorCode::InvalidHeader, message));
-    }
-    Ok(name)
 }
 
 fn backend(wire: &v1::RouteBackend) -> Result<Backend, ResourceError> {

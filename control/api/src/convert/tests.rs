@@ -213,9 +213,13 @@ fn routes_are_compiled() {
 
 #[test]
 fn what_a_route_may_not_hold() {
+    use v1::filter::Filter;
     type Edit = fn(&mut v1::RouteRule);
     let header = |name: &str, value: &str| v1::Header { name: name.into(), value: value.into() };
-    let cases: [(Edit, ErrorCode); 13] = [
+    let cases: [(Edit, ErrorCode); 16] = [
+        (|r| r.retry = Some(v1::Retry::default()), ErrorCode::OutOfRange),
+        (|r| r.retry = Some(v1::Retry { attempts: 21, ..Default::default() }), ErrorCode::OutOfRange),
+        (|r| r.retry = Some(v1::Retry { attempts: 1, codes: vec![200], ..Default::default() }), ErrorCode::OutOfRange),
         (|r| r.matches[0].path = Some(v1::route_match::Path::PathExact("api".into())), ErrorCode::InvalidPath),
         (|r| r.matches[0].path = Some(v1::route_match::Path::PathRegex("(".into())), ErrorCode::InvalidRegex),
         (|r| r.matches[0].path = Some(v1::route_match::Path::PathRegex("a)|(b".into())), ErrorCode::InvalidRegex),
@@ -246,12 +250,40 @@ fn what_a_route_may_not_hold() {
         assert_eq!(error.code, expected, "case {index}: {error}");
         assert!(error.message.starts_with("HTTPRoute/shop/r rule 0 at r.yaml:7: "), "{error}");
     }
+    let path = |edit| Some(v1::PathEdit { edit: Some(edit) });
+    let full = |text: &str| path(v1::path_edit::Edit::Full(text.into()));
+    let redirect = v1::Redirect { status: 302, ..v1::Redirect::default() };
+    for (filter, expected) in [
+        (Filter::Redirect(v1::Redirect { status: 200, ..redirect.clone() }), ErrorCode::UnknownValue),
+        (Filter::Redirect(v1::Redirect { scheme: "ftp".into(), ..redirect.clone() }), ErrorCode::UnknownValue),
+        (Filter::Redirect(v1::Redirect { port: 65536, ..redirect.clone() }), ErrorCode::OutOfRange),
+        (Filter::Redirect(v1::Redirect { hostname: "*.a".into(), ..redirect.clone() }), ErrorCode::InvalidAddress),
+        (Filter::Redirect(v1::Redirect { path: full("a"), ..redirect }), ErrorCode::InvalidPath),
+        (
+            Filter::Mirror(v1::Mirror { service: "web".into(), numerator: 1, denominator: 1, ..Default::default() }),
+            ErrorCode::InvalidName,
+        ),
+        (Filter::Mirror(v1::Mirror { numerator: 2, denominator: 1, ..Default::default() }), ErrorCode::OutOfRange),
+        (Filter::Mirror(v1::Mirror::default()), ErrorCode::OutOfRange),
+        (Filter::Cors(v1::Cors { allow_origins: texts(&["a"]), ..Default::default() }), ErrorCode::InvalidAddress),
+        (Filter::Cors(v1::Cors { allow_methods: texts(&["a\n"]), ..Default::default() }), ErrorCode::InvalidHeader),
+        (Filter::Rewrite(v1::Rewrite { hostname: "a b".into(), path: None }), ErrorCode::InvalidAddress),
+        (Filter::Rewrite(v1::Rewrite { path: full("/a b"), ..Default::default() }), ErrorCode::InvalidPath),
+        (
+            Filter::Rewrite(v1::Rewrite { path: Some(v1::PathEdit { edit: None }), ..Default::default() }),
+            ErrorCode::MissingField,
+        ),
+    ] {
+        let mut changed = route();
+        changed.rules[0].filters[0].filter = Some(filter.clone());
+        assert_eq!(code(&changed), expected, "{filter:?}");
+    }
     for (name, value) in
         [("Host", "x"), ("Content-Length", "1"), ("transfer-encoding", "x"), ("a\r\n", "x"), ("a", "x\n")]
     {
         let edit = v1::HeaderEdit { set: vec![header(name, value)], ..v1::HeaderEdit::default() };
         let mut changed = route();
-        changed.rules[0].filters[0].filter = Some(v1::filter::Filter::ResponseHeaders(edit));
+        changed.rules[0].filters[0].filter = Some(Filter::ResponseHeaders(edit));
         assert_eq!(code(&changed), ErrorCode::InvalidHeader, "{name}");
     }
     assert_eq!(code(&v1::Route { kind: "UDPRoute".into(), ..route() }), ErrorCode::InvalidName);
@@ -292,7 +324,8 @@ fn routes_of_connections_are_compiled() {
     assert_eq!(code(&v1::Route { hostnames: texts(&["a..b"]), ..tls_route() }), ErrorCode::InvalidAddress);
     assert_eq!(code(&v1::Route { hostnames: texts(&["a.example"; 17]), ..tls_route() }), ErrorCode::OutOfRange);
     assert_eq!(code(&v1::Route { requires: texts(&["tls-alpn"]), ..tls_route() }), ErrorCode::UnsupportedFeature);
-    let edits: [fn(&mut v1::RouteRule); 5] = [
+    let edits: [fn(&mut v1::RouteRule); 6] = [
+        |rule| rule.retry = Some(v1::Retry { attempts: 1, ..v1::Retry::default() }),
         |rule| rule.matches = vec![v1::RouteMatch::default()],
         |rule| rule.filters = route().rules[0].filters.clone(),
         |rule| rule.backends[0].filters = route().rules[0].filters.clone(),

@@ -45,6 +45,22 @@ pub struct Service {
     pub external_name: Option<Arc<str>>,
     /// Which of its endpoints a client uses.
     pub spread: Spread,
+    /// Some namespace has routes of its own for it.
+    pub consumed: bool,
+}
+
+impl Service {
+    /// The resource that says which routes clients of this namespace have instead of the service's own; `None` if they have those.
+    pub fn consumer(&self, client: &str) -> Option<String> {
+        if self.consumed { names::consumer(client, &self.name) } else { None }
+    }
+}
+
+/// Routes that clients of one namespace have for a service port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Consumer {
+    /// Resource names; none: the service's own hold.
+    pub routes: Vec<Arc<str>>,
 }
 
 /// A proxy's own workload.
@@ -114,9 +130,8 @@ pub(super) fn service(wire: &v1::Service) -> Result<Service, ResourceError> {
     let port = field::port(wire.port)?;
     let name = names::service(namespace, service, port);
     require_features(&name, &wire.requires)?;
-    let routes = wire.routes.iter().map(|route| field::object_name(super::routes::KINDS, route));
     Ok(Service {
-        routes: routes.collect::<Result<_, _>>().map_err(|error| error.within(&name))?,
+        routes: routes(&wire.routes).map_err(|error| error.within(&name))?,
         protocol: protocol(wire.protocol)?,
         external_name: if wire.external_name.is_empty() { None } else { Some(field::host(&wire.external_name)?) },
         name: name.into(),
@@ -124,7 +139,17 @@ pub(super) fn service(wire: &v1::Service) -> Result<Service, ResourceError> {
         service: service.into(),
         port,
         spread: Spread { node_local: wire.node_local, sticky: wire.sticky },
+        consumed: wire.consumed,
     })
+}
+
+pub(super) fn consumer(wire: &v1::Consumer) -> Result<Consumer, ResourceError> {
+    require_features("a namespace's own routes for a service", &wire.requires)?;
+    Ok(Consumer { routes: routes(&wire.routes)? })
+}
+
+fn routes(names: &[String]) -> Result<Vec<Arc<str>>, ResourceError> {
+    names.iter().map(|route| field::object_name(super::routes::KINDS, route)).collect()
 }
 
 pub(super) fn workload(wire: &v1::Workload, trust_domain: &str) -> Result<Workload, ResourceError> {

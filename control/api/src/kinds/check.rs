@@ -146,6 +146,21 @@ pub(super) fn path(text: &At<String>) -> Result<String, Fault> {
     Ok(text.value.clone())
 }
 
+/// A path that requests are sent to instead of theirs.
+pub(super) fn new_path(text: &At<String>) -> Result<String, Fault> {
+    let bad = |why: &str| Err(Fault::new(text.at, format!("path `{}` {why}", text.value)));
+    if !text.starts_with('/') {
+        return bad("must start with `/`");
+    }
+    if text.len() > MAX_PATH {
+        return bad("is longer than 1024 bytes");
+    }
+    match text.chars().find(|c| !is_path_char(*c)) {
+        Some(found) => bad(&format!("must not contain `{}`: percent-encode it", found.escape_debug())),
+        None => Ok(text.value.clone()),
+    }
+}
+
 // Gateway API: RFC 3986 pchar and `/`.
 fn is_path_char(c: char) -> bool {
     c.is_ascii_alphanumeric() || "-/._~!$&'()*+,;=:@%".contains(c)

@@ -1,6 +1,6 @@
 //! The CustomResourceDefinitions of our own kinds, as `deploy/crds/weft.dev.yaml` has them.
 //!
-//! What a `spec` may hold is judged by control, with more than a schema can say; the API server only keeps it. So an object with a fault
+//! `kubectl get` shows what became of an object (`control/src/status`). What a `spec` may hold is judged by control, with more than a schema can say; the API server only keeps it. So an object with a fault
 //! can be stored: its last good version stays in force, or its targets are closed (`control/src/sources/kubernetes`).
 
 use std::fmt::Write as _;
@@ -30,6 +30,10 @@ spec:
       served: true
       storage: true
       subresources: {{status: {{}}}}
+      additionalPrinterColumns:
+        - {{name: Accepted, type: string, jsonPath: '.status.conditions[?(@.type==\"Accepted\")].status'}}
+        - {{name: Proxies, type: string, jsonPath: '.status.conditions[?(@.type==\"weft.dev/Programmed\")].message'}}
+        - {{name: Age, type: date, jsonPath: .metadata.creationTimestamp}}
       schema:
         openAPIV3Schema:
           type: object

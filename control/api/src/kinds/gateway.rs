@@ -1,10 +1,13 @@
 //! Gateway API kinds as people write them (gateway.networking.k8s.io/v1, standard channel; routes of the alpha versions have the same fields). Fields of the API that this version does
 //! not enforce are [`NotYet`]: they refuse their object instead of being passed over.
 
+mod filters;
+
 use serde::Deserialize;
 
 use super::decode::{At, NotYet};
 use super::meta::{Anything, ObjectMeta};
+pub use filters::*;
 
 /// An object: its metadata and its `spec`.
 #[derive(Clone, Debug, Deserialize)]
@@ -75,8 +78,8 @@ pub struct HttpRouteRule {
     pub backend_refs: Vec<At<BackendRef>>,
     /// Time limits.
     pub timeouts: Option<At<Timeouts>>,
-    /// Experimental channel.
-    pub retry: Option<NotYet>,
+    /// When a request is sent again.
+    pub retry: Option<At<Retry>>,
     /// Experimental channel.
     pub session_persistence: Option<NotYet>,
 }
@@ -143,79 +146,6 @@ pub enum ValueMatchType {
     RegularExpression,
 }
 
-/// A filter.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RouteFilter {
-    /// Which of the fields below counts.
-    #[serde(rename = "type")]
-    pub how: At<FilterType>,
-    /// Of `RequestHeaderModifier`.
-    pub request_header_modifier: Option<At<HeaderModifier>>,
-    /// Of `ResponseHeaderModifier`.
-    pub response_header_modifier: Option<At<HeaderModifier>>,
-    /// Not yet.
-    pub request_mirror: Option<NotYet>,
-    /// Not yet.
-    pub request_redirect: Option<NotYet>,
-    /// Not yet.
-    pub url_rewrite: Option<NotYet>,
-    /// Not yet.
-    pub cors: Option<NotYet>,
-    /// Not yet.
-    pub external_auth: Option<NotYet>,
-    /// Not yet.
-    pub extension_ref: Option<NotYet>,
-}
-
-/// `HTTPRouteFilter.type`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-pub enum FilterType {
-    /// Changes request header fields.
-    RequestHeaderModifier,
-    /// Changes response header fields.
-    ResponseHeaderModifier,
-    /// Not yet.
-    RequestMirror,
-    /// Not yet.
-    RequestRedirect,
-    /// Not yet.
-    #[serde(rename = "URLRewrite")]
-    UrlRewrite,
-    /// Not yet.
-    #[serde(rename = "CORS")]
-    Cors,
-    /// Not yet.
-    ExternalAuth,
-    /// Not yet.
-    ExtensionRef,
-}
-
-/// Set, then add, then remove.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HeaderModifier {
-    /// Overwrites.
-    #[serde(default)]
-    pub set: Vec<At<Header>>,
-    /// Appends.
-    #[serde(default)]
-    pub add: Vec<At<Header>>,
-    /// Removes.
-    #[serde(default)]
-    pub remove: Vec<At<String>>,
-}
-
-/// A header field.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Header {
-    /// Name.
-    pub name: At<String>,
-    /// Value.
-    pub value: At<String>,
-}
-
 /// A weighted reference to a Service.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -245,6 +175,19 @@ pub struct Timeouts {
     pub request: Option<At<String>>,
     /// One attempt.
     pub backend_request: Option<At<String>>,
+}
+
+/// When a request is sent again.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Retry {
+    /// Statuses of responses, 400 to 599.
+    #[serde(default)]
+    pub codes: Vec<At<u16>>,
+    /// At most so often.
+    pub attempts: Option<At<u32>>,
+    /// The least wait before.
+    pub backoff: Option<At<String>>,
 }
 
 /// GRPCRoute `spec`.

@@ -8,6 +8,8 @@ use super::tree::{Node, Position, Value};
 
 /// API group of our own kinds.
 pub const WEFT_GROUP: &str = "weft.dev";
+/// API group of the Multi-Cluster Services API (KEP-1645).
+pub const MULTICLUSTER_GROUP: &str = "multicluster.x-k8s.io";
 /// API group of the routes.
 pub const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 

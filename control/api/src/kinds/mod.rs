@@ -28,7 +28,7 @@ use route::Context;
 
 pub use check::is_dns_name;
 pub use fault::Fault;
-pub use meta::{Class, GATEWAY_GROUP, Kind, WEFT_GROUP, classify, unix_seconds};
+pub use meta::{Class, GATEWAY_GROUP, Kind, MULTICLUSTER_GROUP, WEFT_GROUP, classify, unix_seconds};
 pub use route::{ForeignRef, Route, ServiceParent};
 pub use to_wire::{Target, closed_authorization, closed_rate_limit, policy_kind_like};
 pub use tree::{Document, Entry, Node, Position, Value, documents, parse};
@@ -72,8 +72,19 @@ pub enum Body {
 pub struct Grant {
     /// Kind and namespace of the routes.
     pub from: Vec<(String, String)>,
-    /// Names of the Services; `None` is all.
-    pub to: Vec<Option<String>>,
+    /// To what.
+    pub to: Vec<Granted>,
+}
+
+/// What a grant lets others use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Granted {
+    /// Every Service of the namespace.
+    Services,
+    /// Every ServiceImport of it.
+    Imports,
+    /// The one of this name among services ([`crate::names::imported`]).
+    One(String),
 }
 
 /// An object that is wrong, and what of it could be read.
@@ -260,10 +271,17 @@ fn created(metadata: &meta::ObjectMeta, checker: &mut Checker) -> u64 {
 /// What of a grant concerns routes and Services; the rest is for others.
 fn grant(spec: &gateway::ReferenceGrantSpec) -> Grant {
     let from = spec.from.iter().filter(|from| from.group.as_str() == GATEWAY_GROUP);
-    let to = spec.to.iter().filter(|to| matches!(to.group.as_str(), "" | "core") && to.kind.as_str() == "Service");
+    let granted = |to: &At<gateway::GrantTo>| match (to.group.as_str(), to.kind.as_str(), &to.name) {
+        ("" | "core", kind @ "Service", Some(name)) | (MULTICLUSTER_GROUP, kind @ "ServiceImport", Some(name)) => {
+            Some(Granted::One(route::own_name(kind, name.value.clone())))
+        }
+        ("" | "core", "Service", None) => Some(Granted::Services),
+        (MULTICLUSTER_GROUP, "ServiceImport", None) => Some(Granted::Imports),
+        _ => None,
+    };
     Grant {
         from: from.map(|from| (from.kind.value.clone(), from.namespace.value.clone())).collect(),
-        to: to.map(|to| to.name.as_ref().map(|name| name.value.clone())).collect(),
+        to: spec.to.iter().filter_map(granted).collect(),
     }
 }
 

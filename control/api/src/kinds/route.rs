@@ -1,22 +1,27 @@
-//! Routes -> wire. What looks into requests is here, what does not in [`connection`]. Everything that can be wrong in one object is collected, not only the first thing.
+//! Routes -> wire. What looks into requests is here, what does not in [`connection`]; [`filters`] by themselves. Everything that can be wrong in one object is collected, not only the first thing.
 
 mod connection;
+mod filters;
 
 pub(super) use connection::{tcp_route, tls_route};
+
+use self::filters::{Filtered, filters};
+use weft_engine::retry::{DEFAULT_BACKOFF, DEFAULT_RETRIES, MAX_RETRIES};
 
 use super::Place;
 use super::check::{self, Checker};
 use super::decode::At;
 use super::fault::Fault;
 use super::gateway::{
-    BackendRef, FilterType, GrpcMethodMatch, GrpcRouteMatch, GrpcRouteSpec, HeaderModifier, HttpRouteMatch,
-    HttpRouteSpec, NameValueMatch, ParentRef, PathMatch, PathMatchType, RouteFilter, Timeouts, ValueMatchType,
+    BackendRef, GrpcMethodMatch, GrpcRouteMatch, GrpcRouteSpec, HttpRouteMatch, HttpRouteSpec, NameValueMatch,
+    ObjectReference, ParentRef, PathMatch, PathMatchType, Retry, Timeouts, ValueMatchType,
 };
-use super::meta::GATEWAY_GROUP;
+use super::meta::{GATEWAY_GROUP, MULTICLUSTER_GROUP};
 use super::tree::Position;
 use crate::names;
 use crate::wire::v1;
 
+const NO_BACKENDS: &str = "rule has no backendRefs: what it takes is refused (`invalid_backend`)";
 /// Largest weight (Gateway API).
 const MAX_WEIGHT: u32 = 1_000_000;
 
@@ -31,13 +36,15 @@ pub struct Route {
     pub rules: Vec<v1::RouteRule>,
     /// Of a TLSRoute: names that its clients ask for.
     pub hostnames: Vec<String>,
-    /// References to Services of other namespaces, which need a ReferenceGrant: rule, backend, namespace, name, and where.
+    /// References to Services of other namespaces, which need a ReferenceGrant: rule, namespace, name, and where.
     pub foreign: Vec<ForeignRef>,
 }
 
-/// A Service that a route is attached to, in the route's own namespace.
+/// A Service that a route is attached to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceParent {
+    /// Its namespace. Not the route's own: the route is for calls from the route's namespace only (a consumer route, GEP-1294).
+    pub namespace: String,
     /// Its name.
     pub name: String,
     /// Only this port.
@@ -48,13 +55,11 @@ pub struct ServiceParent {
     pub at: Position,
 }
 
-/// A backend in another namespace.
+/// A Service of another namespace that a rule refers to, as a backend or a mirror.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ForeignRef {
     /// Index of the rule.
     pub rule: usize,
-    /// Index of the backend in the rule.
-    pub backend: usize,
     /// Namespace of the Service.
     pub namespace: String,
     /// Name of the Service.
@@ -87,13 +92,24 @@ pub(super) fn http_route(spec: &HttpRouteSpec, context: &Context<'_>, checker: &
     for (index, rule) in spec.rules.iter().enumerate() {
         checker.at_most(rule.at, &rule.matches, 64, "matches");
         let (request, backend_request) = rule.timeouts.as_ref().map_or((0, 0), |limits| timeouts(limits, checker));
+        let filtered = Filtered::http(&rule.matches);
+        let mut referrer = Referrer { rule: index, context, foreign: &mut route.foreign };
+        let own = filters(&rule.filters, &filtered, &mut referrer, checker);
+        let answers = own.iter().any(|it| matches!(it.filter, Some(v1::filter::Filter::Redirect(_))));
+        if let Some(backend) = rule.backend_refs.first().filter(|_| answers) {
+            checker.fault(backend.at, "a rule with a RequestRedirect has no `backendRefs`: nothing would go there");
+        }
+        if rule.backend_refs.is_empty() && !answers {
+            checker.warn(rule.at, NO_BACKENDS);
+        }
         let rule = v1::RouteRule {
             name: rule_name(rule.name.as_ref(), index, checker),
             matches: rule.matches.iter().map(|found| http_match(found, checker)).collect(),
-            filters: filters(&rule.filters, checker),
-            backends: backends(&rule.backend_refs, index, rule.at, context, checker, &mut route.foreign),
+            filters: own,
+            backends: backends(&rule.backend_refs, rule.at, &filtered, &mut referrer, checker),
             request_timeout_ms: request,
             backend_request_timeout_ms: backend_request,
+            retry: rule.retry.as_ref().map(|wanted| retry(wanted, checker)),
             source: context.source(rule.at),
         };
         route.rules.push(rule);
@@ -115,11 +131,15 @@ pub(super) fn grpc_route(spec: &GrpcRouteSpec, context: &Context<'_>, checker: &
     }
     for (index, rule) in spec.rules.iter().enumerate() {
         checker.at_most(rule.at, &rule.matches, 64, "matches");
+        if rule.backend_refs.is_empty() {
+            checker.warn(rule.at, NO_BACKENDS);
+        }
+        let mut referrer = Referrer { rule: index, context, foreign: &mut route.foreign };
         let rule = v1::RouteRule {
             name: rule_name(rule.name.as_ref(), index, checker),
             matches: rule.matches.iter().map(|found| grpc_match(found, checker)).collect(),
-            filters: filters(&rule.filters, checker),
-            backends: backends(&rule.backend_refs, index, rule.at, context, checker, &mut route.foreign),
+            filters: filters(&rule.filters, &Filtered::Grpc, &mut referrer, checker),
+            backends: backends(&rule.backend_refs, rule.at, &Filtered::Grpc, &mut referrer, checker),
             source: context.source(rule.at),
             ..v1::RouteRule::default()
         };
@@ -151,7 +171,9 @@ fn parents(refs: &[At<ParentRef>], context: &Context<'_>, checker: &mut Checker)
         let group = parent.group.as_ref().map_or(GATEWAY_GROUP, |group| group.as_str());
         let kind = parent.kind.as_ref().map_or("Gateway", |kind| kind.as_str());
         match (group, kind) {
-            ("" | "core", "Service") => found.extend(service_parent(parent, context, checker)),
+            ("" | "core", "Service") | (MULTICLUSTER_GROUP, "ServiceImport") => {
+                found.extend(service_parent(parent, kind, context, checker));
+            }
             // The API's own default group has no Service: certainly meant is the core group.
             (GATEWAY_GROUP, "Service") => {
                 checker.fault(parent.at, "a parentRef of kind Service needs `group: \"\"` beside it");
@@ -172,24 +194,30 @@ pub(super) fn is_for_gateways(group: &str, kind: &str) -> bool {
     match group {
         GATEWAY_GROUP => matches!(kind, "Gateway" | "ListenerSet" | "XListenerSet"),
         "" | "core" => false,
+        MULTICLUSTER_GROUP => kind != "ServiceImport",
         _ => true,
     }
 }
 
-fn service_parent(parent: &At<ParentRef>, context: &Context<'_>, checker: &mut Checker) -> Option<ServiceParent> {
-    if let Some(namespace) = &parent.namespace
-        && namespace.as_str() != context.namespace
-    {
-        let message = format!(
-            "parent `{}/{}` is in another namespace: routes for one's own calls to others' Services (consumer routes) are not supported by this version of Weft",
-            namespace.value, parent.name.value
-        );
-        checker.fault(namespace.at, message);
-    }
-    let name = checker.take(check::object_name(&parent.name))?;
+fn service_parent(
+    parent: &At<ParentRef>,
+    kind: &str,
+    context: &Context<'_>,
+    checker: &mut Checker,
+) -> Option<ServiceParent> {
+    let namespace = match &parent.namespace {
+        Some(namespace) => checker.take(check::object_name(namespace))?,
+        None => context.namespace.to_owned(),
+    };
+    let name = own_name(kind, checker.take(check::object_name(&parent.name))?);
     let port = parent.port.as_ref().and_then(|port| checker.take(check::port(port)));
     let section = parent.section_name.as_ref().map(|section| section.value.clone());
-    Some(ServiceParent { name, port, section, at: parent.at })
+    Some(ServiceParent { namespace, name, port, section, at: parent.at })
+}
+
+/// What a Service or ServiceImport is called among services.
+pub(super) fn own_name(kind: &str, name: String) -> String {
+    if kind == "ServiceImport" { names::imported(&name) } else { name }
 }
 
 fn http_match(found: &HttpRouteMatch, checker: &mut Checker) -> v1::RouteMatch {
@@ -317,119 +345,82 @@ fn grpc_path(method: &At<GrpcMethodMatch>, checker: &mut Checker) -> Option<v1::
     }
 }
 
-fn filters(filters: &[At<RouteFilter>], checker: &mut Checker) -> Vec<v1::Filter> {
-    use v1::filter::Filter;
-    if let Some(extra) = filters.get(16) {
-        checker.fault(extra.at, "at most 16 filters are allowed");
-    }
-    let mut found: Vec<v1::Filter> = Vec::new();
-    let mut seen: Vec<FilterType> = Vec::new();
-    for filter in filters {
-        let how = filter.how.value;
-        if seen.contains(&how) {
-            checker.fault(filter.how.at, format!("filter {how:?} is there twice"));
-        }
-        seen.push(how);
-        let (edit, unused) = match how {
-            FilterType::RequestHeaderModifier => (&filter.request_header_modifier, &filter.response_header_modifier),
-            FilterType::ResponseHeaderModifier => (&filter.response_header_modifier, &filter.request_header_modifier),
-            _ => {
-                let message = format!("filter {how:?} is known, but not supported by this version of Weft");
-                checker.fault(filter.how.at, message);
-                continue;
-            }
-        };
-        if let Some(unused) = unused {
-            checker.fault(unused.at, format!("does not belong to a filter of type {how:?}"));
-        }
-        let Some(edit) = edit else {
-            let field = if how == FilterType::RequestHeaderModifier {
-                "requestHeaderModifier"
-            } else {
-                "responseHeaderModifier"
-            };
-            checker.fault(filter.at, format!("a filter of type {how:?} needs the field `{field}`"));
-            continue;
-        };
-        let edit = header_edit(edit, checker);
-        let filter = match how {
-            FilterType::ResponseHeaderModifier => Filter::ResponseHeaders(edit),
-            _ => Filter::RequestHeaders(edit),
-        };
-        found.push(v1::Filter { filter: Some(filter) });
-    }
-    found
+/// Who refers to Services.
+pub(super) struct Referrer<'a> {
+    rule: usize,
+    context: &'a Context<'a>,
+    foreign: &'a mut Vec<ForeignRef>,
 }
 
-fn header_edit(edit: &At<HeaderModifier>, checker: &mut Checker) -> v1::HeaderEdit {
-    let mut headers = |list: &[At<super::gateway::Header>]| -> Vec<v1::Header> {
-        let mut found: Vec<v1::Header> = Vec::new();
-        for header in list {
-            let (name, value) = (check::editable_header(&header.name), check::header_value(&header.value.value));
-            let (Some(name), Some(value)) = (checker.take(name), checker.take(value)) else { continue };
-            if found.iter().any(|other| other.name == name) {
-                checker.fault(header.name.at, format!("header `{name}` is there twice"));
-            }
-            found.push(v1::Header { name, value });
+impl Referrer<'_> {
+    /// The resource name of a Service that is referred to.
+    fn service(&mut self, to: &At<ObjectReference>, checker: &mut Checker) -> Option<String> {
+        let group = to.group.as_ref().map_or("", |group| group.as_str());
+        let kind = to.kind.as_ref().map_or("Service", |kind| kind.as_str());
+        if !matches!((group, kind), ("" | "core", "Service") | (MULTICLUSTER_GROUP, "ServiceImport")) {
+            let message = format!(
+                "backend of kind `{kind}` in group `{group}` is not supported, only Services and ServiceImports"
+            );
+            checker.fault(to.at, message);
+            return None;
         }
-        found
-    };
-    let (set, add) = (headers(&edit.set), headers(&edit.add));
-    let remove = edit.remove.iter().filter_map(|name| checker.take(check::editable_header(name))).collect();
-    for (list, what) in [(edit.set.len(), "set"), (edit.add.len(), "add"), (edit.remove.len(), "remove")] {
-        if list > 16 {
-            checker.fault(edit.at, format!("at most 16 headers to {what} are allowed"));
+        let name = own_name(kind, checker.take(check::object_name(&to.name))?);
+        let Some(port) = &to.port else {
+            checker.fault(to.at, format!("backend `{name}` needs a `port`"));
+            return None;
+        };
+        let port = checker.take(check::port(port))?;
+        let namespace = to.namespace.as_ref().map_or(self.context.namespace, |namespace| namespace.as_str());
+        if namespace != self.context.namespace {
+            let (rule, namespace, name) = (self.rule, namespace.to_owned(), name.clone());
+            self.foreign.push(ForeignRef { rule, namespace, name, at: to.at });
         }
+        Some(names::service(namespace, &name, port))
     }
-    v1::HeaderEdit { set, add, remove }
 }
 
 fn backends(
     refs: &[At<BackendRef>],
-    rule: usize,
     at: Position,
-    context: &Context<'_>,
+    filtered: &Filtered,
+    referrer: &mut Referrer<'_>,
     checker: &mut Checker,
-    foreign: &mut Vec<ForeignRef>,
 ) -> Vec<v1::RouteBackend> {
     checker.at_most(at, refs, 16, "backendRefs");
-    if refs.is_empty() {
-        checker.warn(at, "rule has no backendRefs: what it takes is refused (`invalid_backend`)");
-    }
     let mut found = Vec::new();
     for backend in refs {
-        let group = backend.group.as_ref().map_or("", |group| group.as_str());
-        let kind = backend.kind.as_ref().map_or("Service", |kind| kind.as_str());
-        if !matches!((group, kind), ("" | "core", "Service")) {
-            checker.fault(
-                backend.at,
-                format!("backend of kind `{kind}` in group `{group}` is not supported, only Services"),
-            );
-            continue;
-        }
-        let Some(name) = checker.take(check::object_name(&backend.name)) else { continue };
-        let Some(port) = &backend.port else {
-            checker.fault(backend.at, format!("backend `{name}` needs a `port`"));
-            continue;
-        };
-        let Some(port) = checker.take(check::port(port)) else { continue };
+        let BackendRef { group, kind, name, namespace, port, .. } = backend.value.clone();
+        let to = At { value: ObjectReference { group, kind, name, namespace, port }, at: backend.at };
+        let Some(service) = referrer.service(&to, checker) else { continue };
         let weight = backend.weight.as_ref().map_or(1, |weight| weight.value);
         if let Some(weight) = backend.weight.as_ref().filter(|weight| weight.value > MAX_WEIGHT) {
             checker.fault(weight.at, format!("weight {} is over {MAX_WEIGHT}", weight.value));
         }
-        let namespace = backend.namespace.as_ref().map_or(context.namespace, |namespace| namespace.as_str());
-        if namespace != context.namespace {
-            let (namespace, name) = (namespace.to_owned(), name.clone());
-            foreign.push(ForeignRef { rule, backend: found.len(), namespace, name, at: backend.at });
-        }
-        found.push(v1::RouteBackend {
-            service: names::service(namespace, &name, port),
-            weight,
-            filters: filters(&backend.filters, checker),
-            invalid: String::new(),
-        });
+        let filters = filters(&backend.filters, filtered, referrer, checker);
+        found.push(v1::RouteBackend { service, weight, filters, invalid: String::new() });
     }
     found
+}
+
+/// What is not said is as the engine has it.
+fn retry(wanted: &At<Retry>, checker: &mut Checker) -> v1::Retry {
+    let attempts = wanted.attempts.as_ref().map_or(DEFAULT_RETRIES, |attempts| attempts.value);
+    if let Some(asked) = wanted.attempts.as_ref().filter(|_| !(1..=MAX_RETRIES).contains(&attempts)) {
+        checker.fault(asked.at, format!("`attempts` is 1 to {MAX_RETRIES}"));
+    }
+    let mut codes = Vec::new();
+    for code in &wanted.codes {
+        if !(400..600).contains(&code.value) {
+            checker.fault(code.at, format!("status {} is never retried: 400 to 599", code.value));
+        }
+        if codes.contains(&code.value.into()) {
+            checker.fault(code.at, format!("status {} is there twice", code.value));
+        }
+        codes.push(code.value.into());
+    }
+    let default = u64::try_from(DEFAULT_BACKOFF.as_millis()).unwrap_or_default();
+    let backoff = wanted.backoff.as_ref().map(|text| checker.take(check::duration(text)).unwrap_or_default());
+    v1::Retry { attempts, codes, backoff_ms: backoff.unwrap_or(default) }
 }
 
 /// Whole request and one attempt, in milliseconds; `0s` is none (GEP-1742).

@@ -1,6 +1,7 @@
 //! Tables: what is written, and what comes of it.
 
 mod connections;
+mod filters;
 mod sent;
 
 use proptest::prelude::*;
@@ -155,13 +156,16 @@ rules:
     - type: ResponseHeaderModifier
       responseHeaderModifier: {{add: [{{name: X-Version, value: v2}}]}}
   timeouts: {{request: 1m30s, backendRequest: 500ms}}
+  retry: {{codes: [500, 503], attempts: 3, backoff: 100ms}}
 - backendRefs: [{{name: web, port: 80}}]"
     ));
     assert_eq!(found.parents.len(), 1);
     let [rule, second] = found.rules.as_slice() else { panic!("{found:?}") };
     assert_eq!((rule.name.as_str(), rule.source.as_str()), ("canary", "f.yaml:8"));
-    assert_eq!((second.name.as_str(), second.source.as_str()), ("1", "f.yaml:32"));
+    assert_eq!((second.name.as_str(), second.source.as_str()), ("1", "f.yaml:33"));
     assert_eq!((rule.request_timeout_ms, rule.backend_request_timeout_ms), (90_000, 500));
+    let retry = v1::Retry { attempts: 3, codes: vec![500, 503], backoff_ms: 100 };
+    assert_eq!((rule.retry.clone(), second.retry.clone()), (Some(retry), None));
     let paths: Vec<_> = rule.matches.iter().map(|found| found.path.clone()).collect();
     let wanted = [
         Some(Path::PathExact("/a".into())),
@@ -224,12 +228,8 @@ fn what_is_wrong_in_a_route_is_told_at_its_place() {
         (rule("matches: [{headers: [{name: \"a b\", value: x}]}]"), "8:33: `a b` is no header name"),
         (rule("matches: [{headers: [{name: a, value: 1}]}]"), "did you mean `\"1\"`?"),
         (rule("matches: [{headers: [{name: a, value: x}, {name: A, value: y}]}]"), "header `a` is matched twice"),
-        (
-            rule("filters: [{type: RequestMirror, requestMirror: {}}]"),
-            "field `requestMirror` is known, but not supported",
-        ),
-        (rule("filters: [{type: RequestRedirect}]"), "filter RequestRedirect is known, but not supported"),
-        (rule("filters: [{type: URLRewrite}]"), "known, but not supported"),
+        (rule("filters: [{type: ExternalAuth, externalAuth: {}}]"), "field `externalAuth` is known, but not supported"),
+        (rule("filters: [{type: ExtensionRef}]"), "filter ExtensionRef is known, but not supported"),
         (
             rule("filters: [{type: RequestHeaderModifer}]"),
             "8:22: unknown value `RequestHeaderModifer`; did you mean `RequestHeaderModifier`?",
@@ -242,7 +242,14 @@ fn what_is_wrong_in_a_route_is_told_at_its_place() {
         (rule("timeouts: {request: 10}"), "invalid type: integer `10`, expected a string; did you mean `\"10\"`?"),
         (rule("timeouts: {request: 10 s}"), "8:25: `10 s` is no duration"),
         (rule("timeouts: {request: 1s, backendRequest: 2s}"), "8:45: backendRequest is longer than request"),
-        (rule("retry: {attempts: 2}"), "8:5: field `retry` is known, but not supported by this version of Weft"),
+        (
+            rule("sessionPersistence: {}"),
+            "8:5: field `sessionPersistence` is known, but not supported by this version of",
+        ),
+        (rule("retry: {attempts: 0}"), "`attempts` is 1 to 20"),
+        (rule("retry: {codes: [500, 200]}"), "status 200 is never retried"),
+        (rule("retry: {codes: [500, 500]}"), "status 500 is there twice"),
+        (rule("retry: {backoff: 1}"), "invalid type: integer `1`"),
         (format!("{PARENT}rules: [{{backendRefs: [{{name: web}}]}}]"), "6:26: backend `web` needs a `port`"),
         (
             format!("{PARENT}rules: [{{backendRefs: [{{name: web, port: 70000}}]}}]"),
@@ -262,7 +269,7 @@ fn what_is_wrong_in_a_route_is_told_at_its_place() {
             "parentRefs: [{group: \"\", kind: Servce, name: web}]".to_owned(),
             "5:34: unknown parent kind `Servce` in group ``; did you mean `Service`?",
         ),
-        ("parentRefs: [{group: \"\", kind: Service, name: web, namespace: other}]".to_owned(), "consumer routes"),
+        ("parentRefs: [{group: \"\", kind: Service, name: web, namespace: Other}]".to_owned(), "`Other` is no name"),
     ];
     for (text, wanted) in table {
         let found = faults(Kind::HttpRoute, &text);

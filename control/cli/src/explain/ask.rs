@@ -1,17 +1,18 @@
 //! The way of a request or a connection, asked of the engine part by part.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use http::HeaderMap;
 use http::header::HOST;
-use weft_api::convert::{Address, Endpoint, Protocol, Service};
+use http::{HeaderMap, HeaderValue};
+use weft_api::convert::{Address, Endpoint, Protocol, ResourceError, Service};
 use weft_control::compile::Compiled;
 use weft_engine::authz::Question;
 use weft_engine::explain::{self as engine, Explanation as Told};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
-use weft_engine::route::{Backend, ConnectionTable, Filter, Opening, RouteTable, Rule};
+use weft_engine::route::{Called, ConnectionTable, Filters, Opening, RouteTable, Rule};
 
 use super::resources::Resources;
 use super::{Connection, Explanation, Outcome, Verdict};
@@ -25,8 +26,15 @@ struct Asked<'a> {
 
 /// What is sent.
 enum What<'a> {
-    Request(&'a http::request::Parts, HeaderMap),
+    Request(&'a http::request::Parts, Head),
     Connection(Opening<'a>),
+}
+
+/// What filters change of a request.
+#[derive(Clone)]
+struct Head {
+    path: String,
+    headers: HeaderMap,
 }
 
 /// See [`super::explain`].
@@ -40,7 +48,8 @@ pub fn ask(compiled: &Compiled, from: &Identity, request: &http::request::Parts)
         headers.insert(HOST, value);
     }
     let resources = Resources::new(compiled, &from.trust_domain);
-    Asked { resources, from, what: What::Request(request, headers) }.at(&format!("{host}:{port}"))
+    let head = Head { path: request.uri.path().to_owned(), headers };
+    Asked { resources, from, what: What::Request(request, head) }.at(&format!("{host}:{port}"))
 }
 
 /// See [`super::explain_connection`].
@@ -65,11 +74,11 @@ impl Asked<'_> {
             }
             Some(Address::Workload(endpoint) | Address::HeadlessMember(endpoint)) => {
                 let steps = Told::allowed("address", format!("{name} is the pod {}", workload(&endpoint)), "");
-                let headers = match &self.what {
-                    What::Request(_, headers) => Some(headers),
+                let head = match &self.what {
+                    What::Request(_, head) => Some(head),
                     What::Connection(_) => None,
                 };
-                conclude(steps, self.endpoints("", 1.0, &[endpoint], headers))
+                conclude(steps, self.endpoints("", 1.0, &[endpoint], head))
             }
             Some(Address::Service(service)) => match self.resources.service(&service) {
                 Some(service) => self.service(name, &service),
@@ -80,11 +89,11 @@ impl Asked<'_> {
         }
     }
 
-    /// The head of the request, with these fields.
-    fn view<'v>(&'v self, headers: &'v HeaderMap) -> Option<RequestView<'v>> {
+    /// The request with that head.
+    fn view<'v>(&'v self, head: &'v Head) -> Option<RequestView<'v>> {
         let What::Request(request, _) = &self.what else { return None };
-        let uri = &request.uri;
-        Some(RequestView { method: &request.method, path: uri.path(), query: uri.query(), headers: headers.into() })
+        let query = request.uri.query();
+        Some(RequestView { method: &request.method, path: &head.path, query, headers: (&head.headers).into() })
     }
 
     fn service(&self, name: &str, service: &Service) -> Explanation {
@@ -94,17 +103,30 @@ impl Asked<'_> {
                 Told::allowed("address", format!("it is another name of {host}: passes to it as it is"), "")
             }));
         }
-        let tables = match self.resources.tables(service) {
+        let refused = |told: Told, error: ResourceError| {
+            ended(told.then(|| Told::refused("route", Reason::InvalidBackend, error.to_string(), "")))
+        };
+        let client = &self.from.namespace;
+        let consumer = match self.resources.consumer(service, client) {
+            Ok(consumer) => consumer,
+            Err(error) => return refused(told, error),
+        };
+        let (told, routes) = if consumer.is_empty() {
+            (told, &service.routes)
+        } else {
+            let decision =
+                format!("the namespace {client} has routes of its own for it: they hold instead of the service's");
+            (told.then(|| Told::allowed("address", decision, "")), &consumer)
+        };
+        let tables = match self.resources.tables(routes) {
             Ok(tables) => tables,
-            Err(error) => {
-                return ended(told.then(|| Told::refused("route", Reason::InvalidBackend, error.to_string(), "")));
-            }
+            Err(error) => return refused(told, error),
         };
         match (&self.what, service.protocol) {
             (What::Request(..), Protocol::Tcp) => {
                 self.connection(told, service, tables.connections.as_ref(), Opening::Opaque)
             }
-            (What::Request(_, headers), _) => self.request(told, service, tables.requests.as_ref(), headers),
+            (What::Request(_, head), _) => self.request(told, service, tables.requests.as_ref(), head),
             (What::Connection(_), Protocol::Http1 | Protocol::Http2) => {
                 let decision = "the port is declared to speak HTTP: what cannot be read as that is refused";
                 ended(told.then(|| Told::refused("route", Reason::MalformedRequest, decision, "")))
@@ -113,15 +135,20 @@ impl Asked<'_> {
         }
     }
 
-    fn request(&self, told: Told, service: &Service, table: Option<&RouteTable>, headers: &HeaderMap) -> Explanation {
-        let Some(view) = self.view(headers) else { return ended(told) };
-        let told = told.then(|| engine::route(table, &view));
-        if !told.is_allowed() {
+    fn request(&self, told: Told, service: &Service, table: Option<&RouteTable>, head: &Head) -> Explanation {
+        let Some(view) = self.view(head) else { return ended(told) };
+        // Only the port of the address counts: the name is known.
+        let authority = head.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+        let called = Called { authority, address: (Ipv4Addr::UNSPECIFIED, service.port).into() };
+        let told = told.then(|| engine::route(table, &view, &called));
+        if told.is_over() {
             return ended(told);
         }
         let outcomes = match table {
-            Some(table) => table.select(&view).map(|(rule, _)| self.routed(rule, Some(headers))).unwrap_or_default(),
-            None => self.backend(&service.name, 1.0, Some(headers)),
+            Some(table) => {
+                table.select(&view).map(|(rule, _)| self.routed(rule, Some((head, &called)))).unwrap_or_default()
+            }
+            None => self.backend(&service.name, 1.0, Some(head)),
         };
         conclude(told, outcomes)
     }
@@ -144,8 +171,8 @@ impl Asked<'_> {
         conclude(told, outcomes)
     }
 
-    /// Each backend of a rule, with its share. `headers` are none of a connection that is no HTTP.
-    fn routed(&self, rule: &Rule, headers: Option<&HeaderMap>) -> Vec<Outcome> {
+    /// Each backend of a rule, with its share. `head` is none of a connection that is no HTTP.
+    fn routed(&self, rule: &Rule, head: Option<(&Head, &Called<'_>)>) -> Vec<Outcome> {
         let sum: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         let mut outcomes = Vec::new();
         for backend in rule.backends.iter().filter(|backend| backend.weight > 0) {
@@ -155,29 +182,37 @@ impl Asked<'_> {
                 outcomes.push(outcome(share, &backend.service, Vec::new(), told));
                 continue;
             }
-            let headers = headers.map(|headers| edited(headers, &rule.filters, backend));
-            outcomes.extend(self.backend(&backend.service, share, headers.as_ref()));
+            let Some((head, called)) = head else {
+                outcomes.extend(self.backend(&backend.service, share, None));
+                continue;
+            };
+            let filters = Filters { rule: &rule.filters, backend: &backend.filters };
+            let answer = self.view(head).and_then(|view| filters.answer(&view, called).transpose());
+            match answer {
+                None => outcomes.extend(self.backend(&backend.service, share, Some(&filtered(head, &filters)))),
+                Some(answer) => {
+                    let told = match answer {
+                        Ok(answer) => Told::answered(&answer, engine::place(rule)),
+                        Err(reason) => Told::refused("route", reason, "no answer can be made", engine::place(rule)),
+                    };
+                    outcomes.push(outcome(share, &backend.service, Vec::new(), told));
+                }
+            }
         }
         outcomes
     }
 
-    fn backend(&self, service: &Arc<str>, share: f64, headers: Option<&HeaderMap>) -> Vec<Outcome> {
+    fn backend(&self, service: &Arc<str>, share: f64, head: Option<&Head>) -> Vec<Outcome> {
         let endpoints = self.resources.endpoints(service);
         if endpoints.is_empty() {
             let told = Told::refused("endpoint", Reason::NoEndpoints, format!("{service} has no endpoint"), "");
             return vec![outcome(share, service, Vec::new(), told)];
         }
-        self.endpoints(service, share, &endpoints, headers)
+        self.endpoints(service, share, &endpoints, head)
     }
 
-    fn endpoints(
-        &self,
-        service: &str,
-        share: f64,
-        endpoints: &[Endpoint],
-        headers: Option<&HeaderMap>,
-    ) -> Vec<Outcome> {
-        let view = headers.and_then(|headers| self.view(headers));
+    fn endpoints(&self, service: &str, share: f64, endpoints: &[Endpoint], head: Option<&Head>) -> Vec<Outcome> {
+        let view = head.and_then(|head| self.view(head));
         grouped(&service.into(), share, endpoints, |endpoint| self.endpoint(endpoint, view.as_ref()))
     }
 
@@ -205,14 +240,17 @@ impl Asked<'_> {
 }
 
 /// The head as it leaves the client's sidecar.
-fn edited(headers: &HeaderMap, of_rule: &[Filter], backend: &Backend) -> HeaderMap {
-    let mut headers = headers.clone();
-    for filter in of_rule.iter().chain(&backend.filters) {
-        if let Filter::RequestHeaders(edit) = filter {
-            edit.apply(&mut headers);
-        }
+fn filtered(head: &Head, filters: &Filters<'_>) -> Head {
+    let mut made = head.clone();
+    for edit in filters.request_edits() {
+        edit.apply(&mut made.headers);
     }
-    headers
+    let rewritten = filters.rewritten(&head.path);
+    if let Some(host) = rewritten.host {
+        made.headers.insert(HOST, host.clone());
+    }
+    made.path = rewritten.path.unwrap_or(made.path);
+    made
 }
 
 /// The way ends before it parts.
@@ -263,7 +301,8 @@ fn outcome(share: f64, backend: &Arc<str>, endpoints: Vec<Arc<str>>, told: Told)
 
 /// One verdict from all that can become of it.
 fn conclude(told: Told, outcomes: Vec<Outcome>) -> Explanation {
-    let alike = outcomes.windows(2).all(|pair| pair[0].reason == pair[1].reason);
+    let end = |outcome: &Outcome| (outcome.reason, outcome.status);
+    let alike = outcomes.windows(2).all(|pair| end(&pair[0]) == end(&pair[1]));
     let first = outcomes.first();
     let (verdict, reason, status) = match first {
         Some(first) if alike => {

@@ -25,7 +25,7 @@ use crate::output::{self, Paint};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// It reaches an application, whichever way it is routed (a rate limit may still refuse it: that depends on others).
+    /// It reaches an application, whichever way it is routed (a rate limit may still refuse it: that depends on others), or its route answers it.
     Allowed,
     /// A proxy refuses it, always with the same reason.
     Refused,
@@ -42,9 +42,9 @@ pub struct Outcome {
     pub backend: Arc<str>,
     /// `NAMESPACE/POD` (or the address) of the endpoints for which this holds.
     pub endpoints: Vec<Arc<str>>,
-    /// The code that it is refused with; none: it reaches the application.
+    /// The code that it is refused with; none: it reaches the application, or has a status.
     pub reason: Option<Reason>,
-    /// The HTTP status of the refusal; none of a connection that is no HTTP.
+    /// The HTTP status of the refusal, or of the route's own answer; none of a connection that is no HTTP.
     pub status: Option<u16>,
     /// What the way decides from here on.
     pub steps: Vec<Step>,

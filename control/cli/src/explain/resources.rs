@@ -55,10 +55,19 @@ impl<'c> Resources<'c> {
         }
     }
 
-    /// The routes of a service; the refused resource's error if one cannot be used.
-    pub fn tables(&self, service: &Service) -> Result<Tables, ResourceError> {
+    /// Names of the routes that clients of a namespace have of a service instead of its own.
+    pub fn consumer(&self, service: &Service, client: &str) -> Result<Vec<Arc<str>>, ResourceError> {
+        match service.consumer(client).and_then(|name| self.decode(&name)) {
+            Some(Ok(Decoded::Consumer(consumer))) => Ok(consumer.routes),
+            Some(Err(error)) => Err(error),
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// The routes of these names; the refused resource's error if one cannot be used.
+    pub fn tables(&self, names: &[Arc<str>]) -> Result<Tables, ResourceError> {
         let mut routes = Vec::new();
-        for name in &service.routes {
+        for name in names {
             match self.decode(name) {
                 Some(Ok(Decoded::Route(route))) => routes.push(route),
                 Some(Err(error)) => return Err(error),

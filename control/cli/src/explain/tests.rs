@@ -1,5 +1,7 @@
 //! What `weft explain` says of the example shop.
 
+mod order;
+
 use std::path::PathBuf;
 
 use super::*;
@@ -120,4 +122,38 @@ fn connections_go_by_their_name() {
         assert!(connection(wrong, None).is_err(), "{wrong}");
     }
     assert!(connection("tcp://vault.shop:1", Some("a")).is_err());
+}
+
+const FILTERS: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: filters, namespace: shop}
+spec:
+  parentRefs: [{group: '', kind: Service, name: ledger}]
+  rules:
+  - matches: [{path: {value: /moved}}]
+    filters: [{type: RequestRedirect, requestRedirect: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}, statusCode: 301}}]
+  - matches: [{path: {value: /api}}]
+    filters: [{type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /}}}]
+    backendRefs: [{name: ledger, port: 80}]
+";
+
+#[test]
+fn what_a_route_answers_and_rewrites_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("filters.yaml"), FILTERS).unwrap();
+    let shop = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/examples/shop"));
+    let loaded = files::load(&[shop, dir.path().to_owned()], "cluster.local");
+    let compiled = weft_control::compile::compile(&loaded.model);
+    let from = crate::token::identity("shop/web", "cluster.local").unwrap();
+    let ask = |url: &str| {
+        let request = http::Request::builder().uri(url).body(()).unwrap();
+        explain(&compiled, &from, &request.into_parts().0)
+    };
+    let told = ask("http://ledger.shop/moved/a?b");
+    assert_eq!((told.verdict, told.reason, told.status), (Verdict::Allowed, None, Some(301)), "{told:?}");
+    assert!(told.steps.iter().any(|step| step.decision.contains("go to http://ledger.shop/new/a?b")), "{told:?}");
+    assert!(text::page(&told, &from, "GET", Paint::stdout()).contains("answered: HTTP 301"));
+    // The path that the ledger's policy is asked about is the one that it gets.
+    assert_eq!(ask("http://ledger.shop/api/entries/today").verdict, Verdict::Allowed);
+    assert_eq!(ask("http://ledger.shop/api/secret").reason, Some(Reason::NotAllowed));
 }

@@ -22,6 +22,7 @@ pub fn page(told: &Explanation, from: &Identity, asked: &str, paint: Paint) -> S
         }
     }
     let verdict = match (told.verdict, told.reason, told.status) {
+        (Verdict::Allowed, _, Some(status)) => paint.good(format!("answered: HTTP {status}")),
         (Verdict::Allowed, ..) => paint.good("allowed"),
         (Verdict::Refused, Some(reason), Some(status)) => paint.bad(format!("refused: {reason} (HTTP {status})")),
         (Verdict::Refused, Some(reason), None) => paint.bad(format!("refused: {reason} (reset)")),
@@ -42,7 +43,11 @@ fn head(outcome: &Outcome, paint: Paint) -> String {
         let names: Vec<&str> = outcome.endpoints.iter().map(|name| &**name).collect();
         let _ = write!(text, " ({})", names.join(", "));
     }
-    let end = outcome.reason.map_or_else(|| paint.good("goes on"), |reason| paint.bad(reason));
+    let end = match (outcome.reason, outcome.status) {
+        (Some(reason), _) => paint.bad(reason),
+        (None, Some(status)) => paint.good(format!("answered {status}")),
+        (None, None) => paint.good("goes on"),
+    };
     format!("{text}: {end}")
 }
 

@@ -119,7 +119,6 @@ impl Lab {
         }
         command
             .arg(format!("--workload={}", pod.workload()))
-            .arg(format!("--control={NODE}:{}", CONTROL.0))
             .arg("--control-ca")
             .arg(&root_file)
             .arg("--token-file")
@@ -128,6 +127,10 @@ impl Lab {
             .arg(dir.join("state"))
             .arg(format!("--dns={NODE}:53"))
             .args(extra);
+        // Unless there are several.
+        if !extra.iter().any(|flag| flag.starts_with("--control=")) {
+            command.arg(format!("--control={NODE}:{}", CONTROL.0));
+        }
         // Unless it is to know its trust domain by another name.
         if !extra.iter().any(|flag| flag.starts_with("--identity=")) {
             command.arg(format!("--identity={identity}"));

@@ -26,7 +26,7 @@ fn all(args: &Proxies) -> Result<Exit, Failure> {
     if args.asked.json {
         output::json(&proxies);
     } else {
-        let head = ["WORKLOAD", "IDENTITY", "SINCE", "SUBSCRIBED", "STATE", "VERSION"];
+        let head = ["WORKLOAD", "IDENTITY", "SINCE", "SUBSCRIBED", "STATE", "VERSION", "CONTROL"];
         let paint = Paint::stdout();
         let rows: Vec<Vec<String>> = proxies.iter().map(row).collect();
         for (at, line) in output::columns(&head, &rows).into_iter().enumerate() {
@@ -44,11 +44,12 @@ fn all(args: &Proxies) -> Result<Exit, Failure> {
 fn row(one: &Described) -> Vec<String> {
     let dash = || "-".to_owned();
     if !one.connected {
-        return vec![one.workload.clone(), dash(), dash(), dash(), "not connected".to_owned(), dash()];
+        return vec![one.workload.clone(), dash(), dash(), dash(), "not connected".to_owned(), dash(), dash()];
     }
     let since = words::span(Duration::from_secs(one.connected_seconds));
     let version = if one.version.is_empty() { dash() } else { one.version.clone() };
-    vec![one.workload.clone(), one.identity.clone(), since, one.subscriptions.to_string(), state(one), version]
+    let replica = if one.replica.is_empty() { dash() } else { one.replica.clone() };
+    vec![one.workload.clone(), one.identity.clone(), since, one.subscriptions.to_string(), state(one), version, replica]
 }
 
 fn state(one: &Described) -> String {
@@ -63,7 +64,7 @@ fn state(one: &Described) -> String {
 fn one(args: &Proxies, pod: &str) -> Result<Exit, Failure> {
     let streams: Vec<Described> = ask(args.asked.control, &format!("/debug/proxies?workload={pod}"))?;
     if streams.is_empty() {
-        return Err(Failure::input(format!("{pod} has no stream to this control; `weft proxies` lists who has")));
+        return Err(Failure::input(format!("{pod} has no stream to control; `weft proxies` lists who has")));
     }
     if args.asked.json {
         output::json(&streams);

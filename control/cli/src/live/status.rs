@@ -37,6 +37,14 @@ fn print(status: &Status, now: SystemTime) {
         let age = if state == "synced" { String::new() } else { format!(", {:.0} s old", sources.age_seconds) };
         output::out(format_args!("{} {state}{age}, {} problems", paint.faint(source), sources.problems));
     }
+    for replica in &status.replicas {
+        let how = match (replica.heard, replica.stopping) {
+            (false, _) => "is not heard".to_owned(),
+            (true, true) => format!("is stopping, {} proxies", replica.proxies),
+            (true, false) => format!("{} proxies", replica.proxies),
+        };
+        output::out(format_args!("{} {} at {}: {how}", paint.faint("replica"), replica.name, replica.address));
+    }
     let proxies = &status.proxies;
     output::out(format_args!(
         "{} {} of {} connected, {} in sync, {} late, {} refuse something",

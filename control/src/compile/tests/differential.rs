@@ -66,7 +66,8 @@ fn said_what_changed(before: &Compiled, after: &Compiled, changes: &Changes) -> 
         "first.web.shop.svc:8080",
         "ext.shop:9",
     ];
-    let on_demand = ["service/shop/web:99", "service/shop/ext:9"];
+    let on_demand =
+        ["service/shop/web:99", "service/shop/ext:9", "consumer/shop/other/far:80", "consumer/third/shop/web:81"];
     let hosts = hosts.iter().chain(&on_demand).map(|name| (*name).into());
     for name in names.chain(addresses).chain(hosts).collect::<BTreeSet<Arc<str>>>() {
         let (old, new) = (before.get(&name), after.get(&name));

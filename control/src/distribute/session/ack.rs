@@ -1,6 +1,6 @@
 //! What became of a response: ACK, or NACK with details.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,9 @@ use prost::Message;
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::{rpc, v1};
 
-use super::{Held, Session, Violation};
-use crate::compile::Resource;
+use super::{Session, Violation};
+use crate::compile::Compiled;
+use crate::status::inbox::is_object;
 
 /// What a request said beside its subscriptions, for logs and metrics.
 #[derive(Debug, Default)]
@@ -18,6 +19,8 @@ pub struct Heard {
     pub acked: bool,
     /// What it refused.
     pub nacks: Vec<Nack>,
+    /// What it answered about, as far as that is made of one object.
+    pub answered: Vec<Arc<str>>,
     /// How long ago the change was made that is now in force.
     pub converged: Option<Duration>,
 }
@@ -38,6 +41,7 @@ impl Session {
         &mut self,
         nonce: &str,
         error: Option<&rpc::Status>,
+        compiled: &Compiled,
         now: Duration,
         heard: &mut Heard,
     ) -> Result<(), Violation> {
@@ -47,6 +51,10 @@ impl Session {
             // Said twice is no harm.
             return if number <= self.nonce { Ok(()) } else { Err(unknown()) };
         };
+        if self.outstanding.is_empty() {
+            // An empty one keeps the room of a few.
+            self.outstanding = BTreeMap::new();
+        }
         let details = error.map(details).unwrap_or_default();
         let whole = error.filter(|_| details.is_empty());
         heard.acked = whole.is_none();
@@ -55,13 +63,31 @@ impl Session {
         }
         let refused: HashMap<&str, &v1::ResourceError> =
             details.iter().map(|error| (error.name.as_str(), error)).collect();
+        let mut sets: Vec<Arc<str>> = Vec::new();
         for (name, resource) in &sent.resources {
             let refusal = match (refused.get(&**name), whole) {
                 (Some(error), _) => Some(format!("{}: {}", error.code, error.message)),
                 (None, Some(error)) => Some(format!("response: {}", error.message)),
                 (None, None) => None,
             };
-            self.settle(name, resource.as_ref(), number, refusal);
+            if let Some(head) = names::collection_of(name) {
+                if sets.last().is_none_or(|last| **last != *head) {
+                    sets.push(head.into());
+                }
+                if let Some(members) = self.collections.get_mut(head) {
+                    members.answered(name, number, resource.as_ref(), refusal);
+                }
+            } else if let Some(held) = self.nodes.get_mut(name) {
+                held.answered(number, resource.as_ref(), refusal);
+            }
+            if is_object(name) {
+                heard.answered.push(Arc::clone(name));
+            }
+        }
+        for head in sets {
+            if let Some(members) = self.collections.get_mut(&head) {
+                members.rest(compiled.collection(&head).map(|set| &set.members));
+            }
         }
         for error in details {
             heard.nacks.push(Nack { name: error.name, code: error.code, message: error.message });
@@ -70,28 +96,6 @@ impl Session {
             heard.converged = sent.changed.map(|changed| now.saturating_sub(changed));
         }
         Ok(())
-    }
-
-    fn settle(&mut self, name: &Arc<str>, resource: Option<&Arc<Resource>>, nonce: u64, refusal: Option<String>) {
-        let members = names::collection_of(name).and_then(|head| self.collections.get_mut(head));
-        let removed = resource.is_none() && refusal.is_none();
-        let held: Option<&mut Held> = match members {
-            Some(members) => {
-                // A removal that is done and not overtaken leaves nothing to remember.
-                if removed && members.held.get(name).is_some_and(|held| held.nonce == nonce) {
-                    members.held.remove(name);
-                    return;
-                }
-                members.held.get_mut(name)
-            }
-            None => self.nodes.get_mut(name).map(|node| &mut node.held),
-        };
-        let Some(held) = held else { return };
-        match refusal {
-            Some(refusal) if held.nonce == nonce => held.refused = Some(refusal.into()),
-            Some(_) => {}
-            None => held.acked = resource.cloned(),
-        }
     }
 }
 

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use weft_api::names::{Digest, ResourceType};
+use weft_api::names::{Digest, ResourceType, followed};
 use weft_api::wire::{discovery, v1};
 
-use super::{Entry, Held, Members, Node, Pending, Phase, Sent, Session, Work};
+use super::{Entry, Held, Members, Pending, Phase, Seen, Sent, Session, Work};
 use crate::compile::{Collection, Compiled, Resource};
 
 /// Bytes of an entry beside its name and its bytes: version, type URL, tags and lengths.
@@ -43,9 +43,11 @@ impl Draft {
     fn push(&mut self, name: &Arc<str>, resource: &Arc<Resource>) {
         self.room = self.room.saturating_sub(name.len() + resource.bytes.len() + OVERHEAD);
         self.sent.push((Arc::clone(name), Some(Arc::clone(resource))));
+        // What is of the response's own type does not repeat it.
+        let type_url = if resource.type_url == self.group { "" } else { resource.type_url };
         self.resources.push(discovery::Resource {
             version: resource.version.to_string(),
-            resource: Some(prost_types::Any { type_url: resource.type_url.to_owned(), value: resource.bytes.to_vec() }),
+            resource: Some(prost_types::Any { type_url: type_url.to_owned(), value: resource.bytes.to_vec() }),
             name: name.to_string(),
         });
     }
@@ -170,17 +172,19 @@ impl Session {
             return true;
         }
         let is_head = current.type_url == v1::EndpointHead::TYPE_URL;
-        if let Some(node) = self.nodes.get(name) {
-            if is_head || node.held.sent_version() == Some(&current.version) {
+        let before = self.nodes.get(name).map(Held::seen);
+        if let Some(before) = before {
+            if is_head || before.sent_version() == Some(&current.version) {
                 return true;
             }
         } else if let Some(claimed) = self.claims.get(&**name)
             && **claimed == *current.version
         {
             self.claims.remove(&**name);
-            let confirmed = Held::confirmed(Arc::clone(&current));
+            let confirmed = Held::Settled(Arc::clone(&current));
             if is_head {
-                self.collections.insert(Arc::clone(name), confirmed_members(compiled.collection(name)));
+                self.collections
+                    .insert(Arc::clone(name), Members::whole(compiled.collection(name).map(|set| &set.members)));
             }
             self.hold(name, &current, confirmed, draft.group);
             return true;
@@ -189,13 +193,12 @@ impl Session {
             return false;
         }
         draft.push(name, &current);
-        let acked = self.nodes.get(name).and_then(|node| node.held.acked.clone());
-        let held = Held { sent: Some(Arc::clone(&current)), acked, nonce: draft.nonce, refused: None };
+        let held = Held::sending(Some(Arc::clone(&current)), draft.nonce, before);
         if is_head {
             // One that holds an empty set needs not be asked what is in it.
             let claimed = self.claims.remove(&**name).filter(|digest| *digest != Digest::default().to_version());
             let phase = if claimed.is_some() { Phase::Awaiting } else { Phase::Loading };
-            let members = Members { phase, held: BTreeMap::new(), pending: Pending::All };
+            let members = Members::new(phase, BTreeMap::new());
             self.collections.insert(Arc::clone(name), members);
             if phase == Phase::Loading {
                 self.queued.insert(Arc::clone(name));
@@ -208,15 +211,15 @@ impl Session {
 
     /// Remembers what the proxy has now, and puts in front of the queue what it points to and what the proxy lacks.
     fn hold(&mut self, name: &Arc<str>, resource: &Arc<Resource>, held: Held, group: &'static str) {
-        for next in resource.points_to.iter().rev() {
-            if !self.nodes.contains_key(next) {
-                self.queue.push_front(Entry { group, work: Work::Resource(Arc::clone(next)) });
+        for next in resource.points_to.iter().rev().filter_map(|next| followed(next, &self.workload.namespace)) {
+            if !self.nodes.contains_key(&next) {
+                self.queue.push_front(Entry { group, work: Work::Resource(next) });
             }
         }
-        match self.nodes.insert(Arc::clone(name), Node { held, resource: Arc::clone(resource) }) {
+        match self.nodes.insert(Arc::clone(name), held) {
             Some(before) => {
-                let kept = |old: &Arc<str>| resource.points_to.contains(old);
-                self.sweep |= !before.resource.points_to.iter().all(kept);
+                let mut old = before.seen().sent.into_iter().flat_map(|sent| &sent.points_to);
+                self.sweep |= !old.all(|old| resource.points_to.contains(old));
             }
             None => self.listen(name),
         }
@@ -234,14 +237,12 @@ impl Session {
         if members.phase == Phase::Loading {
             let Some(current) = compiled.get(head) else { return true };
             let Some(node) = self.nodes.get_mut(head) else { return true };
-            if node.held.sent_version() != Some(&current.version) {
+            if node.seen().sent_version() != Some(&current.version) {
                 if !draft.fits_resource(head, &current) {
                     return false;
                 }
                 draft.push(head, &current);
-                node.held.sent = Some(Arc::clone(&current));
-                node.held.nonce = draft.nonce;
-                node.resource = current;
+                *node = Held::sending(Some(current), draft.nonce, Some(node.seen()));
             }
             members.phase = Phase::Steady;
         }
@@ -249,48 +250,37 @@ impl Session {
     }
 }
 
-/// A set whose digest the proxy has named: it holds all of it.
-fn confirmed_members(truth: Option<&Collection>) -> Members {
-    let all = truth.into_iter().flat_map(|set| &set.members);
-    let held = all.map(|(name, member)| (Arc::clone(name), Held::confirmed(Arc::clone(member))));
-    Members { phase: Phase::Steady, held: held.collect(), pending: Pending::Some(BTreeSet::new()) }
-}
-
 /// False if not all fitted; what is left stays pending.
 fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &mut Draft) -> bool {
-    match &mut members.pending {
-        Pending::Some(pending) => {
+    match std::mem::replace(&mut members.pending, Pending::Some(BTreeSet::new())) {
+        Pending::Some(mut pending) => {
             while let Some(name) = pending.pop_first() {
-                if !send_difference(&mut members.held, &name, truth, draft) {
+                if !send_difference(members, &name, truth, draft) {
                     pending.insert(name);
+                    members.pending = Pending::Some(pending);
                     return false;
                 }
             }
         }
         Pending::All => {
-            let gone = |name: &&Arc<str>| truth.is_none_or(|set| !set.members.contains_key(*name));
-            let gone: Vec<Arc<str>> = members.held.keys().filter(gone).cloned().collect();
+            let there = |name: &Arc<str>| truth.is_some_and(|set| set.members.contains_key(name));
+            let gone: Vec<Arc<str>> =
+                members.iter().map(|(name, _)| name).filter(|name| !there(name)).cloned().collect();
             let all = truth.into_iter().flat_map(|set| set.members.keys());
             for name in gone.iter().chain(all) {
-                if !send_difference(&mut members.held, name, truth, draft) {
+                if !send_difference(members, name, truth, draft) {
+                    members.pending = Pending::All;
                     return false;
                 }
             }
-            members.pending = Pending::Some(BTreeSet::new());
         }
     }
     true
 }
 
-fn send_difference(
-    all: &mut BTreeMap<Arc<str>, Held>,
-    name: &Arc<str>,
-    truth: Option<&Collection>,
-    draft: &mut Draft,
-) -> bool {
+fn send_difference(members: &mut Members, name: &Arc<str>, truth: Option<&Collection>, draft: &mut Draft) -> bool {
     let current = truth.and_then(|set| set.members.get(name));
-    let held = all.get(name);
-    let sent = held.and_then(Held::sent_version);
+    let sent = members.get(name).and_then(Seen::sent_version);
     if sent == current.map(|current| &current.version) {
         return true;
     }
@@ -305,8 +295,6 @@ fn send_difference(
         Some(current) => draft.push(name, current),
         None => draft.remove(name),
     }
-    let acked = held.and_then(|held| held.acked.clone());
-    let sent = current.cloned();
-    all.insert(Arc::clone(name), Held { sent, acked, nonce: draft.nonce, refused: None });
+    members.send(name, current.cloned(), draft.nonce);
     true
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::{discovery, v1};
 
-use super::{Entry, Heard, Held, Members, Pending, Phase, Session, Work};
+use super::{Entry, Heard, Held, Members, Phase, Session, Work};
 use crate::compile::{Compiled, Resource};
 
 /// A proxy broke the protocol in a way that ends its stream.
@@ -39,7 +39,7 @@ impl Session {
     ) -> Result<Heard, Violation> {
         let mut heard = Heard::default();
         if !request.response_nonce.is_empty() {
-            self.acknowledge(&request.response_nonce, request.error_detail.as_ref(), now, &mut heard)?;
+            self.acknowledge(&request.response_nonce, request.error_detail.as_ref(), compiled, now, &mut heard)?;
         }
         if request.type_url == v1::Endpoint::TYPE_URL {
             self.hear_members(&request, compiled);
@@ -136,10 +136,9 @@ impl Session {
                     Some((name, _)) => (Arc::clone(name), told(version)),
                     None => (name.as_str().into(), told(version)),
                 };
-                held.insert(name, Held::confirmed(resource));
+                held.insert(name, Held::Settled(resource));
             }
-            let members = Members { phase: Phase::Loading, held, pending: Pending::All };
-            self.collections.insert(Arc::clone(&head), members);
+            self.collections.insert(Arc::clone(&head), Members::new(Phase::Loading, held));
             self.queued.insert(Arc::clone(&head));
             self.queue.push_back(Entry { group: v1::Endpoint::TYPE_URL, work: Work::Members(head) });
             self.queue.push_back(Entry { group: v1::Endpoint::TYPE_URL, work: Work::Answer });

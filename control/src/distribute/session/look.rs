@@ -7,7 +7,7 @@ use std::time::Duration;
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::v1;
 
-use super::{Held, Members, Pending, Phase, Session};
+use super::{Members, Phase, Seen, Session};
 use crate::compile::{Compiled, Resource, Topic};
 
 /// How a proxy stands to a resource that it holds. Of several the greatest counts.
@@ -22,11 +22,11 @@ pub enum Standing {
 }
 
 impl Standing {
-    fn of(held: &Held, truth: Option<&Resource>) -> Self {
+    fn of(held: Seen<'_>, truth: Option<&Resource>) -> Self {
         let truth = truth.map(|truth| &truth.version);
         // What is on its way may come into force after all, unless it was refused.
         let answered = held.refused.is_some() || held.sent_version() == truth;
-        match &held.refused {
+        match held.refused {
             _ if answered && held.acked_version() == truth => Self::Runs,
             Some(why) => Self::Refuses(Arc::clone(why)),
             None => Self::Lags,
@@ -53,7 +53,7 @@ impl Session {
         if let Some(head) = names::collection_of(name) {
             let members = self.collections.get(head)?;
             let truth = compiled.get(name);
-            return match members.held.get(name) {
+            return match members.get(name) {
                 _ if members.phase != Phase::Steady => Some(Standing::Lags),
                 Some(held) => Some(Standing::of(held, truth.as_deref())),
                 None => truth.map(|_| Standing::Lags),
@@ -63,7 +63,7 @@ impl Session {
             return Some(standing_of_set(members, name, compiled));
         }
         match self.nodes.get(name) {
-            Some(node) => Some(Standing::of(&node.held, compiled.get(name).as_deref())),
+            Some(node) => Some(Standing::of(node.seen(), compiled.get(name).as_deref())),
             // Asked for and not answered yet.
             None => (self.roots.contains(name) && compiled.get(name).is_some()).then_some(Standing::Lags),
         }
@@ -76,18 +76,13 @@ impl Session {
 
     /// Whether the proxy holds this resource and has acknowledged it as it is now.
     pub fn acknowledged(&self, compiled: &Compiled, name: &str) -> bool {
-        let held = self.nodes.get(name).and_then(|node| node.held.acked_version());
+        let held = self.nodes.get(name).and_then(|held| held.seen().acked_version());
         held.is_some_and(|held| compiled.get(name).is_some_and(|truth| *held == truth.version))
     }
 
     /// Names of subscribed addresses that mean this IP.
     pub fn addresses_of(&self, ip: IpAddr) -> Vec<Arc<str>> {
-        self.topics.get(&Topic::Ip(ip)).into_iter().flatten().cloned().collect()
-    }
-
-    /// All topics that it listens to.
-    pub fn topics(&self) -> Vec<Topic> {
-        self.topics.keys().cloned().collect()
+        self.listening.to(&Topic::Ip(ip)).cloned().collect()
     }
 
     /// Whether the proxy has the set that an endpoint of this name belongs to.
@@ -100,14 +95,19 @@ impl Session {
         self.nodes.contains_key(name)
     }
 
-    /// Whether it has asked for addresses yet.
+    /// Whether it has said which addresses it holds, if any: a proxy says so before it answers anything.
     pub fn has_asked(&self) -> bool {
-        self.asked.contains(v1::Address::TYPE_URL)
+        self.asked.contains(v1::Address::TYPE_URL) || self.nonce > self.outstanding.len() as u64
+    }
+
+    /// The proxy's namespace.
+    pub fn client(&self) -> &str {
+        &self.workload.namespace
     }
 
     /// How many resources the proxy holds, endpoints included.
     pub fn len(&self) -> usize {
-        self.nodes.len() + self.collections.values().map(|collection| collection.held.len()).sum::<usize>()
+        self.nodes.len() + self.collections.values().map(Members::len).sum::<usize>()
     }
 
     /// It holds nothing.
@@ -154,9 +154,9 @@ impl Session {
     }
 
     /// Every resource that the proxy holds.
-    pub(in crate::distribute) fn all_held(&self) -> impl Iterator<Item = (&Arc<str>, &Held)> {
-        let nodes = self.nodes.iter().map(|(name, node)| (name, &node.held));
-        nodes.chain(self.collections.values().flat_map(|collection| &collection.held))
+    pub(in crate::distribute) fn all_held(&self) -> impl Iterator<Item = (&Arc<str>, Seen<'_>)> {
+        let nodes = self.nodes.iter().map(|(name, held)| (name, held.seen()));
+        nodes.chain(self.collections.values().flat_map(Members::iter))
     }
 
     /// How many resources it does not run as they were sent last, those that it refuses included.
@@ -166,16 +166,16 @@ impl Session {
 
     /// What it refuses, and why.
     pub fn refusals(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
-        self.all_held().filter_map(|(name, held)| Some((name, held.refused.as_ref()?)))
+        self.all_held().filter_map(|(name, held)| Some((name, held.refused?)))
     }
 
     /// Name, version sent, version acknowledged and refusal of each resource, in the order of their names.
     pub fn versions(&self) -> Vec<Version> {
-        let version = |(name, held): (&Arc<str>, &Held)| Version {
+        let version = |(name, held): (&Arc<str>, Seen<'_>)| Version {
             name: Arc::clone(name),
             sent: held.sent_version().cloned(),
             acknowledged: held.acked_version().cloned(),
-            refused: held.refused.clone(),
+            refused: held.refused.cloned(),
         };
         let mut all: Vec<Version> = self.all_held().map(version).collect();
         all.sort_by(|one, two| one.name.cmp(&two.name));
@@ -186,13 +186,9 @@ impl Session {
 /// A set is as its members are. Its head is sent at first only, and says nothing of what came later.
 fn standing_of_set(members: &Members, head: &str, compiled: &Compiled) -> Standing {
     let truth = compiled.collection(head);
-    let of = |(name, held): (&Arc<str>, &Held)| {
+    let of = |(name, held): (&Arc<str>, Seen<'_>)| {
         Standing::of(held, truth.and_then(|set| set.members.get(name)).map(AsRef::as_ref))
     };
-    let worst = members.held.iter().map(of).max().unwrap_or(Standing::Runs);
-    let pending = match &members.pending {
-        Pending::Some(pending) => !pending.is_empty(),
-        Pending::All => true,
-    };
-    if pending || members.phase != Phase::Steady { worst.max(Standing::Lags) } else { worst }
+    let worst = members.iter().map(of).max().unwrap_or(Standing::Runs);
+    if !members.pending.is_empty() || members.phase != Phase::Steady { worst.max(Standing::Lags) } else { worst }
 }

@@ -12,7 +12,7 @@ use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::v1;
 
 use super::*;
-use crate::compile::{Compiled, compile};
+use crate::compile::{Changes, Compiled, compile};
 use crate::model::{Model, Route, SliceEndpoint};
 use crate::testing::{edit, ip, name, parent_of, ready, shop, slice};
 use mirror::{Mirror, subscribe};
@@ -61,8 +61,9 @@ impl Server {
 /// What the subscriber index would pass on.
 fn listened(session: &Session, changes: &Changes) -> Touched {
     let mut touched = Touched::all(changes);
-    touched.topics.retain(|topic| session.topics.contains_key(topic));
-    touched.members.retain(|(head, _)| session.topics.contains_key(&Topic::Name(Arc::clone(head))));
+    let topics = session.topics();
+    touched.topics.retain(|topic| topics.contains(topic));
+    touched.members.retain(|(head, _)| topics.contains(&Topic::Name(Arc::clone(head))));
     touched
 }
 
@@ -264,6 +265,46 @@ fn a_slow_proxy_gets_the_last_version_only() {
     let said = server.drain();
     assert_eq!(said.len(), 1);
     assert_eq!(names(&said[0]), ["endpoints/shop/web:80/web-1"]);
+}
+
+#[test]
+fn a_set_that_a_proxy_runs_is_held_by_one_pointer_again_after_each_change() {
+    let (mut model, mut server) = (shop(), Server::new(&shop(), Limits::default()));
+    let shared = |server: &Server| Arc::strong_count(&server.compiled.collection(WEB).unwrap().members) - 1;
+    server.hear(subscribe(ADDRESS, &["web.shop:80"]));
+    server.drain();
+    assert_eq!((shared(&server), server.session.behind()), (1, 0));
+    let all = server.session.len();
+    for endpoints in [vec![ready(1, Some("web-1"))], vec![], vec![ready(2, Some("web-2"))]] {
+        web(&mut model, endpoints);
+        server.publish(&model);
+        let said = server.next().unwrap();
+        assert_eq!(shared(&server), 0, "what it runs is the old one");
+        assert_eq!(server.session.behind(), said.resources.len() + said.removed_resources.len());
+        server.hear(ack(&said));
+        let members = server.compiled.collection(WEB).map_or(0, |set| set.members.len());
+        assert_eq!((server.session.behind(), server.session.len()), (0, all - 2 + members));
+        assert_eq!(shared(&server), 1);
+    }
+}
+
+#[test]
+fn an_endpoint_that_came_and_went_before_the_proxy_said_a_word_is_not_held() {
+    let (mut model, mut server) = (shop(), Server::new(&shop(), Limits::default()));
+    server.hear(subscribe(ADDRESS, &["web.shop:80"]));
+    server.drain();
+    let all = server.session.len();
+    web(&mut model, vec![ready(1, Some("web-1")), ready(2, Some("web-2")), ready(3, Some("web-3"))]);
+    server.publish(&model);
+    let came = server.next().unwrap();
+    server.publish(&shop());
+    let went = server.next().unwrap();
+    assert_eq!((went.removed_resources.len(), server.session.len()), (1, all));
+    for said in [came, went] {
+        assert_ne!(server.session.behind(), 0);
+        server.hear(ack(&said));
+    }
+    assert_eq!((server.session.len(), server.session.behind()), (all, 0));
 }
 
 #[test]

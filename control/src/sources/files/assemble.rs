@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use weft_api::kinds::{Fault, Position};
 use weft_api::wire::v1::Protocol;
 
-use super::object::{Key, Thing};
+use super::object::{Key, Thing, model_name};
 use super::problem::Problem;
 use super::store::{Origin, Present};
 use super::{Loaded, State};
-use crate::model::{Model, Name, Route, Service, ServicePort, Target};
+use crate::model::{Model, Name, Route, Service, ServicePort, Target, parent_name};
 
 pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
     let mut assembly = Assembly { model: Model::default(), warnings: Vec::new(), trust_domain };
@@ -57,9 +57,10 @@ impl Assembly<'_> {
     }
 
     fn plain(&mut self, key: &Key, origin: &Origin) {
-        let (model, name) = (&mut self.model, key.name.clone());
+        let (model, name) = (&mut self.model, model_name(key.kind, &key.name));
         match origin.thing.as_ref() {
             Thing::Namespace(namespace) => _ = model.namespaces.insert(name.name, *namespace),
+            Thing::Node(node) => _ = model.nodes.insert(name.name, node.clone()),
             Thing::Service(service) => _ = model.services.insert(name, service.clone()),
             Thing::Slice(slice) => _ = model.slices.insert(name, slice.clone()),
             Thing::Workload(workload) => _ = model.workloads.insert(name, workload.clone()),
@@ -73,10 +74,10 @@ impl Assembly<'_> {
     /// Tells what of a route leads nowhere.
     fn route(&mut self, key: &Key, origin: &Origin, route: &Route) {
         for parent in &route.parents {
-            let doubt = match self.model.parent_port(&key.name.namespace, parent) {
+            let doubt = match self.model.parent_port(parent) {
                 Err(why) => Some(why),
                 Ok(port) => {
-                    let service = Name::new(key.name.namespace.as_str(), parent.name.as_str());
+                    let service = parent_name(parent);
                     parent_doubt(key.kind, &service, self.model.services.get(&service), port)
                 }
             };
@@ -85,14 +86,24 @@ impl Assembly<'_> {
             }
         }
         let own = (key.kind.to_owned(), key.name.clone());
+        for parent in &route.parents {
+            if let Some(conflict) = self.model.overruled(&own, parent) {
+                self.warn(origin, key, parent.at, conflict.to_string());
+            }
+        }
         for foreign in &route.foreign {
-            if let Some(why) = self.model.ungranted(&own, foreign) {
-                self.warn(origin, key, foreign.at, format!("{why}: its share is refused (`invalid_backend`)"));
+            if let Some(why) = self.model.ungranted(&own, &route.parents, foreign) {
+                self.warn(
+                    origin,
+                    key,
+                    foreign.at,
+                    format!("{why}: its share is refused (`invalid_backend`), nothing is mirrored there"),
+                );
             }
         }
         for rule in &route.rules {
-            for backend in &rule.backends {
-                if let Some(why) = self.model.unusable(&backend.service) {
+            for service in rule.services() {
+                if let Some(why) = self.model.unusable(service) {
                     let at = Position { line: line_of(&rule.source).unwrap_or(origin.at.line), column: 1 };
                     self.warn(origin, key, at, format!("backend {why}"));
                 }
@@ -123,7 +134,7 @@ impl Assembly<'_> {
                 }
             }
             Thing::Route(route) => self.route(key, origin, route),
-            Thing::Namespace(_) | Thing::Service(_) | Thing::Workload(_) | Thing::Grant(_) => {}
+            Thing::Namespace(_) | Thing::Node(_) | Thing::Service(_) | Thing::Workload(_) | Thing::Grant(_) => {}
         }
     }
 

@@ -8,9 +8,12 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny};
 use weft_api::kinds::decode::{At, decode};
 use weft_api::kinds::{Fault, Node, is_dns_name};
+use weft_api::names;
 use weft_api::wire::v1::Protocol;
 
-use crate::model::{Name, Namespace, SYSTEM_NAMESPACE, Service, ServicePort, Slice, SliceEndpoint, Workload};
+use crate::model::{
+    self, Distribution, Name, Namespace, SYSTEM_NAMESPACE, Service, ServicePort, Slice, SliceEndpoint, Workload,
+};
 
 const MTLS: &str = "weft.dev/mtls";
 const MTLS_PORTS: &str = "weft.dev/mtls-ports";
@@ -20,11 +23,21 @@ const INJECTED: &str = "weft.dev/injected";
 const STRICT: &str = "strict";
 const PERMISSIVE: &str = "permissive";
 const OWN_PREFIX: &str = "weft.dev/";
+const ZONE: &str = "topology.kubernetes.io/zone";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const IMPORT_NAME: &str = "multicluster.kubernetes.io/service-name";
 
 /// The core kinds, with the `apiVersion` that is read.
-pub(super) const KINDS: [(&str, &str); 4] =
-    [("v1", "Namespace"), ("v1", "Service"), ("discovery.k8s.io/v1", "EndpointSlice"), ("v1", "Pod")];
+pub(super) const KINDS: [(&str, &str); 6] = [
+    ("v1", "Namespace"),
+    ("v1", "Node"),
+    ("v1", "Service"),
+    ("discovery.k8s.io/v1", "EndpointSlice"),
+    ("v1", "Pod"),
+    ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"),
+];
+/// Those that are in no namespace.
+pub(super) const NAMELESS: [&str; 2] = ["Namespace", "Node"];
 
 /// Text, or a number or boolean that Kubernetes would have wanted quoted.
 #[derive(Clone, Debug, Default)]
@@ -155,6 +168,12 @@ pub(super) fn namespace(node: &Node) -> Result<Namespace, (Fault, Namespace)> {
     }
 }
 
+pub(super) fn of_node(node: &Node) -> Result<model::Node, Fault> {
+    let object: MetaOnly = decode(node)?;
+    let zone = object.metadata.labels.get(ZONE).map(|zone| zone.0.clone()).unwrap_or_default();
+    Ok(model::Node { zone })
+}
+
 #[derive(Deserialize)]
 struct ServiceObject {
     #[serde(default)]
@@ -173,7 +192,63 @@ struct ServiceSpec {
     #[serde(rename = "clusterIPs")]
     cluster_ips: Vec<At<String>>,
     external_name: Option<At<String>>,
+    /// Of a ServiceImport.
+    ips: Vec<At<String>>,
     ports: Vec<PortObject>,
+    traffic_distribution: Option<At<String>>,
+    internal_traffic_policy: Option<At<String>>,
+    session_affinity: Option<At<String>>,
+}
+
+impl ServiceSpec {
+    /// Which endpoints a client uses. What is not known is refused: it would be ignored.
+    fn spread(&self, service: &mut Service) -> Result<(), Fault> {
+        let unknown = |field: &str, text: &At<String>, known: &[&'static str]| {
+            let message = format!("{field} `{}` is not known; there are {}", text.value, known.join(", "));
+            Fault::new(text.at, message).did_you_mean(text, known.iter().copied())
+        };
+        service.distribution = match self.traffic_distribution.as_ref() {
+            None => None,
+            Some(text) => match text.as_str() {
+                "" => None,
+                "PreferClose" | "PreferSameZone" => Some(Distribution::Zone),
+                "PreferSameNode" => Some(Distribution::Node),
+                _ => {
+                    let known = ["PreferSameZone", "PreferSameNode", "PreferClose"];
+                    return Err(unknown("trafficDistribution", text, &known));
+                }
+            },
+        };
+        service.node_local =
+            either("internalTrafficPolicy", self.internal_traffic_policy.as_ref(), "Local", "Cluster")?;
+        service.sticky = either("sessionAffinity", self.session_affinity.as_ref(), "ClientIP", "None")?;
+        Ok(())
+    }
+}
+
+impl ServiceSpec {
+    fn service_ports(&self, node: &Node) -> Result<Vec<ServicePort>, Fault> {
+        let ports = self.ports.iter().filter(|port| port.is_tcp()).map(|port| {
+            let number =
+                port.port.as_ref().ok_or_else(|| Fault::new(node.at, "a port of the Service has no `port`"))?;
+            if number.value == 0 {
+                return Err(Fault::new(number.at, "port 0 is no port"));
+            }
+            let protocol = protocol(port.app_protocol.as_deref(), &port.name());
+            Ok(ServicePort { name: port.name(), port: number.value, protocol })
+        });
+        ports.collect()
+    }
+}
+
+/// A field whose value is one of two words; `true` for the first, and nothing said is the second.
+fn either(field: &str, text: Option<&At<String>>, yes: &'static str, no: &'static str) -> Result<bool, Fault> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(false) };
+    if text.as_str() == yes || text.as_str() == no {
+        return Ok(text.as_str() == yes);
+    }
+    let message = format!("{field} is `{}`, expected `{yes}` or `{no}`", text.value);
+    Err(Fault::new(text.at, message).did_you_mean(text, [yes, no]))
 }
 
 #[derive(Deserialize)]
@@ -202,6 +277,7 @@ pub(super) fn service(node: &Node) -> Result<Service, Fault> {
     let spec = object.spec;
     let external = spec.how.as_deref() == Some("ExternalName");
     let mut service = Service::default();
+    spec.spread(&mut service)?;
     if external {
         let host = spec.external_name.as_ref().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| Fault::new(node.at, "a Service of type ExternalName needs `externalName`"))?;
@@ -219,14 +295,18 @@ pub(super) fn service(node: &Node) -> Result<Service, Fault> {
             }
         }
     }
-    for port in spec.ports.iter().filter(|port| port.is_tcp()) {
-        let number = port.port.as_ref().ok_or_else(|| Fault::new(node.at, "a port of the Service has no `port`"))?;
-        if number.value == 0 {
-            return Err(Fault::new(number.at, "port 0 is no port"));
-        }
-        let protocol = protocol(port.app_protocol.as_deref(), &port.name());
-        service.ports.push(ServicePort { name: port.name(), port: number.value, protocol });
-    }
+    service.ports = spec.service_ports(node)?;
+    Ok(service)
+}
+
+/// A service of several clusters (KEP-1645), called by its own addresses and name.
+pub(super) fn service_import(node: &Node) -> Result<Service, Fault> {
+    let object: ServiceObject = decode(node)?;
+    let spec = object.spec;
+    let mut service = Service { headless: spec.how.as_deref() == Some("Headless"), ..Service::default() };
+    spec.spread(&mut service)?;
+    service.cluster_ips = spec.ips.iter().filter(|text| !text.is_empty()).map(ip).collect::<Result<_, _>>()?;
+    service.ports = spec.service_ports(node)?;
     Ok(service)
 }
 
@@ -269,6 +349,21 @@ struct EndpointObject {
     target_ref: Option<TargetObject>,
     zone: Option<Text>,
     hostname: Option<Text>,
+    node_name: Option<Text>,
+    #[serde(default)]
+    hints: HintsObject,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct HintsObject {
+    for_nodes: Vec<HintObject>,
+    for_zones: Vec<HintObject>,
+}
+
+#[derive(Deserialize)]
+struct HintObject {
+    name: Text,
 }
 
 #[derive(Default, Deserialize)]
@@ -289,7 +384,10 @@ struct TargetObject {
 /// `None`: a slice that belongs to no service, or of names instead of addresses, says nothing to the mesh.
 pub(super) fn slice(node: &Node, namespace: &str) -> Result<Option<Slice>, Fault> {
     let object: SliceObject = decode(node)?;
-    let Some(service) = object.metadata.labels.get(SERVICE_NAME) else { return Ok(None) };
+    // Some controllers give a slice of a ServiceImport to a Service too, which they made to have its addresses.
+    let labels = &object.metadata.labels;
+    let import = labels.get(IMPORT_NAME).map(|import| names::imported(&import.0));
+    let Some(service) = import.or_else(|| Some(labels.get(SERVICE_NAME)?.0.clone())) else { return Ok(None) };
     if object.address_type.as_ref().is_some_and(|kind| kind.as_str() == "FQDN") {
         return Ok(None);
     }
@@ -311,9 +409,12 @@ pub(super) fn slice(node: &Node, namespace: &str) -> Result<Option<Slice>, Fault
             workload,
             zone: endpoint.zone.as_ref().map(|zone| zone.0.clone()).unwrap_or_default(),
             hostname: endpoint.hostname.as_ref().map(|name| name.0.clone()),
+            node: endpoint.node_name.as_ref().map(|name| name.0.clone()).unwrap_or_default(),
+            for_nodes: endpoint.hints.for_nodes.iter().map(|hint| hint.name.0.clone()).collect(),
+            for_zones: endpoint.hints.for_zones.iter().map(|hint| hint.name.0.clone()).collect(),
         });
     }
-    Ok(Some(Slice { service: service.0.clone(), ports, endpoints }))
+    Ok(Some(Slice { service, ports, endpoints }))
 }
 
 #[derive(Deserialize)]
@@ -332,6 +433,7 @@ struct PodSpec {
     service_account_name: Option<At<String>>,
     service_account: Option<At<String>>,
     host_network: Option<bool>,
+    node_name: Option<Text>,
 }
 
 #[derive(Default, Deserialize)]
@@ -378,6 +480,6 @@ pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
         terminating: object.metadata.deletion_timestamp.is_some(),
         strict: object.metadata.said(MTLS, STRICT, PERMISSIVE)?,
         strict_ports: object.metadata.strict_ports()?,
-        labels: object.metadata.labels.into_iter().map(|(name, text)| (name, text.0)).collect(),
+        node: object.spec.node_name.map(|name| name.0).unwrap_or_default(),
     })
 }

@@ -18,6 +18,17 @@ pub(in crate::sources) struct Key {
     pub name: Name,
 }
 
+/// The kind of services that have another name in the model than their own.
+pub(in crate::sources) const IMPORT: &str = "ServiceImport";
+
+/// The name that an object has in the model.
+pub(in crate::sources) fn model_name(kind: &str, name: &Name) -> Name {
+    match kind {
+        IMPORT => Name::new(name.namespace.as_str(), weft_api::names::imported(&name.name)),
+        _ => name.clone(),
+    }
+}
+
 impl std::fmt::Display for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // A namespace is in no namespace.
@@ -33,6 +44,7 @@ impl std::fmt::Display for Key {
 #[derive(Clone, Debug, PartialEq)]
 pub(in crate::sources) enum Thing {
     Namespace(Namespace),
+    Node(model::Node),
     Service(Service),
     Slice(Slice),
     Workload(Workload),
@@ -199,11 +211,11 @@ pub(in crate::sources) fn core_object(kind: &'static str, node: &Node) -> Conten
         return Content::Broken { key: None, faults: vec![fault], instead: Vec::new() };
     };
     let namespace = match kind {
-        "Namespace" => String::new(),
+        _ if core::NAMELESS.contains(&kind) => String::new(),
         _ => text("namespace").map_or_else(|| kinds::DEFAULT_NAMESPACE.to_owned(), |namespace| namespace.value),
     };
-    // A Namespace itself is in none.
-    let named = [&name.value, &namespace].into_iter().filter(|text| !(kind == "Namespace" && text.is_empty()));
+    let named =
+        [&name.value, &namespace].into_iter().filter(|text| !text.is_empty() || !core::NAMELESS.contains(&kind));
     if let Some(text) = named.into_iter().find(|text| !kinds::is_dns_name(text)) {
         let fault = Fault::new(node.at, format!("`{text}` is no name: lower-case letters, digits, `-` and `.`"));
         return Content::Broken { key: None, faults: vec![fault], instead: Vec::new() };
@@ -213,7 +225,9 @@ pub(in crate::sources) fn core_object(kind: &'static str, node: &Node) -> Conten
             Ok(namespace) => (Ok(Thing::Namespace(namespace)), None),
             Err((fault, assumed)) => (Err(fault), Some(Thing::Namespace(assumed))),
         },
+        "Node" => (core::of_node(node).map(Thing::Node), None),
         "Service" => (core::service(node).map(Thing::Service), None),
+        IMPORT => (core::service_import(node).map(Thing::Service), None),
         "EndpointSlice" => match core::slice(node, &namespace) {
             Ok(None) => return Content::Skipped(format!("{kind} of no Service")),
             Ok(Some(slice)) => (Ok(Thing::Slice(slice)), None),

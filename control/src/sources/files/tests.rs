@@ -1,5 +1,6 @@
 //! Directories of manifests: what is read, what is kept, what is told.
 
+mod imports;
 mod restart;
 
 use std::fs;
@@ -14,7 +15,7 @@ use weft_api::wire::v1::{Protocol, route_match::Path as PathMatch};
 
 use super::store::Store;
 use super::*;
-use crate::model::{Name, Target};
+use crate::model::{Distribution, Name, Target};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}\n";
 
@@ -103,7 +104,7 @@ fn ordinary_manifests_are_read_or_skipped_and_counted() {
     assert_eq!(skipped, [("(not a Kubernetes object)", 1), ("ConfigMap", 1)]);
     assert_eq!((loaded.files, loaded.state), (5, State::Synced));
     let pod = &loaded.model.workloads[&shop("web-1")];
-    assert!(pod.meshed && pod.service_account == "web" && pod.labels["a"] == "1");
+    assert!(pod.meshed && pod.service_account == "web");
     let endpoint = &loaded.model.slices[&shop("web-x")].endpoints[0];
     assert!(endpoint.ready && endpoint.serving && !endpoint.terminating);
     assert_eq!(endpoint.workload, Some(shop("web-1")));
@@ -428,6 +429,32 @@ fn core_objects_say_what_the_mesh_needs() {
 }
 
 #[test]
+fn a_service_says_which_of_its_endpoints_are_for_whom() {
+    let read = |spec: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: shop}}\nspec:\n  clusterIP: 10.96.0.1\n  ports: [{{port: 80}}]\n{spec}\n"
+        );
+        fs::write(dir.path().join("web.yaml"), service).unwrap();
+        let loaded = load(&[dir.path().to_owned()], "cluster.local");
+        match loaded.problems.first() {
+            Some(problem) => Err(problem.to_string()),
+            None => Ok(loaded.model.services[&shop("web")].clone()),
+        }
+    };
+    let spread = |spec: &str| read(spec).map(|found| (found.distribution, found.node_local, found.sticky));
+    assert_eq!(spread(""), Ok((None, false, false)));
+    assert_eq!(spread("  trafficDistribution: PreferClose"), Ok((Some(Distribution::Zone), false, false)));
+    assert_eq!(spread("  trafficDistribution: PreferSameNode"), Ok((Some(Distribution::Node), false, false)));
+    assert_eq!(spread("  internalTrafficPolicy: Local\n  sessionAffinity: ClientIP"), Ok((None, true, true)));
+    assert_eq!(spread("  internalTrafficPolicy: Cluster\n  sessionAffinity: None"), Ok((None, false, false)));
+    for wrong in ["trafficDistribution: PreferFar", "internalTrafficPolicy: local", "sessionAffinity: Cookie"] {
+        let said = read(&format!("  {wrong}")).unwrap_err();
+        assert!(said.contains(wrong.split(':').next().unwrap()), "{said}");
+    }
+}
+
+#[test]
 fn references_are_looked_up() {
     let grant = "apiVersion: gateway.networking.k8s.io/v1beta1\nkind: ReferenceGrant\nmetadata: {name: g, namespace: other}\nspec: {from: [{group: gateway.networking.k8s.io, kind: HTTPRoute, namespace: shop}], to: [{group: \"\", kind: Service, name: far}]}\n";
     let far =
@@ -473,7 +500,7 @@ fn references_are_looked_up() {
     files.write("a.yaml", &format!("{SERVICE}---\n{named}"));
     let loaded = files.refresh();
     let parents = &loaded.model.routes[&("HTTPRoute".to_owned(), shop("web"))].parents;
-    let ports: Vec<_> = parents.iter().map(|parent| loaded.model.parent_port("shop", parent).ok()).collect();
+    let ports: Vec<_> = parents.iter().map(|parent| loaded.model.parent_port(parent).ok()).collect();
     assert_eq!(ports, [Some(Some(80)), None]);
     assert!(loaded.warnings.iter().any(|warning| warning.message.contains("no such port named `no`")));
 

@@ -61,18 +61,23 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
     save(&store);
     let (sender, receiver) = tokio::sync::watch::channel(Arc::new(first));
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
-        let mut took = Duration::ZERO;
+        let (mut took, mut ended) = (Duration::ZERO, Instant::now());
         while !sender.is_closed() {
-            let gone = wait(&inbox);
-            // A busy directory next to ours must not keep us walking: at most a fifth of the time goes into it.
-            std::thread::sleep((took * 4).min(MAX_REST));
+            let noticed = wait(&inbox);
+            if noticed.is_some() {
+                // A busy directory next to ours must not keep us walking: at most a fifth of the time goes into it. A notice that comes alone
+                // is looked after at once.
+                std::thread::sleep((took * 4).min(MAX_REST).saturating_sub(ended.elapsed()));
+            }
             let start = Instant::now();
             if let Some(loaded) = store.refresh() {
                 sender.send_replace(Arc::new(loaded));
                 save(&store);
             }
-            took = start.elapsed();
-            eyes.forget(&gone);
+            if let Some(gone) = noticed {
+                eyes.forget(&gone);
+                (took, ended) = (start.elapsed(), Instant::now());
+            }
             eyes.follow(&store.directories);
         }
     })?;
@@ -97,16 +102,16 @@ enum Notice {
     Other,
 }
 
-/// Waits for a notice, and then until no more come; at most until the next look is due. Says what is gone.
-fn wait(inbox: &Receiver<Notice>) -> Vec<PathBuf> {
+/// Waits for a notice, and then until no more come; at most until the next look is due. Says what is gone; `None` without any notice.
+fn wait(inbox: &Receiver<Notice>) -> Option<Vec<PathBuf>> {
     let (mut writing, mut gone) = (HashSet::new(), Vec::new());
     match inbox.recv_timeout(POLL) {
         Ok(notice) => note(notice, &mut writing, &mut gone),
-        Err(RecvTimeoutError::Timeout) => return gone,
+        Err(RecvTimeoutError::Timeout) => return None,
         Err(RecvTimeoutError::Disconnected) => {
             // No watcher could be made: looking each second is all there is.
             std::thread::sleep(POLL);
-            return gone;
+            return None;
         }
     }
     let start = Instant::now();
@@ -116,10 +121,10 @@ fn wait(inbox: &Receiver<Notice>) -> Vec<PathBuf> {
         let pause = if writing.is_empty() { QUIET.min(left) } else { left };
         match inbox.recv_timeout(pause) {
             Ok(notice) => note(notice, &mut writing, &mut gone),
-            Err(_) => return gone,
+            Err(_) => return Some(gone),
         }
         if left.is_zero() {
-            return gone;
+            return Some(gone);
         }
     }
 }

@@ -1,14 +1,14 @@
 //! Which kinds are watched, where the API server has them, and how one of them is read.
 //!
-//! Nodes are left out: slices say the zone of each endpoint. ServiceAccounts are left out: a pod names its own, and nothing else is asked of
-//! them.
+//! ServiceAccounts are left out: a pod names its own, and nothing else is asked of them.
 
 use std::sync::Arc;
 
 use weft_api::kinds::{Fault, Kind, Node, Place};
 
 use crate::model::Name;
-use crate::sources::files::object::{Content, Thing, core_object, strict_object};
+use crate::sources::files::object::{Content, IMPORT, Thing, core_object, strict_object};
+use crate::status::{self, Subject};
 
 /// A kind that is watched.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub(super) struct Watched {
     pub plural: &'static str,
     /// Versions that are read, the preferred one first: `v1`, `GROUP/VERSION`.
     pub versions: &'static [&'static str],
-    /// Of Gateway API and ours: read strictly, and perhaps not installed.
+    /// Of Gateway API and ours: read strictly.
     strict: Option<Kind>,
 }
 
@@ -32,11 +32,13 @@ const fn strict(kind: Kind) -> Watched {
 }
 
 /// All of them.
-pub(super) static WATCHED: [Watched; 11] = [
+pub(super) static WATCHED: [Watched; 13] = [
     core("Namespace", "namespaces", &["v1"]),
+    core("Node", "nodes", &["v1"]),
     core("Service", "services", &["v1"]),
     core("EndpointSlice", "endpointslices", &["discovery.k8s.io/v1"]),
     core("Pod", "pods", &["v1"]),
+    core(IMPORT, "serviceimports", &["multicluster.x-k8s.io/v1alpha1"]),
     strict(Kind::HttpRoute),
     strict(Kind::GrpcRoute),
     strict(Kind::TlsRoute),
@@ -53,6 +55,11 @@ impl Watched {
         format!("/{root}/{version}/{}", self.plural)
     }
 
+    /// The kind, if its objects get a status.
+    pub fn with_status(&self) -> Option<Kind> {
+        self.strict.filter(|kind| status::has_status(*kind))
+    }
+
     /// Reads an object. `None`: it has no name, which no API server sends.
     pub fn read(&self, node: &Node) -> Option<Seen> {
         let name = name(node)?;
@@ -62,16 +69,20 @@ impl Watched {
             Some(kind) => strict_object(kind, node, place),
             None => core_object(self.kind, node),
         };
+        let subject = |faults: &[Fault]| Subject::read(self.with_status()?, node, faults, &place).map(Box::new);
         let told = |faults: &[Fault]| faults.iter().map(|fault| place.fault(fault)).collect::<Vec<_>>().join("; ");
         Some(match content {
-            Content::Good { thing, warnings, .. } => {
-                Seen { name, said: told(&warnings), what: What::Good(Arc::unwrap_or_clone(thing)) }
-            }
+            Content::Good { thing, warnings, .. } => Seen {
+                name,
+                said: told(&warnings),
+                what: What::Good(Arc::unwrap_or_clone(thing)),
+                subject: subject(&[]),
+            },
             Content::Broken { faults, instead, .. } => {
                 let instead = instead.into_iter().next().map(|(_, thing)| Arc::unwrap_or_clone(thing));
-                Seen { name, said: told(&faults), what: What::Broken { instead } }
+                Seen { name, said: told(&faults), what: What::Broken { instead }, subject: subject(&faults) }
             }
-            Content::Skipped(_) => Seen { name, said: String::new(), what: What::Skipped },
+            Content::Skipped(_) => Seen { name, said: String::new(), what: What::Skipped, subject: subject(&[]) },
         })
     }
 }
@@ -83,6 +94,8 @@ pub(super) struct Seen {
     pub what: What,
     /// What is wrong with it, or doubtful; empty: nothing.
     pub said: String,
+    /// What its status is made of; none if it gets none.
+    pub subject: Option<Box<Subject>>,
 }
 
 /// What an object is to the mesh.

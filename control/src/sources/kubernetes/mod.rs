@@ -22,10 +22,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::kind::WATCHED;
 use self::store::Store;
+pub use self::store::Told;
 use self::watch::{Event, Follower};
 use super::State;
 use crate::metrics::Metrics;
-use crate::model::Change;
 
 /// Events under way between the watches and whoever takes them; then the watches wait, and the API server with them.
 const QUEUE: usize = 1024;
@@ -43,7 +43,7 @@ pub struct Kubernetes {
     events: mpsc::Receiver<(usize, Event)>,
     taken: Vec<(usize, Event)>,
     store: Store,
-    waiting: Vec<Change>,
+    waiting: Told,
     told: Option<State>,
     _watches: Vec<AbortOnDropHandle<()>>,
 }
@@ -58,12 +58,12 @@ impl Kubernetes {
         };
         let watches = WATCHED.iter().enumerate().map(follow).collect();
         let store = Store::new(Instant::now());
-        Self { events, taken: Vec::new(), store, waiting: Vec::new(), told: None, _watches: watches }
+        Self { events, taken: Vec::new(), store, waiting: Told::default(), told: None, _watches: watches }
     }
 
     /// What has changed since the last time: at first all there is, once that is known. Empty if only [`Self::state`] is another. Nothing is
     /// lost if this is not waited for to its end.
-    pub async fn next(&mut self) -> Vec<Change> {
+    pub async fn next(&mut self) -> Told {
         loop {
             if self.events.recv_many(&mut self.taken, BATCH).await == 0 {
                 // No watch is left, which cannot be while this lives.
@@ -76,7 +76,7 @@ impl Kubernetes {
             let state = Some(self.store.state());
             let news = std::mem::replace(&mut self.told, state) != state;
             if self.complete() && !self.waiting.is_empty() || news {
-                return if self.complete() { std::mem::take(&mut self.waiting) } else { Vec::new() };
+                return if self.complete() { std::mem::take(&mut self.waiting) } else { Told::default() };
             }
         }
     }

@@ -15,7 +15,25 @@ use super::kind::{Seen, WATCHED, Watched, What};
 use super::watch::Event;
 use crate::model::{Change, Name};
 use crate::sources::State;
-use crate::sources::files::object::Thing;
+use crate::sources::files::object::{IMPORT, Thing, model_name};
+use crate::status::subject::InForce;
+use crate::status::{Subject, Subjects};
+
+/// What is to be told.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// What changes in the model.
+    pub changes: Vec<Change>,
+    /// Objects that get a status, as they are now.
+    pub subjects: Subjects,
+}
+
+impl Told {
+    /// Nothing.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.subjects.is_empty()
+    }
+}
 
 /// All kinds.
 #[derive(Debug)]
@@ -66,9 +84,9 @@ impl Store {
     }
 
     /// Takes what a watch tells of the kind of that number.
-    pub fn take(&mut self, number: usize, event: Event, now: Instant, changes: &mut Vec<Change>) {
+    pub fn take(&mut self, number: usize, event: Event, now: Instant, told: &mut Told) {
         if let Some(kind) = self.kinds.get_mut(number) {
-            kind.take(event, now, changes);
+            kind.take(event, now, told);
         }
     }
 
@@ -100,18 +118,18 @@ impl Store {
 }
 
 impl OfKind {
-    fn take(&mut self, event: Event, now: Instant, changes: &mut Vec<Change>) {
+    fn take(&mut self, event: Event, now: Instant, told: &mut Told) {
         match event {
             Event::Absent => return self.absent(),
             Event::Failed(why) => return self.failed(why),
             Event::Begins => self.round = self.round.wrapping_add(1),
-            Event::Found(seen) => self.found(*seen, changes),
+            Event::Found(seen) => self.found(*seen, told),
             Event::Gone(name) => {
                 self.objects.remove(&name);
-                changes.push(change(self.watched.kind, name, None));
+                self.gone(name, told);
             }
             Event::Whole => {
-                self.sweep(changes);
+                self.sweep(told);
                 tracing::info!(kind = self.watched.kind, objects = self.objects.len(), "listed");
                 self.listed = true;
             }
@@ -123,14 +141,15 @@ impl OfKind {
         (self.heard, self.absent) = (Some(now), false);
     }
 
-    fn found(&mut self, seen: Seen, changes: &mut Vec<Change>) {
+    fn found(&mut self, seen: Seen, told: &mut Told) {
         let (kind, name) = (self.watched.kind, seen.name);
         if let What::Skipped = seen.what {
             // Not for the mesh, or not any more.
             if self.objects.remove(&name).is_some() {
-                changes.push(change(kind, name, None));
+                told.changes.push(change(kind, name.clone(), None));
             }
-            return;
+            // It may have a status from when it was.
+            return self.subject(name, seen.subject.map(|subject| *subject), told);
         }
         let held = self.objects.entry(name.clone()).or_default();
         held.round = self.round;
@@ -147,21 +166,38 @@ impl OfKind {
             What::Broken { .. } | What::Skipped => None,
         };
         held.good |= is_good;
+        let stands = if held.good { InForce::LastGood } else { InForce::Nothing };
         if in_force.is_some() {
-            changes.push(change(kind, name, in_force));
+            told.changes.push(change(kind, name.clone(), in_force));
+        }
+        let subject = seen.subject.map(|mut subject| {
+            if let Some(refusal) = &mut subject.refusal {
+                refusal.in_force = stands;
+            }
+            *subject
+        });
+        self.subject(name, subject, told);
+    }
+
+    fn gone(&self, name: Name, told: &mut Told) {
+        told.changes.push(change(self.watched.kind, name.clone(), None));
+        self.subject(name, None, told);
+    }
+
+    fn subject(&self, name: Name, subject: Option<Subject>, told: &mut Told) {
+        if let Some(kind) = self.watched.with_status() {
+            told.subjects.push(((kind, name), subject));
         }
     }
 
     /// What the list that has just ended did not have is gone.
-    fn sweep(&mut self, changes: &mut Vec<Change>) {
-        let (kind, round) = (self.watched.kind, self.round);
-        self.objects.retain(|name, held| {
-            let stays = held.round == round;
-            if !stays {
-                changes.push(change(kind, name.clone(), None));
-            }
-            stays
-        });
+    fn sweep(&mut self, told: &mut Told) {
+        let round = self.round;
+        let gone: Vec<Name> =
+            self.objects.extract_if(.., |_, held| held.round != round).map(|(name, _)| name).collect();
+        for name in gone {
+            self.gone(name, told);
+        }
     }
 
     fn absent(&mut self) {
@@ -187,8 +223,10 @@ impl OfKind {
 
 /// An object of a kind as it is now.
 fn change(kind: &'static str, name: Name, thing: Option<Thing>) -> Change {
+    let name = model_name(kind, &name);
     match (thing, kind) {
         (Some(Thing::Namespace(thing)), _) => Change::Namespace(name.name, Some(thing)),
+        (Some(Thing::Node(thing)), _) => Change::Node(name.name, Some(thing)),
         (Some(Thing::Service(thing)), _) => Change::Service(name, Some(thing)),
         (Some(Thing::Slice(thing)), _) => Change::Slice(name, Some(thing)),
         (Some(Thing::Workload(thing)), _) => Change::Workload(name, Some(thing)),
@@ -197,7 +235,8 @@ fn change(kind: &'static str, name: Name, thing: Option<Thing>) -> Change {
         (Some(Thing::Authorization(thing)), _) => Change::Authorization(name, Some(thing)),
         (Some(Thing::RateLimit(thing)), _) => Change::RateLimit(name, Some(thing)),
         (None, "Namespace") => Change::Namespace(name.name, None),
-        (None, "Service") => Change::Service(name, None),
+        (None, "Node") => Change::Node(name.name, None),
+        (None, "Service" | IMPORT) => Change::Service(name, None),
         (None, "EndpointSlice") => Change::Slice(name, None),
         (None, "Pod") => Change::Workload(name, None),
         (None, "ReferenceGrant") => Change::Grant(name, None),
@@ -231,9 +270,9 @@ mod tests {
         }
 
         fn tell(&mut self, kind: &str, event: Event) {
-            let mut changes = Vec::new();
-            self.store.take(number(kind), event, self.now, &mut changes);
-            for change in changes {
+            let mut told = Told::default();
+            self.store.take(number(kind), event, self.now, &mut told);
+            for change in told.changes {
                 self.model.apply(change);
             }
         }

@@ -3,7 +3,7 @@
 use std::cmp::{Ordering, Reverse};
 
 use super::matching::written;
-use super::{Match, PathMatch, Route, Rule, pick_backend};
+use super::{Called, Ended, Filters, Match, PathMatch, Route, Rule, pick_backend};
 use crate::reason::Reason;
 use crate::request::RequestView;
 
@@ -24,6 +24,8 @@ pub struct Choice<'a> {
     pub rule_index: usize,
     /// The backend that the draw fell on, in `rule.backends`.
     pub backend: usize,
+    /// What is done to the request and its response.
+    pub filters: Filters<'a>,
 }
 
 impl RouteTable {
@@ -40,7 +42,7 @@ impl RouteTable {
         }
         // The sort is stable and rules stand in order of age, name and position already: it settles the rest.
         let all = Match::default();
-        order.sort_by_key(|&(rule, at)| precedence(at.map_or(&all, |at| &rules[rule].matches[at])));
+        order.sort_by_key(|&(rule, at)| precedence(&rules[rule].route, at.map_or(&all, |at| &rules[rule].matches[at])));
         Self { rules, order }
     }
 
@@ -58,13 +60,25 @@ impl RouteTable {
     }
 
     /// The rule and the backend for a request; `random` is uniform over all of `u64`.
-    pub fn choose(&self, request: &RequestView<'_>, random: u64) -> Result<Choice<'_>, Reason> {
+    ///
+    /// # Errors
+    /// No rule matches, the backend cannot be used, or a filter answers instead.
+    pub fn choose(&self, request: &RequestView<'_>, called: &Called<'_>, random: u64) -> Result<Choice<'_>, Ended> {
         let (rule, rule_index) = self.select(request).ok_or(Reason::NoRoute)?;
-        let backend = pick_backend(&rule.backends, random).ok_or(Reason::InvalidBackend)?;
-        if rule.backends[backend].invalid.is_some() {
-            return Err(Reason::InvalidBackend);
+        let filters = Filters { rule: &rule.filters, backend: &[] };
+        if let Some(answer) = filters.answer(request, called)? {
+            return Err(Ended::Answered(Box::new(answer)));
         }
-        Ok(Choice { rule, rule_index, backend })
+        let backend = pick_backend(&rule.backends, random).ok_or(Reason::InvalidBackend)?;
+        let chosen = &rule.backends[backend];
+        if chosen.invalid.is_some() {
+            return Err(Reason::InvalidBackend.into());
+        }
+        let filters = Filters { backend: &chosen.filters, ..filters };
+        match filters.answer(request, called)? {
+            Some(answer) => Err(Ended::Answered(Box::new(answer))),
+            None => Ok(Choice { rule, rule_index, backend, filters }),
+        }
     }
 
     /// All rules: routes by age and name, each route's rules as they are written.
@@ -84,8 +98,16 @@ fn by_name(name: &str) -> (&str, &str) {
     (rest, kind)
 }
 
-/// Sorts by what Gateway API ranks first; smaller goes first.
-fn precedence(wanted: &Match) -> (bool, Reverse<usize>, bool, Reverse<usize>, Reverse<usize>) {
+/// A place in the order of precedence; smaller goes first.
+type Rank = (bool, Reverse<usize>, Reverse<usize>, bool, Reverse<usize>, Reverse<usize>);
+
+/// Sorts by what Gateway API ranks first.
+fn precedence(route: &str, wanted: &Match) -> Rank {
+    if route.starts_with("GRPCRoute/") {
+        let (service, method) = wanted.path.as_ref().map_or((0, 0), called);
+        let headers = Reverse(wanted.headers.len());
+        return (false, Reverse(service), Reverse(method), false, headers, Reverse(0));
+    }
     let (inexact, length) = match &wanted.path {
         Some(PathMatch::Exact(path)) => (false, path.chars().count()),
         // `/a/` and `/a` match the same paths, so they weigh the same; no path means `/`.
@@ -93,7 +115,30 @@ fn precedence(wanted: &Match) -> (bool, Reverse<usize>, bool, Reverse<usize>, Re
         Some(PathMatch::Regex(regex)) => (true, written(regex).chars().count()),
         None => (true, 1),
     };
-    (inexact, Reverse(length), wanted.method.is_none(), Reverse(wanted.headers.len()), Reverse(wanted.query.len()))
+    let (headers, query) = (Reverse(wanted.headers.len()), Reverse(wanted.query.len()));
+    (inexact, Reverse(length), Reverse(0), wanted.method.is_none(), headers, query)
+}
+
+/// What a path says of a gRPC service and method (`/SERVICE/METHOD`): how many characters of each. `[^/]+` stands for any.
+fn called(path: &PathMatch) -> (usize, usize) {
+    const ANY: &str = "[^/]+";
+    let text = match path {
+        PathMatch::Exact(text) | PathMatch::Prefix(text) => text.as_str(),
+        PathMatch::Regex(regex) => written(regex),
+    };
+    let text = text.strip_prefix('/').unwrap_or(text);
+    // A pattern is written without the group that holds it together.
+    let count = |part: &str| {
+        let inner = part.strip_prefix("(?:").and_then(|part| part.strip_suffix(')'));
+        inner.unwrap_or(part).chars().count()
+    };
+    if let Some(method) = text.strip_prefix(ANY).and_then(|rest| rest.strip_prefix('/')) {
+        return (0, if method == ANY { 0 } else { count(method) });
+    }
+    if let Some(service) = text.strip_suffix(ANY).and_then(|rest| rest.strip_suffix('/')) {
+        return (count(service), 0);
+    }
+    text.rsplit_once('/').map_or((count(text), 0), |(service, method)| (count(service), count(method)))
 }
 
 #[cfg(test)]

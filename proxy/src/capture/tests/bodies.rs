@@ -160,6 +160,7 @@ async fn an_external_name_is_resolved_and_called_at_its_port() {
         external: Some(("localhost".into(), app.addr.port())),
         endpoints: arc_swap::ArcSwap::default(),
         habit: crate::detect::Habit::default(),
+        retries: weft_engine::retry::Budget::default(),
     };
     let destination = Destination::Service(service(Arc::new(external)).into());
     let proxy = World::new().proxy("web", calls(cluster_ip(), destination));

@@ -5,6 +5,7 @@ mod bodies;
 mod certificates;
 mod closing;
 mod corpus;
+mod filters;
 mod floods;
 mod handshakes;
 mod http1;

@@ -13,6 +13,7 @@ use weft_certs::svid::{KeyPair, Svid};
 use weft_engine::authz::PolicySet;
 use weft_engine::balance::{Hints, Spread};
 use weft_engine::identity::Identity;
+use weft_engine::retry::Budget;
 use weft_engine::route::{Route, Tables};
 
 use crate::Shared;
@@ -97,6 +98,7 @@ pub fn backend(name: &str, members: Vec<Arc<Endpoint>>) -> Arc<Backend> {
         spread: Spread::default(),
         endpoints: ArcSwap::from_pointee(EndpointSet { members, ..EndpointSet::default() }),
         habit: Habit::default(),
+        retries: Budget::default(),
     })
 }
 

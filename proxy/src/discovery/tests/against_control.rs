@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr};
 
 use proptest::prelude::*;
+use weft_api::convert::{self, Decoded};
 use weft_control::compile::{Compiled, compile};
 use weft_control::distribute::session::{self, Session, Touched};
 use weft_control::model::{
@@ -13,10 +14,15 @@ use weft_control::model::{
 };
 
 use super::super::build::Builder;
-use super::super::snapshot::{Destination, Snapshot};
+use super::super::snapshot::{self, Destination, Snapshot};
 use super::*;
 
-const SERVICES: [&str; 3] = ["web", "cart", "db"];
+/// The last one is of another namespace than our proxy.
+const SERVICES: [(&str, &str); 3] = [("shop", "web"), ("shop", "cart"), ("data", "db")];
+
+fn service(which: usize) -> Name {
+    Name::new(SERVICES[which].0, SERVICES[which].1)
+}
 
 /// What happens.
 #[derive(Clone, Debug)]
@@ -25,8 +31,8 @@ enum Event {
     Service { which: usize, headless: bool, external: bool, gone: bool },
     /// Its endpoints become these, of the pods with these numbers.
     Endpoints { which: usize, pods: BTreeSet<u8> },
-    /// A route from one service to others comes, changes or goes.
-    Route { from: usize, to: Vec<usize>, gone: bool },
+    /// A route from one service to others comes, changes or goes, of the service's own namespace, of ours or of another.
+    Route { from: usize, to: Vec<usize>, whose: usize, gone: bool },
     /// A policy on a service comes, changes or goes.
     Policy { on: usize, line: u8, gone: bool },
     /// The application calls an address for the first time.
@@ -47,8 +53,8 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(which, headless, external, gone)| Event::Service { which, headless, external, gone }),
         4 => (which.clone(), prop::collection::btree_set(0u8..6, 0..6))
             .prop_map(|(which, pods)| Event::Endpoints { which, pods }),
-        2 => (which.clone(), prop::collection::vec(which.clone(), 0..3), gone)
-            .prop_map(|(from, to, gone)| Event::Route { from, to, gone }),
+        2 => (which.clone(), prop::collection::vec(which.clone(), 0..3), 0usize..3, gone)
+            .prop_map(|(from, to, whose, gone)| Event::Route { from, to, whose, gone }),
         1 => (which.clone(), any::<u8>(), gone).prop_map(|(on, line, gone)| Event::Policy { on, line, gone }),
         4 => (0..ADDRESSES.len()).prop_map(Event::Call),
         1 => (0..ADDRESSES.len()).prop_map(Event::Forget),
@@ -65,7 +71,7 @@ const ADDRESSES: [&str; 8] = [
     "10.0.0.1:8080",
     "10.0.0.3:8080",
     "web.shop:80",
-    "db.shop.svc:80",
+    "db.data.svc:80",
     "10.9.9.9:1",
 ];
 
@@ -150,7 +156,6 @@ impl World {
     }
 
     fn edit(&mut self, event: &Event) {
-        let service = |which: usize| Name::new("shop", SERVICES[which]);
         match event {
             Event::Service { which, headless, external, gone } => {
                 let port = ServicePort { name: "http".into(), port: 80, ..ServicePort::default() };
@@ -161,6 +166,7 @@ impl World {
                     headless: *headless && !external,
                     external_name: external.then(|| "example.com".into()),
                     ports: vec![port],
+                    ..Service::default()
                 };
                 put(&mut self.model.services, service(*which), made, *gone);
             }
@@ -173,37 +179,42 @@ impl World {
                     workload: Some(Name::new("shop", format!("pod-{number}"))),
                     zone: String::new(),
                     hostname: None,
+                    node: String::new(),
+                    for_nodes: Vec::new(),
+                    for_zones: Vec::new(),
                 };
                 let slice = Slice {
-                    service: SERVICES[*which].into(),
+                    service: service(*which).name,
                     ports: vec![("http".into(), 8080)],
                     endpoints: pods.iter().map(endpoint).collect(),
                 };
                 put(&mut self.model.slices, service(*which), slice, pods.is_empty());
             }
-            Event::Route { from, to, gone } => {
+            Event::Route { from, to, whose, gone } => {
                 let backend = |which: &usize| v1::RouteBackend {
-                    service: names::service("shop", SERVICES[*which], 80),
+                    service: names::service(SERVICES[*which].0, SERVICES[*which].1, 80),
                     weight: 1,
                     ..Default::default()
                 };
+                let Name { namespace, name } = service(*from);
+                let own = Name::new([namespace.as_str(), "shop", "third"][*whose], name.as_str());
                 let rule = v1::RouteRule { backends: to.iter().map(backend).collect(), ..Default::default() };
                 let made = Route {
-                    parents: vec![ServiceParent { name: SERVICES[*from].into(), ..ServiceParent::default() }],
+                    parents: vec![ServiceParent { namespace, name, ..ServiceParent::default() }],
                     rules: vec![rule],
                     ..Route::default()
                 };
                 let kind = if to.len() == 1 { "TLSRoute" } else { "HTTPRoute" };
-                put(&mut self.model.routes, (kind.into(), service(*from)), made, *gone);
+                put(&mut self.model.routes, (kind.into(), own), made, *gone);
             }
             Event::Policy { on, line, gone } => {
                 let policy = v1::AuthorizationPolicy {
-                    namespace: "shop".into(),
-                    name: SERVICES[*on].into(),
+                    namespace: SERVICES[*on].0.into(),
+                    name: SERVICES[*on].1.into(),
                     source: format!("p.yaml:{line}"),
                     ..Default::default()
                 };
-                let made = AuthorizationPolicy { targets: vec![Target::Service(SERVICES[*on].into())], policy };
+                let made = AuthorizationPolicy { targets: vec![Target::Service(service(*on).name)], policy };
                 put(&mut self.model.authorization, service(*on), made, *gone);
             }
             _ => {}
@@ -262,7 +273,7 @@ impl World {
     /// Name and version of everything that control would have us hold.
     fn truth(&self) -> BTreeMap<String, String> {
         let roots = self.called.iter().copied().chain(["mesh-extent", "workload/shop/pod-0"]);
-        let all = roots.flat_map(|root| self.compiled.closure(root));
+        let all = roots.flat_map(|root| self.compiled.closure(root, "shop"));
         all.map(|(name, resource)| (name.to_string(), resource.version.to_string())).collect()
     }
 
@@ -293,6 +304,7 @@ impl World {
                 ) => {}
                 (Destination::Service(service), v1::address::Target::Service(name)) => {
                     assert_eq!(*service.name, name);
+                    self.check_routes(service);
                     for backend in service.backends.values().chain([&service.own]) {
                         let set = backend.endpoints.load();
                         let seen: BTreeSet<&str> = set.members.iter().map(|member| &*member.name).collect();
@@ -305,6 +317,26 @@ impl World {
                 (_, told) => panic!("{address} means {told:?}"),
             }
         }
+    }
+}
+
+impl World {
+    /// Requests and connections are taken by the routes that are ours for this service.
+    fn check_routes(&self, seen: &snapshot::Service) {
+        let decoded = |name: &str| {
+            let resource = self.compiled.get(name).unwrap();
+            convert::decode(resource.type_url, &resource.bytes, "cluster.local").unwrap()
+        };
+        let Decoded::Service(told) = decoded(&seen.name) else { panic!() };
+        let own = match told.consumer("shop").map(|name| decoded(&name)) {
+            Some(Decoded::Consumer(consumer)) => consumer.routes,
+            _ => Vec::new(),
+        };
+        let wanted: BTreeSet<_> = if own.is_empty() { told.routes } else { own }.into_iter().collect();
+        let requests = seen.table.iter().flat_map(|table| table.rules());
+        let connections = seen.connections.iter().flat_map(|table| table.rules());
+        let rules: BTreeSet<_> = requests.chain(connections).map(|rule| Arc::clone(&rule.route)).collect();
+        assert_eq!(rules, wanted, "{}", seen.name);
     }
 }
 

@@ -146,7 +146,7 @@ impl World {
         let args = Args {
             workload: Some("shop/cart-1".into()),
             identity: Some(identity.to_string()),
-            control: Some(self.listen.to_string()),
+            control: Some(vec![self.listen.to_string()]),
             control_ca: Some(self.path().join("ca/root.pem")),
             state_dir: Some(self.path().join("state")),
             dns: vec![addr("127.0.0.1:1")],

@@ -18,16 +18,18 @@ use weft_engine::framing::BodyLength;
 use weft_engine::head::{Asked, Kind, ResponseBody};
 use weft_engine::reason::Reason;
 use weft_engine::request::{Headers, RequestView};
+use weft_engine::route::{Called, HeaderEdit, Rewritten};
 
 use super::heads::{self, Came, Introduced, Outgoing, Returning};
 use super::pump::{Fault, Pump};
-use super::refusal::{Manner, refusal};
+use super::refusal::{Manner, reply};
 use super::sending::{Answer, Sending};
 use super::wire::Wire;
 use crate::detect::{Downstream, HEAD_TIMEOUT};
-use crate::http::attempt::send;
-use crate::http::inbound::{self, Refusal};
-use crate::http::outbound::{self, Way};
+use crate::http::attempt::{Terms, send};
+use crate::http::inbound;
+use crate::http::outbound;
+use crate::http::refuse::Reply;
 use crate::http::session::{Exchange, Session};
 use crate::tcp::reset_on_close;
 use crate::telemetry::Direction;
@@ -80,7 +82,7 @@ struct Return {
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
-type Answered = Result<(Answer, Return), Box<Refusal>>;
+type Answered = Result<(Answer, Return), Box<Reply>>;
 
 async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
     let session = Arc::clone(&exchange.session);
@@ -89,8 +91,9 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Me
     inbound::admit(&session, peer, &view(sending.came, method), exchange.started)?;
     let certificate = peer.certificate.as_ref().map(HeaderValue::as_bytes);
     let told = Introduced { certificate, address: peer.address.as_bytes() };
-    sending.begin(&Outgoing { peer: Some(told), edits: &[], host: session.destination });
-    let answer = match send(exchange, inbound::goal(peer), method, sending, None).await {
+    let rewritten = Rewritten::default();
+    sending.begin(&Outgoing { peer: Some(told), edits: &[], host: session.destination, rewritten });
+    let answer = match send(exchange, inbound::goal(peer), method, sending, Terms::default()).await {
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => return Err(Box::new(Reason::NotProcessed.into())),
         other => other.map_err(|reason| Box::new(reason.into()))?,
@@ -101,16 +104,26 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Me
 }
 
 async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
-    let refuse = |reason: Reason| Box::new(Refusal::from(reason));
+    let refuse = |reason: Reason| Box::new(Reply::from(reason));
     let session = Arc::clone(&exchange.session);
     let destination = outbound::destination(&session).await.map_err(refuse)?;
-    let way = outbound::way(&destination, &view(sending.came, method)).map_err(refuse)?;
-    sending.begin(&Outgoing { peer: None, edits: &way.edits(true), host: session.destination });
+    let request = view(sending.came, method);
+    let called = Called { authority: sending.came.called(), address: session.destination };
+    let way = outbound::way(&destination, &request, &called).map_err(|ended| Box::new(ended.into()))?;
+    let edits: Vec<&HeaderEdit> = way.filters.request_edits().collect();
+    // The target of CONNECT is a name, not a path under one.
+    let rewritten = if sending.came.is_connect() { Rewritten::default() } else { way.filters.rewritten(request.path) };
+    sending.begin(&Outgoing { peer: None, edits: &edits, host: session.destination, rewritten });
     let mut deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
-    let Way { goal, .. } = way;
-    let answering = send(exchange, goal, method, sending, way.attempt_timeout());
-    let answer = outbound::within(&mut deadline, answering).await.map_err(refuse)?;
-    let back = sending.returning(&answer, answer.meshed, &way.edits(false), deadline);
+    if !sending.came.upgrades && !sending.came.is_connect() {
+        sending.mirrors.clone_from(&way.mirrors);
+    }
+    let answering = send(exchange, way.goal, method, sending, way.terms());
+    let answered = outbound::within(&mut deadline, answering).await;
+    session.shared.telemetry.mirrors.drop_all(&std::mem::take(&mut sending.mirrors));
+    let answer = answered.map_err(|reason| way.refused(reason))?;
+    let edits: Vec<&HeaderEdit> = way.response_edits().collect();
+    let back = sending.returning(&answer, answer.meshed, &edits, deadline);
     Ok((answer, back))
 }
 
@@ -129,7 +142,7 @@ impl Sending<'_> {
         &mut self,
         answer: &Answer,
         meshed: bool,
-        edits: &[&weft_engine::route::HeaderEdit],
+        edits: &[&HeaderEdit],
         deadline: Option<Pin<Box<Sleep>>>,
     ) -> Return {
         let (http11, keeps) = (self.came.head.http11, self.keeps(answer));
@@ -234,7 +247,7 @@ impl Sending<'_> {
         }
     }
 
-    async fn refuse(mut self, mut exchange: Exchange, why: &Refusal) -> After {
+    async fn refuse(mut self, mut exchange: Exchange, why: &Reply) -> After {
         let rest = self.skip_body();
         let whole = match &rest {
             Poll::Ready(read) => read.is_ok(),
@@ -244,10 +257,10 @@ impl Sending<'_> {
         let close = !whole || !self.came.keeps_alive() || self.session.ends_now();
         let grpc = self.came.is_grpc();
         let manner = Manner { grpc, named: self.session.may_know(), close, bodyless: self.asked == Asked::Head };
-        let (status, bytes) = refusal(why, manner);
+        let (status, bytes) = reply(why, manner);
         exchange.status = status;
-        exchange.grpc_status = grpc.then(|| why.reason.grpc_status());
-        exchange.reason = Some(why.reason);
+        exchange.grpc_status = why.reason.filter(|_| grpc).map(Reason::grpc_status);
+        exchange.reason = why.reason;
         let mut out = std::mem::take(&mut self.interim);
         out.extend_from_slice(&bytes);
         match write(self.client, out).await {

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use weft_engine::head::{Field, Kind, RequestHead, ResponseBody, ResponseHead, tokens};
-use weft_engine::route::HeaderEdit;
+use weft_engine::route::{HeaderEdit, Rewritten};
 
 /// A request's head as it came.
 #[derive(Debug)]
@@ -65,6 +65,11 @@ impl Came {
         !self.connection(b"close") && (self.head.http11 || self.connection(b"keep-alive"))
     }
 
+    /// By what name its client calls the server, with its port; empty if it says none.
+    pub fn called(&self) -> &[u8] {
+        self.values(Kind::Host).next().or_else(|| self.authority()).unwrap_or_default()
+    }
+
     // What a target in absolute form names.
     fn authority(&self) -> Option<&[u8]> {
         let before_path = &self.bytes[self.head.target.start as usize..self.head.origin_form().start as usize];
@@ -94,13 +99,15 @@ pub struct Outgoing<'a> {
     pub edits: &'a [&'a HeaderEdit],
     /// The server's address for a client that did not say its name: HTTP/1.0 may leave it out, HTTP/1.1 may not.
     pub host: SocketAddr,
+    /// By the route; nothing of CONNECT.
+    pub rewritten: Rewritten<'a>,
 }
 
 /// A request's head for the next hop.
 pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
     let Came { bytes, head, fields, .. } = came;
     let mut out = Vec::with_capacity(head.len + 256);
-    request_line(&mut out, came);
+    request_line(&mut out, came, outgoing.rewritten.path.as_deref());
     let dropped = Dropped::new(bytes, fields, outgoing.edits);
     let mut addresses = Vec::new();
     let mut named = false;
@@ -109,6 +116,7 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
         match field.kind {
             Kind::Connection | Kind::KeepAlive | Kind::ProxyConnection | Kind::Http2Settings => {}
             Kind::Upgrade if !came.upgrades => {}
+            Kind::Host if outgoing.rewritten.host.is_some() => {}
             // The only one there is (RFC 9110 section 10.1.1). Who asks in HTTP/1.0 does not know what it asks for.
             Kind::Expect if !head.http11 || !value.eq_ignore_ascii_case(b"100-continue") => {}
             // Whatever its case was: there are servers that look for this one.
@@ -132,7 +140,9 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
             }
         }
     }
-    if !named && !dropped.sets(&http::header::HOST) {
+    if let Some(host) = outgoing.rewritten.host {
+        push(&mut out, b"host", host.as_bytes());
+    } else if !named && !dropped.sets(&http::header::HOST) {
         push_host(&mut out, came.authority(), outgoing.host);
     }
     if came.upgrades {
@@ -149,12 +159,18 @@ pub fn request(came: &Came, outgoing: &Outgoing<'_>) -> Vec<u8> {
     out
 }
 
-fn request_line(out: &mut Vec<u8>, came: &Came) {
+fn request_line(out: &mut Vec<u8>, came: &Came, path: Option<&str>) {
     let Came { bytes, head, .. } = came;
     out.extend_from_slice(head.method.of(bytes));
     out.push(b' ');
     if came.is_connect() {
         out.extend_from_slice(head.target.of(bytes));
+    } else if let Some(path) = path {
+        out.extend_from_slice(path.as_bytes());
+        if let Some(query) = head.query(bytes) {
+            out.push(b'?');
+            out.extend_from_slice(query.as_bytes());
+        }
     } else {
         // RFC 9112 section 3.2.1; what an absolute form says besides is in `Host`, or we would not be here.
         if head.needs_slash(bytes) {

@@ -131,6 +131,11 @@ impl Pump {
         }
     }
 
+    /// The whole message, if it was sent whole and is kept.
+    pub fn copied(&self) -> Option<&[u8]> {
+        (self.keep && self.done).then_some(&*self.out)
+    }
+
     /// Whether nothing of it was given to the receiver.
     pub fn is_unsent(&self) -> bool {
         self.sent == 0

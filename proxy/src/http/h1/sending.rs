@@ -11,16 +11,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use http::Method;
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use weft_engine::framing::BodyLength;
 use weft_engine::head::{Asked, Field, Kind, ResponseBody, ResponseHead, read_response};
 use weft_engine::outcome::Failed;
 use weft_engine::reason::Reason;
 
+use super::drain::drain;
 use super::exchange::Client;
 use super::heads::{self, Came, Outgoing, Returning};
+use super::mirror::Copy;
 use super::pump::{Fault, Pump};
+use crate::Shared;
+use crate::discovery::snapshot::{Backend, Endpoint};
 use crate::http::attempt::{Failure, Message};
+use crate::http::mirror;
 use crate::http::session::Session;
 use crate::telemetry::Direction;
 use crate::telemetry::counters::Retired;
@@ -44,7 +50,7 @@ impl Answer {
         std::str::from_utf8(self.raw(kind)?).ok()
     }
 
-    fn raw(&self, kind: Kind) -> Option<&[u8]> {
+    pub(super) fn raw(&self, kind: Kind) -> Option<&[u8]> {
         let field = self.fields.iter().find(|field| field.kind == kind)?;
         Some(field.value.of(&self.bytes))
     }
@@ -67,6 +73,8 @@ pub(super) struct Sending<'a> {
     pub(super) came: &'a Came,
     pub(super) asked: Asked,
     pub(super) upload: Pump,
+    // Where a copy goes once it is sent whole.
+    pub(super) mirrors: Vec<Arc<Backend>>,
     // The server took no more of the request; it may have answered all the same.
     cut: bool,
     // What is held of the response may be a head.
@@ -110,6 +118,7 @@ impl<'a> Sending<'a> {
             came,
             asked,
             upload,
+            mirrors: Vec::new(),
             cut: false,
             legible: false,
             interim: Vec::new(),
@@ -133,8 +142,23 @@ impl<'a> Sending<'a> {
                 Poll::Ready(Ok(())) | Poll::Pending => {}
             }
         }
+        if !self.mirrors.is_empty() && self.upload.is_done() {
+            self.copy();
+        }
         let watched = self.upload.is_done() && self.client.poll_gone(cx).is_ready();
         if watched { Err(Broke::Gone) } else { Ok(()) }
+    }
+
+    fn copy(&mut self) {
+        let to = std::mem::take(&mut self.mirrors);
+        let Ok(method) = Method::from_bytes(self.came.head.method.of(&self.came.bytes)) else { return };
+        match self.upload.copied() {
+            Some(bytes) => {
+                let message = Copy { bytes: Bytes::copy_from_slice(bytes), asked: self.asked };
+                mirror::copy(self.session, to, &method, self.came.head.path(&self.came.bytes), &message);
+            }
+            None => self.session.shared.telemetry.mirrors.drop_all(&to),
+        }
     }
 
     fn poll_head(
@@ -270,6 +294,17 @@ impl Message for Sending<'_> {
                 continue;
             }
             return Err(failure);
+        }
+    }
+
+    fn status(answer: &Answer) -> StatusCode {
+        StatusCode::from_u16(answer.head.status).unwrap_or(StatusCode::BAD_GATEWAY)
+    }
+
+    // One that is still being asked is of no use any more.
+    fn discard(&self, shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, answer: Answer) {
+        if self.upload.is_done() && !answer.conn.is_revoked() {
+            tokio::spawn(Box::pin(drain(Arc::clone(shared), Arc::clone(endpoint), answer)));
         }
     }
 

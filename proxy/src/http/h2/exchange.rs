@@ -8,7 +8,6 @@
 //!   make it.
 
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -18,30 +17,32 @@ use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::server::SendResponse;
 use h2::{Reason as Code, RecvStream, SendStream};
-use http::header::HOST;
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri};
+use http::uri::Authority;
+use http::{Method, Request, Response, StatusCode};
 use weft_engine::outcome::Failed;
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
+use weft_engine::route::Called;
 
+use super::heads::{rewrite, settle_authority};
+use super::mirror::Copy;
+use super::opening::{Answer, open, refused};
 use super::pipe::{Fault, Incoming, Pipe, Settles, Source};
 use super::replay::Replay;
-use crate::http::attempt::{Failure, Message, send};
+use crate::Shared;
+use crate::discovery::snapshot::{Backend, Endpoint};
+use crate::http::attempt::{Failure, Message, Terms, send};
 use crate::http::headers::{REASON, is_grpc, strip_identity};
-use crate::http::inbound::{self, Refusal};
+use crate::http::inbound;
+use crate::http::mirror;
 use crate::http::outbound::{self, Deadline};
-use crate::http::refuse::{grpc_trailers, refusal};
+use crate::http::refuse::{Reply, grpc_trailers, refusal};
 use crate::http::session::{Exchange, Session};
 use crate::http::upgrade::withdrawn;
-use crate::upstream::h2::H2Stream;
-use crate::upstream::{Pool, Target};
+use crate::upstream::Target;
 
 /// Interim responses (1xx) to one request.
 const INTERIMS: usize = 16;
-/// Connections of the pool that may turn out to have ended before one is found that takes a request.
-const STALE: usize = 3;
-
 /// Answers one request; `settles` if the client may not have acknowledged our settings yet.
 pub async fn run(
     session: Arc<Session>,
@@ -51,7 +52,8 @@ pub async fn run(
 ) {
     let (head, body) = request.into_parts();
     let mut exchange = Exchange::begin(&session, head.method.clone(), head.uri.path());
-    let mut sending = Sending::new(Request::from_parts(head, ()), Incoming::new(body, settles), client);
+    let mut sending =
+        Sending::new(Arc::clone(&session), Request::from_parts(head, ()), Incoming::new(body, settles), client);
     let mut deadline = None;
     let answered = if session.inbound.is_some() {
         inbound(&mut exchange, &mut sending).await
@@ -64,8 +66,8 @@ pub async fn run(
     }
 }
 
-async fn inbound(exchange: &mut Exchange, sending: &mut Sending) -> Result<Answer, Box<Refusal>> {
-    let refuse = |reason: Reason| Box::new(Refusal::from(reason));
+async fn inbound(exchange: &mut Exchange, sending: &mut Sending) -> Result<Answer, Box<Reply>> {
+    let refuse = |reason: Reason| Box::new(Reply::from(reason));
     let session = Arc::clone(&exchange.session);
     let Some(peer) = session.inbound.as_deref() else { return Err(refuse(Reason::LoopRefused)) };
     exchange.series = Some(Arc::clone(&peer.series));
@@ -73,7 +75,7 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending) -> Result<Answe
     inbound::admit(&session, peer, &RequestView::of(&sending.head), exchange.started)?;
     inbound::introduce(peer, sending.head.headers_mut());
     let method = sending.head.method().clone();
-    let mut answer = match send(exchange, inbound::goal(peer), &method, sending, None).await {
+    let mut answer = match send(exchange, inbound::goal(peer), &method, sending, Terms::default()).await {
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => return Err(refuse(Reason::NotProcessed)),
         other => other.map_err(refuse)?,
@@ -87,61 +89,39 @@ async fn outbound(
     exchange: &mut Exchange,
     sending: &mut Sending,
     deadline: &mut Deadline,
-) -> Result<Answer, Box<Refusal>> {
-    let refuse = |reason: Reason| Box::new(Refusal::from(reason));
+) -> Result<Answer, Box<Reply>> {
+    let refuse = |reason: Reason| Box::new(Reply::from(reason));
     let session = Arc::clone(&exchange.session);
     settle_authority(&mut sending.head, session.destination).map_err(refuse)?;
     let destination = outbound::destination(&session).await.map_err(refuse)?;
-    let way = outbound::way(&destination, &RequestView::of(&sending.head)).map_err(refuse)?;
-    for edit in way.edits(true) {
+    let authority = sending.head.uri().authority().map_or("", Authority::as_str).as_bytes();
+    let called = Called { authority, address: session.destination };
+    let way = outbound::way(&destination, &RequestView::of(&sending.head), &called);
+    let way = way.map_err(|ended| Box::new(ended.into()))?;
+    for edit in way.filters.request_edits() {
         edit.apply(sending.head.headers_mut());
     }
+    let rewritten = way.filters.rewritten(sending.head.uri().path());
+    rewrite(&mut sending.head, &rewritten).map_err(refuse)?;
     *deadline = way.request_timeout().map(|limit| Box::pin(tokio::time::sleep(limit)));
     let method = sending.head.method().clone();
-    let answering = send(exchange, way.goal, &method, sending, way.attempt_timeout());
-    let mut answer = outbound::within(deadline, answering).await.map_err(refuse)?;
+    if !way.mirrors.is_empty() && method != Method::CONNECT {
+        sending.mirrors.clone_from(&way.mirrors);
+        sending.body.insist();
+    }
+    let answering = send(exchange, way.goal, &method, sending, way.terms());
+    let answered = outbound::within(deadline, answering).await;
+    session.shared.telemetry.mirrors.drop_all(&std::mem::take(&mut sending.mirrors));
+    let mut answer = answered.map_err(|reason| way.refused(reason))?;
     let headers = answer.head.headers_mut();
     if !answer.meshed {
         // Reason codes are the mesh's: from outside of it they are nobody's word.
         headers.remove(REASON);
     }
-    for edit in way.edits(false) {
+    for edit in way.response_edits() {
         edit.apply(headers);
     }
     Ok(answer)
-}
-
-/// Makes `:authority` the one name of whom a request is for (RFC 9113 section 8.3.1): a `Host` that says another refuses the request,
-/// one that stands alone becomes it, and where neither came it is the destination.
-fn settle_authority(head: &mut Request<()>, destination: SocketAddr) -> Result<(), Reason> {
-    let mut hosts = head.headers().get_all(HOST).iter();
-    let host = hosts.next();
-    let several = hosts.next().is_some();
-    let authority = match (head.uri().authority(), host) {
-        _ if several => return Err(Reason::MalformedRequest),
-        (Some(named), _) if named.as_str().contains('@') => return Err(Reason::MalformedRequest),
-        (Some(named), Some(host)) if !named.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
-            return Err(Reason::MalformedRequest);
-        }
-        (Some(_), _) => return Ok(()),
-        (None, Some(host)) => Authority::try_from(host.as_bytes()).ok(),
-        (None, None) => Authority::try_from(destination.to_string()).ok(),
-    };
-    let authority = authority.filter(|name| !name.as_str().contains('@')).ok_or(Reason::MalformedRequest)?;
-    let path = head.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let uri = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
-    *head.uri_mut() = uri.map_err(|_| Reason::MalformedRequest)?;
-    Ok(())
-}
-
-/// A response's head, and the streams to its endpoint.
-struct Answer {
-    head: Response<()>,
-    body: Incoming,
-    // The rest of the request goes here.
-    up: SendStream<Bytes>,
-    meshed: bool,
-    stream: H2Stream,
 }
 
 // A request on its way, by as many attempts as it takes.
@@ -150,6 +130,9 @@ struct Sending {
     grpc: bool,
     body: Replay<Incoming>,
     upload: Pipe,
+    // Where a copy goes once it is sent whole.
+    mirrors: Vec<Arc<Backend>>,
+    session: Arc<Session>,
     // The endpoint took no more of the request; it may have answered all the same.
     cut: bool,
     client: SendResponse<Bytes>,
@@ -169,39 +152,20 @@ enum Broke {
 }
 
 impl Sending {
-    fn new(head: Request<()>, body: Incoming, client: SendResponse<Bytes>) -> Self {
+    fn new(session: Arc<Session>, head: Request<()>, body: Incoming, client: SendResponse<Bytes>) -> Self {
         Self {
             grpc: is_grpc(head.headers()),
             head,
             body: Replay::new(body),
             upload: Pipe::default(),
+            mirrors: Vec::new(),
+            session,
             cut: false,
             client,
             interims: 0,
             gone: false,
             reset: None,
         }
-    }
-
-    // A stream to the endpoint, with the request's head sent.
-    async fn open(&self, target: Target<'_>) -> Result<(H2Stream, ResponseFuture, SendStream<Bytes>), Failure> {
-        let extended = self.head.extensions().get::<h2::ext::Protocol>().is_some();
-        for _ in 0..=STALE {
-            let stream = Pool::h2(target).await.map_err(|error| Failure::unsent(error.reason()))?;
-            if extended && !stream.takes_extended_connect().await {
-                return Err(refused(Reason::UpstreamProtocol));
-            }
-            match stream.open(self.head.clone(), self.body.is_end()) {
-                Ok((response, up)) => return Ok((stream, response, up)),
-                Err(error) if error.reason().is_none() && !error.is_io() => {
-                    tracing::debug!(%error, "a request that cannot be sent");
-                    return Err(refused(Reason::MalformedRequest));
-                }
-                // The connection was closing; it is not chosen again.
-                Err(_) => stream.leave(),
-            }
-        }
-        Err(Failure::unsent(Reason::ConnectFailed))
     }
 
     fn poll_head(
@@ -234,13 +198,30 @@ impl Sending {
                 self.cut = true;
                 Ok(())
             }
-            Poll::Ready(Ok(())) | Poll::Pending => Ok(()),
+            Poll::Ready(Ok(())) => {
+                if !self.mirrors.is_empty() {
+                    self.copy();
+                }
+                Ok(())
+            }
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    fn copy(&mut self) {
+        let to = std::mem::take(&mut self.mirrors);
+        match self.body.copied() {
+            Some(body) => {
+                let message = Copy { head: self.head.clone(), body };
+                mirror::copy(&self.session, to, self.head.method(), self.head.uri().path(), &message);
+            }
+            None => self.session.shared.telemetry.mirrors.drop_all(&to),
         }
     }
 
     fn pass_interim(&mut self, mut interim: Response<()>) -> Result<(), Broke> {
         self.interims += 1;
-        if self.interims > INTERIMS || interim.status() == http::StatusCode::SWITCHING_PROTOCOLS {
+        if self.interims > INTERIMS || interim.status() == StatusCode::SWITCHING_PROTOCOLS {
             return Err(Broke::Own(Reason::UpstreamProtocol));
         }
         strip_identity(interim.headers_mut());
@@ -341,21 +322,22 @@ impl Sending {
         Some(reason)
     }
 
-    fn refuse(mut self, mut exchange: Exchange, why: &Refusal) {
+    fn refuse(mut self, mut exchange: Exchange, why: &Reply) {
         if self.gone {
             return;
         }
-        exchange.reason = Some(why.reason);
-        let (mut response, text) = refusal(why.reason, self.grpc, exchange.session.may_know());
+        exchange.reason = why.reason;
+        let Some(reason) = why.reason else { return self.answer(exchange, why) };
+        let (mut response, text) = refusal(reason, self.grpc, exchange.session.may_know());
         exchange.status = response.status();
         // What the application did with its stream it does with the client's.
-        if why.reason == Reason::UpstreamReset
+        if reason == Reason::UpstreamReset
             && let Some(code) = self.reset
         {
-            exchange.status = why.reason.http_status();
+            exchange.status = why.status;
             return self.client.send_reset(code);
         }
-        exchange.grpc_status = self.grpc.then(|| why.reason.grpc_status());
+        exchange.grpc_status = self.grpc.then(|| reason.grpc_status());
         response.headers_mut().extend(why.headers.clone());
         let bodyless = text.is_empty() || *self.head.method() == Method::HEAD;
         // It may be gone already; then there is nobody to tell.
@@ -365,11 +347,16 @@ impl Sending {
             let _ = body.send_data(text, true);
         }
     }
-}
 
-// A failure that nobody tries again.
-fn refused(reason: Reason) -> Failure {
-    Failure { what: Failed::ResponseStarted, reason, reused: true, client: true }
+    // A route's own answer, which has no body.
+    fn answer(mut self, mut exchange: Exchange, told: &Reply) {
+        exchange.status = told.status;
+        let mut response = Response::new(());
+        *response.status_mut() = told.status;
+        response.headers_mut().clone_from(&told.headers);
+        // It may be gone already; then there is nobody to tell.
+        let _ = self.client.send_response(response, true);
+    }
 }
 
 // Tells the endpoint that its stream is of no use any more. That there is no error is no reason to break off.
@@ -395,7 +382,7 @@ impl Message for Sending {
         self.cut = false;
         self.reset = None;
         let begun = target.shared.clock.now();
-        let (stream, mut response, mut up) = self.open(target).await?;
+        let (stream, mut response, mut up) = open(target, &self.head, self.body.is_end()).await?;
         let connecting = target.shared.clock.now().saturating_sub(begun);
         if self.body.is_end() {
             self.upload = Pipe::ended();
@@ -418,6 +405,19 @@ impl Message for Sending {
         }
     }
 
+    fn insist(&mut self) {
+        self.body.insist();
+    }
+
+    fn status(answer: &Answer) -> StatusCode {
+        answer.head.status()
+    }
+
+    // Its stream is reset if it has not ended; the connection is others' too.
+    fn discard(&self, _: &Arc<Shared>, _: &Arc<Endpoint>, answer: Answer) {
+        drop(answer);
+    }
+
     fn is_replayable(&self) -> bool {
         self.body.is_whole()
     }
@@ -427,43 +427,6 @@ impl Message for Sending {
     }
 
     fn not_processed(answer: &Answer) -> bool {
-        answer.meshed && answer.head.headers().get(REASON).is_some_and(|code| code == Reason::NotProcessed.code())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn settled(authority: Option<&str>, hosts: &[&str]) -> Result<String, Reason> {
-        let mut head = Request::new(());
-        *head.uri_mut() = match authority {
-            Some(name) => format!("https://{name}/a?b=c").parse().unwrap(),
-            None => "/a?b=c".parse().unwrap(),
-        };
-        for host in hosts {
-            head.headers_mut().append(HOST, host.parse().unwrap());
-        }
-        settle_authority(&mut head, "10.0.0.1:80".parse().unwrap())?;
-        Ok(head.uri().to_string())
-    }
-
-    #[test]
-    fn a_request_is_for_one_name() {
-        assert_eq!(settled(Some("shop:80"), &[]).unwrap(), "https://shop:80/a?b=c");
-        assert_eq!(settled(Some("shop"), &["SHOP"]).unwrap(), "https://shop/a?b=c");
-        assert_eq!(settled(None, &["shop"]).unwrap(), "http://shop/a?b=c");
-        assert_eq!(settled(None, &[]).unwrap(), "http://10.0.0.1:80/a?b=c");
-        for (authority, hosts) in [
-            (Some("shop"), &["other"][..]),
-            (Some("shop"), &["shop", "shop"]),
-            (Some("shop"), &[""]),
-            (Some("user@shop"), &[]),
-            (None, &["user@shop"]),
-            (None, &["a b"]),
-            (None, &["shop", "shop"]),
-        ] {
-            assert_eq!(settled(authority, hosts), Err(Reason::MalformedRequest), "{authority:?} {hosts:?}");
-        }
+        answer.says_not_processed()
     }
 }

@@ -1,14 +1,18 @@
 //! HTTP/2, by the h2 library itself: one task moves a connection's frames, and each request has one task, from its head to the last byte of
 //! its response.
 //!
-//! - [`connection`]: a client's connection. [`exchange`]: one request and its response. [`pipe`]: a body on its way from one stream to
-//!   another; [`replay`]: what is kept of it for another attempt.
+//! - [`connection`]: a client's connection. [`exchange`]: one request and its response; `opening`: its stream to an endpoint; [`heads`]:
+//!   whom it is for. [`pipe`]: a body on its way from one stream to
+//!   another; [`replay`]: what is kept of it for another attempt; [`mirror`]: a copy.
 //!
 //! What the library refuses by itself, so that nothing here looks at it: header fields that concern one connection only, names in upper
 //! case, `content-length` that disagrees with DATA, pseudo-header fields out of place (RFC 9113 section 8).
 
 pub mod connection;
 pub mod exchange;
+pub mod heads;
+pub mod mirror;
+mod opening;
 pub mod pipe;
 pub mod replay;
 

@@ -1,13 +1,14 @@
 //! A request's body, which may have to be sent again.
 //!
 //! Invariant: what is kept for another attempt is bounded by [`REPLAY_BYTES`] and [`REPLAY_PIECES`], and by [`WAITING_BYTES`] once the endpoint
-//! takes no more for now; a longer body is passed on all the same, and is then not sent again.
+//! takes no more for now, unless a route insists; a longer body is passed on all the same, and is then not sent again.
 
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
 
+use super::mirror::Whole;
 use super::pipe::{Piece, Source};
 use crate::http::attempt::REPLAY_BYTES;
 
@@ -26,6 +27,8 @@ pub struct Replay<S> {
     trailers: Option<HeaderMap>,
     // Whether what passes is still kept.
     keeping: bool,
+    // Whether it is kept although the endpoint takes no more for now.
+    insists: bool,
     // Whether nothing was lost: all that passed is kept.
     whole: bool,
     ended: bool,
@@ -44,6 +47,7 @@ impl<S: Source> Replay<S> {
             kept_bytes: 0,
             trailers: None,
             keeping: true,
+            insists: false,
             whole: true,
             ended,
             next: 0,
@@ -51,9 +55,20 @@ impl<S: Source> Replay<S> {
         }
     }
 
+    /// Keeps as much of a body that waits as of another.
+    pub fn insist(&mut self) {
+        self.insists = true;
+    }
+
     /// Whether another attempt would get the whole body.
     pub fn is_whole(&self) -> bool {
         self.whole
+    }
+
+    /// The whole body, if it has ended and nothing of it was lost.
+    pub fn copied(&self) -> Option<Whole> {
+        let trailers = self.trailers.clone();
+        (self.whole && self.ended).then(|| Whole { pieces: self.kept.iter().cloned().collect(), trailers })
     }
 
     /// Begins another attempt.
@@ -127,7 +142,7 @@ impl<S: Source> Source for Replay<S> {
     }
 
     fn waits(&mut self) {
-        if self.keeping && self.kept_bytes > WAITING_BYTES && self.next >= self.kept.len() {
+        if self.keeping && !self.insists && self.kept_bytes > WAITING_BYTES && self.next >= self.kept.len() {
             self.give_up();
         }
     }
@@ -215,6 +230,11 @@ mod tests {
         replay.waits();
         assert!(!replay.is_whole() && replay.kept.is_empty());
         assert_eq!(rest(&mut replay), "z");
+        let mut replay = self::replay(&[&HALF, &HALF, b"y", b"z"], false);
+        replay.insist();
+        (0..3).for_each(|_| drop(next(&mut replay)));
+        replay.waits();
+        assert!(replay.is_whole());
     }
 
     #[test]

@@ -42,7 +42,7 @@ async fn the_token_is_good_for_another_try_with_its_key_and_for_no_other() {
     let token: Arc<str> = token::sign(&dir.path().join("ca"), &web(), HOUR, SystemTime::now()).unwrap().into();
 
     let resolver = resolver(&["127.0.0.1:53".parse().unwrap()], None).unwrap();
-    let target = Target::new(&control.listen.to_string(), None, resolver).unwrap();
+    let target = Target::new(&[control.listen.to_string()], None, resolver).unwrap();
     let authority = ControlAuthority::new(target, trusting(&ca), "cluster.local".into());
     let losing = Losing { control: authority, left: 2.into(), keys: Mutex::default() };
     let settings =

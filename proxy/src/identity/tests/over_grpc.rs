@@ -114,7 +114,7 @@ async fn serve(
 impl Control {
     fn authority(&self) -> ControlAuthority {
         let resolver = resolver(&["127.0.0.1:53".parse().unwrap()], None).unwrap();
-        let target = Target::new(&self.address, None, resolver).unwrap();
+        let target = Target::new(std::slice::from_ref(&self.address), None, resolver).unwrap();
         ControlAuthority::new(target, trusting(&self.ca), "cluster.local".into())
     }
 

@@ -27,7 +27,7 @@ async fn who_was_given_the_old_root_alone_joins_while_the_new_one_issues() {
     let control = Control::start(config).await.unwrap();
 
     let resolver = resolver(&["127.0.0.1:53".parse().unwrap()], None).unwrap();
-    let target = Target::new(&control.listen.to_string(), None, resolver).unwrap();
+    let target = Target::new(&[control.listen.to_string()], None, resolver).unwrap();
     let trust = trusting(&before);
     let authority = ControlAuthority::new(target, Arc::clone(&trust), "cluster.local".into());
     let text: Arc<str> = token::sign(&ca_dir, &web(), HOUR, now).unwrap().into();

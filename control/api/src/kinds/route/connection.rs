@@ -2,7 +2,8 @@
 
 use weft_engine::route::Hostname;
 
-use super::{Context, Route, backends, parents, rule_name};
+use super::filters::Filtered;
+use super::{Context, NO_BACKENDS, Referrer, Route, backends, parents, rule_name};
 use crate::convert::MAX_HOSTNAMES;
 use crate::kinds::check::Checker;
 use crate::kinds::decode::At;
@@ -45,7 +46,7 @@ pub(in crate::kinds) fn tcp_route(spec: &TcpRouteSpec, context: &Context<'_>, ch
 }
 
 /// A name as Gateway API wants it: in lower case, and without the root's dot.
-fn hostname(text: &At<String>) -> Result<String, Fault> {
+pub(super) fn hostname(text: &At<String>) -> Result<String, Fault> {
     match Hostname::parse(text) {
         Ok(name) if **name.text() == *text.value => Ok(text.value.clone()),
         Ok(name) => {
@@ -67,9 +68,13 @@ fn rule(rules: &At<Vec<At<ConnectionRule>>>, context: &Context<'_>, checker: &mu
     for backend in rule.backend_refs.iter().filter(|backend| !backend.filters.is_empty()) {
         checker.fault(backend.at, "unknown field `filters`: a route of connections changes nothing in them");
     }
+    if rule.backend_refs.is_empty() {
+        checker.warn(rule.at, NO_BACKENDS);
+    }
+    let mut referrer = Referrer { rule: 0, context, foreign: &mut route.foreign };
     let wire = v1::RouteRule {
         name: rule_name(rule.name.as_ref(), 0, checker),
-        backends: backends(&rule.backend_refs, 0, rule.at, context, checker, &mut route.foreign),
+        backends: backends(&rule.backend_refs, rule.at, &Filtered::Nothing, &mut referrer, checker),
         source: context.source(rule.at),
         ..v1::RouteRule::default()
     };

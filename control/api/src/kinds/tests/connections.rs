@@ -19,7 +19,7 @@ fn routes_of_connections_in_wire_form() {
     assert_eq!((made.name.as_str(), made.source.as_str()), ("all", "f.yaml:7"));
     let backends: Vec<_> = made.backends.iter().map(|found| (found.service.as_str(), found.weight)).collect();
     assert_eq!(backends, [("service/shop/a:443", 9), ("service/far/b:443", 1)]);
-    assert_eq!((found.foreign.len(), found.foreign[0].backend), (1, 1));
+    assert_eq!((found.foreign.len(), found.foreign[0].rule), (1, 0));
 
     let found = written(Kind::TcpRoute, &format!("{PARENT}{rule}"));
     assert_eq!((found.parents.len(), found.rules.len(), found.hostnames.len()), (1, 1, 0));

@@ -147,7 +147,8 @@ impl Mirror {
         let (reachable, _) = self.reachable();
         for resource in &response.resources {
             let any = resource.resource.as_ref().unwrap();
-            let kind = names::short_type(&any.type_url);
+            let type_url = Some(&any.type_url).filter(|said| !said.is_empty()).unwrap_or(&response.type_url);
+            let kind = names::short_type(type_url);
             if kind == "EndpointHead" {
                 heads.insert(resource.name.clone());
             } else {
@@ -157,8 +158,7 @@ impl Mirror {
                 let had = had.filter(|_| !self.lenient);
                 assert_ne!(had, Some(resource.version.as_str()), "{} was sent again", resource.name);
             }
-            let has =
-                Has { type_url: any.type_url.clone(), version: resource.version.clone(), bytes: any.value.clone() };
+            let has = Has { type_url: type_url.clone(), version: resource.version.clone(), bytes: any.value.clone() };
             self.has.insert(resource.name.clone(), has);
         }
         for removed in &response.removed_resources {
@@ -199,12 +199,19 @@ impl Mirror {
             "Service" => {
                 let service = v1::Service::decode(&*has.bytes).unwrap();
                 let own = service.external_name.is_empty().then(|| names::endpoints_of(name));
-                service.routes.into_iter().chain(own).collect()
+                let consumer = service.consumed.then(|| names::consumer("shop", name)).flatten();
+                service.routes.into_iter().chain(own).chain(consumer).collect()
             }
+            "Consumer" => v1::Consumer::decode(&*has.bytes).unwrap().routes,
             "Route" => {
                 let rules = v1::Route::decode(&*has.bytes).unwrap().rules;
-                let backends = rules.into_iter().flat_map(|rule| rule.backends);
-                backends.filter(|backend| backend.invalid.is_empty()).map(|backend| backend.service).collect()
+                let mirrored = |filter: &v1::filter::Filter| match filter {
+                    v1::filter::Filter::Mirror(to) => Some(to.service.clone()).filter(|_| to.invalid.is_empty()),
+                    _ => None,
+                };
+                let backends = rules.iter().flat_map(|rule| &rule.backends).filter(|to| to.invalid.is_empty());
+                let mirrors = rules.iter().flat_map(v1::RouteRule::all_filters).filter_map(mirrored);
+                backends.map(|backend| backend.service.clone()).chain(mirrors).collect()
             }
             "Workload" => {
                 let workload = v1::Workload::decode(&*has.bytes).unwrap();
@@ -250,7 +257,7 @@ impl Mirror {
         let mut expected: BTreeMap<String, Vec<u8>> = BTreeMap::new();
         let roots = self.addresses.iter().map(String::as_str).chain([names::MESH_EXTENT, WORKLOAD]);
         for root in roots {
-            for (name, resource) in truth.closure(root) {
+            for (name, resource) in truth.closure(root, "shop") {
                 expected.insert(name.to_string(), resource.bytes.to_vec());
             }
         }

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use proptest::prelude::*;
 
 use super::*;
-use crate::route::{Backend, ValueMatch, whole_regex};
+use crate::route::{Backend, Filter, HeaderEdit, Redirect, ValueMatch, whole_regex};
 
 /// A match as a person writes it: what the oracle reads.
 #[derive(Clone, Debug)]
@@ -170,7 +170,8 @@ fn written() -> impl Strategy<Value = Written> {
 
 fn routes() -> impl Strategy<Value = Vec<WrittenRoute>> {
     let name = prop::sample::select(vec!["ns/a", "ns/b", "ns-a/a", "ns/a-b"]);
-    let kind = prop::sample::select(vec!["HTTPRoute", "GRPCRoute"]);
+    // Those of gRPC are ranked otherwise, and never among them.
+    let kind = Just("HTTPRoute");
     let rules = prop::collection::vec(prop::collection::vec(written(), 0..4), 1..4);
     let route = (kind, name, 0u64..3, rules).prop_map(|(kind, name, created, rules)| WrittenRoute {
         kind,
@@ -237,6 +238,30 @@ fn each_step_of_the_precedence_outweighs_those_after_it() {
     }
 }
 
+/// GRPCRoute's own list, in forms that its matches are compiled to; whatever stands first here goes first.
+#[test]
+fn of_grpc_the_service_counts_before_the_method_and_that_before_headers() {
+    let of = |path, headers| Written { path: Some(path), method: None, headers, query: vec![] };
+    let all = [
+        of(('e', "/p.Service/Do"), vec![]),
+        of(('p', "/p.Service"), vec![("x", "1")]),
+        of(('r', "/(?:p[.]S.*)/(?:D.)"), vec![]),
+        of(('r', "/(?:p[.].*)/[^/]+"), vec![("x", "1")]),
+        of(('r', "/[^/]+/Do"), vec![]),
+        Written { path: None, method: None, headers: vec![("x", "1")], query: vec![] },
+        Written { path: None, method: None, headers: vec![], query: vec![] },
+    ];
+    let asked = Asked { path: "/p.Service/Do", method: "POST", headers: vec![("x", "1")], query: vec![] };
+    for (first, winner) in all.iter().enumerate() {
+        for loser in &all[first + 1..] {
+            let rules = vec![vec![loser.clone()], vec![winner.clone()]];
+            let table = table(&[WrittenRoute { kind: "GRPCRoute", name: "ns/a", created: 0, rules }]);
+            let found = with_view(&asked, |view| table.select(view).map(|(_, index)| index));
+            assert_eq!(found, Some(1), "{winner:?} against {loser:?}");
+        }
+    }
+}
+
 #[test]
 fn rules_keep_their_order_and_index() {
     let everything = |name| WrittenRoute { kind: "HTTPRoute", name, created: 1, rules: vec![vec![], vec![]] };
@@ -264,12 +289,40 @@ fn a_choice_has_a_usable_backend_or_a_reason() {
     };
     let backend = |weight, invalid: Option<Arc<str>>| Backend { weight, invalid, ..Backend::default() };
     let choose = |table: &RouteTable, random| {
-        with_view(&any, |view| table.choose(view, random).map(|choice| (choice.rule_index, choice.backend)))
+        let called = Called { authority: b"", address: ([10, 0, 0, 1], 80).into() };
+        with_view(&any, |view| table.choose(view, &called, random).map(|choice| (choice.rule_index, choice.backend)))
     };
-    assert_eq!(choose(&RouteTable::new(vec![]), 0), Err(Reason::NoRoute));
-    assert_eq!(choose(&with(vec![]), 0), Err(Reason::InvalidBackend));
-    assert_eq!(choose(&with(vec![backend(0, None)]), 0), Err(Reason::InvalidBackend));
+    assert_eq!(choose(&RouteTable::new(vec![]), 0), Err(Reason::NoRoute.into()));
+    assert_eq!(choose(&with(vec![]), 0), Err(Reason::InvalidBackend.into()));
+    assert_eq!(choose(&with(vec![backend(0, None)]), 0), Err(Reason::InvalidBackend.into()));
     let half = with(vec![backend(1, None), backend(1, Some("no such service".into()))]);
     assert_eq!(choose(&half, 0), Ok((0, 0)));
-    assert_eq!(choose(&half, u64::MAX), Err(Reason::InvalidBackend));
+    assert_eq!(choose(&half, u64::MAX), Err(Reason::InvalidBackend.into()));
+}
+
+#[test]
+fn a_filter_that_answers_needs_no_backend_and_one_of_a_backend_waits_for_it() {
+    let any = Asked { path: "/a", method: "GET", headers: vec![], query: vec![] };
+    let called = Called { authority: b"shop", address: ([10, 0, 0, 1], 80).into() };
+    let redirect = |host: &str| {
+        let host = Some(host.to_owned());
+        Filter::Redirect(Redirect { scheme: None, host, port: None, path: None, status: StatusCode::FOUND })
+    };
+    let edit = HeaderEdit { set: vec![("x-a".parse().unwrap(), "b".parse().unwrap())], ..HeaderEdit::default() };
+    let choose = |rule: Rule, random| {
+        let table = RouteTable::new(vec![Route { rules: vec![rule], ..Route::default() }]);
+        let chosen = with_view(&any, |view| table.choose(view, &called, random).map(|choice| choice.backend));
+        chosen.map_err(|ended| match ended {
+            Ended::Answered(answer) => (answer.status, format!("{:?}", answer.headers)),
+            Ended::Refused(reason) => (reason.http_status(), reason.to_string()),
+        })
+    };
+    let rule = Rule { filters: vec![Filter::ResponseHeaders(edit), redirect("one")], ..Rule::default() };
+    let told = (StatusCode::FOUND, r#"{"location": "http://one/a", "x-a": "b"}"#.to_owned());
+    assert_eq!(choose(rule, 0), Err(told));
+    let one = Backend { weight: 1, ..Backend::default() };
+    let two = Backend { filters: vec![redirect("two")], ..one.clone() };
+    let rule = Rule { backends: vec![one, two], ..Rule::default() };
+    assert_eq!(choose(rule.clone(), 0), Ok(0));
+    assert_eq!(choose(rule, u64::MAX), Err((StatusCode::FOUND, r#"{"location": "http://two/a"}"#.to_owned())));
 }

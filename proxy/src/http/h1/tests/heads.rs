@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use weft_engine::head::{Asked, read_request, read_response};
-use weft_engine::route::HeaderEdit;
+use weft_engine::route::{HeaderEdit, Rewritten};
 
 use super::super::heads::{Came, Introduced, Outgoing, Returning, request, response};
 
@@ -20,7 +20,11 @@ fn host() -> SocketAddr {
 
 // Out of our own application.
 fn sent_with(text: &str, edits: &[&HeaderEdit]) -> String {
-    String::from_utf8(request(&came(text), &Outgoing { peer: None, edits, host: host() })).unwrap()
+    String::from_utf8(request(
+        &came(text),
+        &Outgoing { peer: None, edits, host: host(), rewritten: Rewritten::default() },
+    ))
+    .unwrap()
 }
 
 fn sent(text: &str) -> String {
@@ -30,7 +34,11 @@ fn sent(text: &str) -> String {
 // To our own application.
 fn given(text: &str, certificate: Option<&str>) -> String {
     let peer = Some(Introduced { certificate: certificate.map(str::as_bytes), address: b"10.0.0.9" });
-    String::from_utf8(request(&came(text), &Outgoing { peer, edits: &[], host: host() })).unwrap()
+    String::from_utf8(request(
+        &came(text),
+        &Outgoing { peer, edits: &[], host: host(), rewritten: Rewritten::default() },
+    ))
+    .unwrap()
 }
 
 // The fields of a GET with these.
@@ -256,4 +264,23 @@ fn what_leaves_http_is_told_so() {
     assert_eq!(out, "HTTP/1.1 101 Go\r\nUpgrade: websocket\r\nconnection: upgrade\r\n\r\n");
     let out = back("HTTP/1.1 200 OK\r\nContent-Length: 4\r\nUpgrade: a\r\nX: y\r\n\r\n", Asked::Connect, &leaving);
     assert_eq!(out, "HTTP/1.1 200 OK\r\nX: y\r\n\r\n");
+}
+
+#[test]
+fn a_rewritten_head_says_the_new_path_and_name() {
+    let name = "b.example".parse().unwrap();
+    let rewritten = |host, path: Option<&str>| Rewritten { host, path: path.map(str::to_owned) };
+    let sent = |text: &str, rewritten| {
+        let outgoing = Outgoing { peer: None, edits: &[], host: host(), rewritten };
+        String::from_utf8(request(&came(text), &outgoing)).unwrap()
+    };
+    let text = "GET /a?b=c HTTP/1.1\r\nX-A: 1\r\nHost: shop:80\r\n\r\n";
+    assert_eq!(sent(text, rewritten(None, Some("/new"))), text.replace("/a?", "/new?"));
+    let named = "GET /a?b=c HTTP/1.1\r\nX-A: 1\r\nhost: b.example\r\n\r\n";
+    assert_eq!(sent(text, rewritten(Some(&name), None)), named);
+    let absolute = "GET http://shop/a HTTP/1.1\r\nHost: shop\r\n\r\n";
+    let wanted = "GET /n HTTP/1.1\r\nhost: b.example\r\n\r\n";
+    assert_eq!(sent(absolute, rewritten(Some(&name), Some("/n"))), wanted);
+    // HTTP/1.0 may say no name.
+    assert_eq!(sent("GET / HTTP/1.0\r\n\r\n", rewritten(Some(&name), Some("/n"))), wanted);
 }

@@ -1,20 +1,16 @@
 //! Who gets a certificate, who may open a stream for what, and who is refused, over real TLS and gRPC; each refusal with its cause in the
 //! audit log.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod further;
 mod kubernetes;
 mod once;
 mod requests;
 mod revoked;
 mod streams;
-mod support;
+pub mod support;
 mod tokens;
 
-use common::Mesh;
+use crate::common::Mesh;
 use serde_json::Value;
 use support::Audit;
 use weft_certs::svid::KeyPair;

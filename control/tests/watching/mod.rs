@@ -3,11 +3,9 @@
 //!
 //! - `cluster`: the API server, asked as its administrator, and a way to it that can be cut.
 //! - `table`: what services and slices mean, a row a test.
+//! - `status`: what people are told on their objects (`tests/e2e/api-status`).
 //! - `faults`: what a subscriber sees while the way, the API server or etcd is away.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout)]
-
 mod cluster;
-#[path = "../common/mod.rs"]
-mod common;
 mod faults;
+mod status;
 mod table;

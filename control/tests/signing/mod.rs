@@ -1,15 +1,8 @@
 //! Certificates of a CA elsewhere, over real TLS and gRPC: another Weft's control, and CAs that misbehave.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
-
-#[path = "../common/mod.rs"]
-mod common;
 mod fake;
 mod misbehaving;
 mod roots;
-#[path = "../issuing/support.rs"]
-#[allow(dead_code)]
-mod support;
 mod upstream;
 
 use std::time::Duration;
@@ -26,8 +19,8 @@ use weft_certs::svid::{KeyPair, Svid};
 use weft_certs::tls::{CONTROL_SERVER_NAME, Roots, control_client_config};
 use weft_control::Config;
 
-use common::{Mesh, TD};
-use support::{Signer, now};
+use crate::common::{Mesh, TD};
+use crate::issuing::support::{Signer, now};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -44,7 +37,8 @@ fn token(signer: &Signer, namespace: &str, pod: &str, account: &str) -> String {
 }
 
 fn pod(namespace: &str, name: &str, account: &str, last: u8) -> String {
-    common::pod(name, account, last).replace("namespace: shop,", &format!("namespace: {namespace}, uid: u-{name},"))
+    crate::common::pod(name, account, last)
+        .replace("namespace: shop,", &format!("namespace: {namespace}, uid: u-{name},"))
 }
 
 /// The pods of every control here, and the keys of the API server.
@@ -52,8 +46,8 @@ fn cluster(signer: &Signer, config: &mut Config) {
     let dir = config.ca_dir.parent().unwrap().to_owned();
     signer.write(&dir.join("keys.json"));
     config.issuing.kubernetes_jwks = Some(dir.join("keys.json").display().to_string());
-    common::write(&dir, "pods.yaml", &(pod("shop", "web-1", "web", 1) + &pod("shop", "web-2", "web", 2)));
-    common::write(
+    crate::common::write(&dir, "pods.yaml", &(pod("shop", "web-1", "web", 1) + &pod("shop", "web-2", "web", 2)));
+    crate::common::write(
         &dir,
         "own.yaml",
         &pod("weft-system", "control-1", "weft-control", 9).replace("\"true\"", "\"false\""),

@@ -1,0 +1,194 @@
+//! Which replicas live, by Leases in Kubernetes: each holds one of its own, which says where it serves, and looks at those of the others.
+//!
+//! ```text
+//! Lease NAMESPACE/weft-replica-NAME    label `weft.dev/replica: control`; annotation `weft.dev/serves: IP:PORT`
+//! ```
+//!
+//! Invariants
+//! - A replica lives until its Lease has run out by our own clock, or was given back. One that lives and is not heard may have any proxy.
+//! - While the API server is away, or says nothing, those that lived live on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::ListParams;
+use kube::{Api, Client};
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::cluster::{ClusterError, ask};
+use crate::distribute::Hub;
+use crate::leases::{Record, Settings, Sighting, Timing, hold, identity};
+
+const LABEL: (&str, &str) = ("weft.dev/replica", "control");
+const SERVES: &str = "weft.dev/serves";
+/// Replicas that there may be.
+const MOST: usize = 100;
+
+/// Where others reach us, and where the Leases are.
+#[derive(Clone, Debug)]
+pub struct Presence {
+    /// The namespace of control.
+    pub namespace: String,
+    /// What this replica is called.
+    pub name: String,
+    /// Its address.
+    pub serves: SocketAddr,
+}
+
+/// Begins to say that this replica is there, and to look who else is. Ends with `stopping`: the Lease is given back.
+pub fn start(client: &Client, own: &Presence, hub: &Arc<Hub>, stopping: &CancellationToken) -> AbortOnDropHandle<()> {
+    let settings = Settings {
+        what: "replica",
+        namespace: own.namespace.clone(),
+        name: lease_name(&own.name),
+        holder: identity(),
+        annotations: [(SERVES.to_owned(), own.serves.to_string())].into(),
+        labels: [(LABEL.0.to_owned(), LABEL.1.to_owned())].into(),
+        timing: Timing::default(),
+    };
+    let (_, holding) = hold(client, settings, Arc::clone(&hub.metrics), stopping.clone());
+    let leases = Api::namespaced(client.clone(), &own.namespace);
+    let (hub, serves) = (Arc::clone(hub), own.serves);
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        let looking = look(leases, serves, &hub);
+        tokio::select! {
+            () = looking => {}
+            _ = holding => {}
+        }
+    }))
+}
+
+/// Letters, digits and dashes, as the API server has it.
+fn lease_name(name: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = name.chars().map(plain).take(200).collect();
+    format!("weft-replica-{}", name.trim_matches('-'))
+}
+
+async fn look(leases: Api<Lease>, own: SocketAddr, hub: &Hub) {
+    let mut seen = Seen::default();
+    let mut said = None;
+    loop {
+        let listed = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1)).limit(MOST as u32);
+        match ask(leases.list(&listed)).await {
+            Ok(found) => {
+                said = None;
+                let mut live = seen.look(&found.items, Instant::now());
+                live.remove(&own);
+                hub.replicas.live(live);
+            }
+            Err(error) => {
+                seen.missed();
+                tell(&error, &mut said);
+            }
+        }
+        sleep(Timing::default().every).await;
+    }
+}
+
+/// Once, until something else is to be said.
+fn tell(error: &ClusterError, said: &mut Option<String>) {
+    let advice = match error.status() {
+        Some(403) => "; give control the Role of docs/replicas.md",
+        _ => "; those that were there are taken to be there still",
+    };
+    let text = format!("the Leases of other replicas: {error}{advice}");
+    if said.as_ref() != Some(&text) {
+        tracing::warn!("{text}");
+        *said = Some(text);
+    }
+}
+
+/// The Leases as they were seen, by name.
+#[derive(Debug, Default)]
+struct Seen {
+    leases: BTreeMap<String, Sighting>,
+    missed: bool,
+}
+
+impl Seen {
+    /// Who lives, by what there is now.
+    fn look(&mut self, found: &[Lease], now: Instant) -> BTreeSet<SocketAddr> {
+        let mut live = BTreeSet::new();
+        let mut leases = BTreeMap::new();
+        for lease in found {
+            let Some(name) = lease.metadata.name.clone() else { continue };
+            let record = Record::from(lease);
+            let sighting = match self.leases.remove(&name).filter(|_| !self.missed) {
+                Some(mut before) => {
+                    before.see(record, now);
+                    before
+                }
+                // What happened while nobody could look is not held against it.
+                None => Sighting::new(record, now),
+            };
+            let serves = lease.metadata.annotations.as_ref().and_then(|found| found.get(SERVES)?.parse().ok());
+            if sighting.is_held(now) {
+                live.extend::<Option<SocketAddr>>(serves);
+            }
+            leases.insert(name, sighting);
+        }
+        self.leases = leases;
+        self.missed = false;
+        live
+    }
+
+    /// Nothing could be seen.
+    fn missed(&mut self) {
+        self.missed = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use k8s_openapi::api::coordination::v1::LeaseSpec;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+    use super::*;
+
+    fn lease(name: &str, version: u64, holder: &str, serves: &str) -> Lease {
+        let metadata = ObjectMeta {
+            name: Some(name.to_owned()),
+            resource_version: Some(version.to_string()),
+            annotations: Some([(SERVES.to_owned(), serves.to_owned())].into()),
+            ..ObjectMeta::default()
+        };
+        let spec = LeaseSpec {
+            holder_identity: Some(holder.to_owned()),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        };
+        Lease { metadata, spec: Some(spec) }
+    }
+
+    #[test]
+    fn a_replica_lives_until_its_lease_runs_out_or_is_given_back() {
+        let (mut seen, start) = (Seen::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let (one, other) = ("10.0.0.1:15012", "10.0.0.2:15012");
+        let both = [lease("a", 1, "a", one), lease("b", 1, "b", other)];
+        let addresses =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<BTreeSet<SocketAddr>>();
+        assert_eq!(seen.look(&both, at(0)), addresses(&[one, other]));
+        // One is renewed, the other is not.
+        let renewed = [lease("a", 2, "a", one), lease("b", 1, "b", other)];
+        assert_eq!(seen.look(&renewed, at(10)), addresses(&[one, other]));
+        assert_eq!(seen.look(&renewed, at(16)), addresses(&[one]));
+        // Nobody could look for a while.
+        seen.missed();
+        assert_eq!(seen.look(&renewed, at(100)), addresses(&[one, other]));
+        assert_eq!(seen.look(&[lease("a", 3, "", one)], at(101)), addresses(&[]));
+        assert_eq!(seen.look(&[lease("a", 4, "a", "nowhere")], at(102)), addresses(&[]));
+    }
+
+    #[test]
+    fn a_lease_has_a_name_that_the_api_server_takes() {
+        assert_eq!(lease_name("weft-control-7d9.x:15012"), "weft-replica-weft-control-7d9-x-15012");
+    }
+}

@@ -1,0 +1,248 @@
+//! What people are told on their objects. The script has installed the kinds of Gateway API and ours.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use weft_api::names::ResourceType;
+use weft_api::wire::v1;
+use weft_control::status::{CONTROLLER, PROGRAMMED, Settings};
+
+use super::cluster::Cluster;
+use crate::common::{Mesh, Proxy};
+
+const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes";
+const WEB: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web";
+const POLICIES: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies";
+const PAY: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies/pay";
+const OBJECT: &str = "HTTPRoute/shop/web";
+/// A refusal has to be seen within this.
+const SEEN: Duration = Duration::from_secs(2);
+
+fn settings() -> Settings {
+    Settings { namespace: "weft-system".to_owned() }
+}
+
+/// A proxy that acknowledges everything, but the route while it refuses that.
+struct Sidecar {
+    refuses: Arc<AtomicBool>,
+    /// When it refused last.
+    refused: Arc<parking_lot::Mutex<Option<Instant>>>,
+}
+
+async fn sidecar(mesh: &Mesh, pod: &str) -> Sidecar {
+    let mut proxy: Proxy = mesh.proxy(pod, "cart").await.unwrap();
+    proxy.next().await;
+    proxy.ask(v1::Address::TYPE_URL, &["web.shop:80"]).await;
+    let told = Sidecar { refuses: Arc::default(), refused: Arc::default() };
+    let (refuses, refused) = (Arc::clone(&told.refuses), Arc::clone(&told.refused));
+    tokio::spawn(async move {
+        while let Ok(Some(response)) = proxy.incoming.message().await {
+            if refuses.load(Relaxed) && response.resources.iter().any(|found| found.name == OBJECT) {
+                *refused.lock() = Some(Instant::now());
+                proxy.refuse(&response, OBJECT).await;
+            } else {
+                proxy.ack(&response).await;
+            }
+        }
+    });
+    told
+}
+
+fn to(backends: Value) -> Value {
+    json!({"spec": {"rules": [{ "backendRefs": backends }]}})
+}
+
+/// Our entry; nothing where there is none.
+fn ours(object: &Value) -> &Value {
+    let parents = object["status"]["parents"].as_array().map_or(&[][..], Vec::as_slice);
+    let of_route = parents.iter().find(|entry| entry["controllerName"] == CONTROLLER).map(|entry| &entry["conditions"]);
+    of_route.unwrap_or(&object["status"]["conditions"])
+}
+
+/// `STATUS REASON: MESSAGE` of a condition, if it is about the object as it is now.
+fn said(object: &Value, kind: &str) -> String {
+    let conditions = ours(object).as_array().map_or(&[][..], Vec::as_slice);
+    let Some(found) = conditions.iter().find(|found| found["type"] == kind) else { return "nothing".to_owned() };
+    if found["observedGeneration"] != object["metadata"]["generation"] {
+        return "of another generation".to_owned();
+    }
+    let text = |field: &str| found[field].as_str().unwrap().to_owned();
+    format!("{} {}: {}", text("status"), text("reason"), text("message"))
+}
+
+/// Waits until the conditions say all of this.
+async fn says(cluster: &Cluster, path: &str, wanted: &[(&str, &str)]) -> Value {
+    let begun = Instant::now();
+    loop {
+        let object = cluster.get(path).await;
+        if wanted.iter().all(|(kind, wanted)| said(&object, kind).starts_with(wanted)) {
+            return object;
+        }
+        let now: Vec<String> = wanted.iter().map(|(kind, _)| said(&object, kind)).collect();
+        assert!(begun.elapsed() < Duration::from_secs(30), "{path} says {now:?}, not {wanted:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn scene(cluster: &Cluster) {
+    cluster.namespace("shop").await;
+    cluster.namespace("other").await;
+    let port = json!({"ports": [{"name": "http", "port": 80}]});
+    for (namespace, service) in [("shop", "web"), ("shop", "v2"), ("other", "v3")] {
+        cluster.service(namespace, service, port.clone()).await;
+    }
+    for pod in 1..=3 {
+        cluster.pod("shop", &format!("cart-{pod}"), "cart", &format!("10.3.1.{pod}")).await;
+    }
+    let parents = json!([{"name": "a-gateway"}, {"group": "", "kind": "Service", "name": "web"}]);
+    let rules = json!([{"backendRefs": [{"name": "v2", "port": 80}]}]);
+    let route = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "HTTPRoute", "metadata": {"name": "web"},
+        "spec": {"parentRefs": parents, "rules": rules}});
+    cluster.post_at_last(ROUTES, route).await;
+    let theirs = json!({"type": "Accepted", "status": "True", "reason": "Theirs", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"});
+    let entry =
+        json!({"controllerName": "example.com/gateway", "parentRef": {"name": "a-gateway"}, "conditions": [theirs]});
+    cluster.patch(&format!("{WEB}/status"), json!({"status": {"parents": [entry]}})).await;
+}
+
+const ATTACHED: (&str, &str) = ("Accepted", "True Accepted: attached to Service shop/web");
+const RESOLVED: (&str, &str) = ("ResolvedRefs", "True ResolvedRefs: ");
+const ALL: (&str, &str) = (PROGRAMMED, "True Programmed: applied by 3 of 3 proxies");
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_becomes_of_an_object_is_on_it() {
+    let Some(cluster) = Cluster::open().await else { return };
+    scene(&cluster).await;
+    let mut mesh = cluster.control_with(cluster.addr, Some(settings())).await;
+    let mut sidecars = Vec::new();
+    for pod in ["cart-1", "cart-2", "cart-3"] {
+        sidecars.push(sidecar(&mesh, pod).await);
+    }
+    let object = says(&cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    assert_eq!(object["status"]["parents"][0]["conditions"][0]["reason"], "Theirs");
+    println!("ok  all is well: {}; the entry of another controller is as it was", said(&object, PROGRAMMED));
+
+    refusal(&cluster, &mesh, &sidecars[2]).await;
+    references(&cluster).await;
+    faults(&cluster).await;
+
+    // Somebody removes what we said.
+    cluster.patch(&format!("{WEB}/status"), json!({"status": {"parents": []}})).await;
+    says(&cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    println!("ok  a status that somebody removed is written again");
+
+    let text = mesh.get("/metrics").await;
+    let of = |text: &str, name: &str| {
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u32>().ok()).unwrap_or_default()
+    };
+    let (ok, failed) =
+        ("weft_control_status_writes_total{outcome=\"ok\"}", "weft_control_status_writes_total{outcome=\"failed\"}");
+    assert_eq!((of(&text, failed), of(&text, "weft_control_lease_errors_total{lease=\"leader\"}")), (0, 0), "{text}");
+    println!("ok  {} writes, none refused, with the rights of docs/kubernetes.md alone", of(&text, ok));
+
+    // A second control writes nothing, until the first is killed.
+    let second = cluster.control_with(cluster.addr, Some(settings())).await;
+    cluster.patch(WEB, to(json!([{"name": "v8", "port": 80}]))).await;
+    says(&cluster, WEB, &[("ResolvedRefs", "False BackendNotFound")]).await;
+    assert_eq!(of(&second.get("/metrics").await, ok), 0);
+    mesh.kill().await;
+    let killed = Instant::now();
+    cluster.patch(WEB, to(json!([{"name": "v2", "port": 80}]))).await;
+    says(&cluster, WEB, &[ATTACHED, RESOLVED]).await;
+    let took = killed.elapsed();
+    assert!(took < Duration::from_secs(19), "{took:?}");
+    assert!(of(&second.get("/metrics").await, ok) >= 1);
+    println!("ok  of two controls one writes; killed, it is followed by the other after {:.1} s", took.as_secs_f64());
+}
+
+/// One of three proxies refuses a route that two take.
+async fn refusal(cluster: &Cluster, mesh: &Mesh, third: &Sidecar) {
+    let runs = || async {
+        let tables = mesh.json("/debug/tables?workload=shop/cart-3").await;
+        tables.as_array().unwrap().iter().find(|held| held["name"] == OBJECT).unwrap()["runs"].clone()
+    };
+    let before = runs().await;
+    third.refuses.store(true, Relaxed);
+    let edited = Instant::now();
+    cluster.patch(WEB, to(json!([{"name": "v2", "port": 80, "weight": 3}]))).await;
+    let refused = "False Refused: applied by 2 of 3 proxies, 1 refused: bad: no";
+    says(cluster, WEB, &[ATTACHED, RESOLVED, (PROGRAMMED, refused)]).await;
+    let seen = Instant::now();
+    let nacked = third.refused.lock().unwrap();
+    assert!(seen - edited < SEEN, "{:?}", seen - edited);
+    assert_eq!(runs().await, before, "it keeps what it had");
+    println!(
+        "ok  a refusal by one proxy is on the route {} ms after it was said, {} ms after the edit; the proxy keeps its last good one",
+        (seen - nacked).as_millis(),
+        (seen - edited).as_millis()
+    );
+    third.refuses.store(false, Relaxed);
+    cluster.patch(WEB, to(json!([{"name": "v2", "port": 80}]))).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    println!("ok  and gone when it is mended");
+}
+
+async fn references(cluster: &Cluster) {
+    cluster.patch(WEB, to(json!([{"name": "v9", "port": 80}]))).await;
+    let object =
+        says(cluster, WEB, &[ATTACHED, ("ResolvedRefs", "False BackendNotFound: service shop/v9 does not exist"), ALL])
+            .await;
+    cluster.service("shop", "v9", json!({"ports": [{"name": "http", "port": 80}]})).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    println!("ok  a backend that is missing, until it is there: {}", said(&object, "ResolvedRefs"));
+
+    cluster.patch(WEB, to(json!([{"name": "v3", "namespace": "other", "port": 80}]))).await;
+    let object = says(cluster, WEB, &[ATTACHED, ("ResolvedRefs", "False RefNotPermitted: "), ALL]).await;
+    let grant = json!({"apiVersion": "gateway.networking.k8s.io/v1", "kind": "ReferenceGrant", "metadata": {"name": "from-shop"},
+        "spec": {"from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop"}],
+            "to": [{"group": "", "kind": "Service"}]}});
+    cluster.post("/apis/gateway.networking.k8s.io/v1/namespaces/other/referencegrants", grant).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    println!("ok  a grant that is missing, until it is there: {}", said(&object, "ResolvedRefs"));
+
+    let parent = |name: &str| json!({"spec": {"parentRefs": [{"group": "", "kind": "Service", "name": name}]}});
+    cluster.patch(WEB, parent("nobody")).await;
+    let object =
+        says(cluster, WEB, &[("Accepted", "False NoMatchingParent: Service shop/nobody does not exist")]).await;
+    cluster.patch(WEB, parent("web")).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+    println!("ok  a parent that is missing: {}", said(&object, "Accepted"));
+}
+
+async fn faults(cluster: &Cluster) {
+    let extension =
+        json!({"type": "ExtensionRef", "extensionRef": {"group": "example.com", "kind": "Filter", "name": "f"}});
+    let rules = |filters: Value| json!({"spec": {"rules": [{"filters": filters, "backendRefs": [{"name": "v2", "port": 80}]}]}});
+    cluster.patch(WEB, rules(json!([extension]))).await;
+    let wanted = [
+        ("Accepted", "False UnsupportedValue: spec.rules[0].filters[0]"),
+        (PROGRAMMED, "False Invalid: the last good version: applied by 3 of 3 proxies"),
+    ];
+    let object = says(cluster, WEB, &wanted).await;
+    println!("ok  a field that is refused: {}", said(&object, "Accepted"));
+    cluster.patch(WEB, to(json!([{"group": "example.com", "kind": "Bucket", "name": "b"}]))).await;
+    let object =
+        says(cluster, WEB, &[("Accepted", "False UnsupportedValue: "), ("ResolvedRefs", "False InvalidKind: ")]).await;
+    println!("ok  a backend of another kind: {}", said(&object, "ResolvedRefs"));
+    cluster.patch(WEB, rules(json!([]))).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
+
+    let policy = |action: &str| {
+        json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "pay"},
+            "spec": {"action": action, "targetRefs": [{"kind": "Service", "name": "web"}], "rules": [{"from": [{"namespaces": ["shop"]}]}]}})
+    };
+    cluster.post_at_last(POLICIES, policy("Alow")).await;
+    let object =
+        says(cluster, PAY, &[("Accepted", "False Invalid: spec.action: unknown value `Alow`; did you mean `Allow`?")])
+            .await;
+    println!("ok  a policy that is refused: {}", said(&object, "Accepted"));
+    cluster.patch(PAY, json!({"spec": {"action": "Allow"}})).await;
+    says(cluster, PAY, &[("Accepted", "True Accepted: "), (PROGRAMMED, "True Programmed: no proxy uses it")]).await;
+    let mut table = http::Request::get(POLICIES).body(Vec::new()).unwrap();
+    table.headers_mut().insert("accept", "application/json;as=Table;g=meta.k8s.io;v=v1".parse().unwrap());
+    let table: Value = cluster.admin.request(table).await.unwrap();
+    assert_eq!(table["rows"][0]["cells"].as_array().unwrap()[..3], ["pay", "True", "no proxy uses it"], "{table}");
+    println!("ok  and one that is mended; `kubectl get` shows it");
+}
