@@ -3,7 +3,6 @@
 //! It is served on the connection's own task ([`crate::server`]), straight on its HTTP/2 stream, and frames messages itself: the room of a
 //! message goes with it, and nothing stands between a change and the socket.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,8 +81,12 @@ impl Ads {
         method(request.uri().path()).is_some()
     }
 
-    /// One stream, until it has ended.
-    pub(crate) async fn serve(self, request: http::Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    /// One stream, until it has ended. `None`: it was refused.
+    pub(crate) fn serve(
+        &self,
+        request: http::Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         let (head, requests) = request.into_parts();
         let known = method(head.uri.path()) == Some(METHOD);
         let opened = if known {
@@ -96,32 +99,43 @@ impl Ads {
             Err(status) => {
                 // A peer that is gone needs no answer.
                 let _ = respond.send_response(status.into_http::<()>(), true);
-                return;
+                return None;
             }
         };
         let mut head = http::Response::new(());
         head.headers_mut().insert(CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE);
-        let Ok(out) = respond.send_response(head, false) else { return };
-        let mut requests = Requests { stream: requests, buffer: BytesMut::new() };
-        let mut responses = Responses(out);
-        let served = tokio::select! {
-            served = serve(&self.hub, &proved, addr, &mut requests, &mut responses) => served,
-            () = auth::ends(&proved) => Err(auth::expired()),
-            () = self.stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
-        };
-        if let Err(status) = &served {
-            self.hub.audit("stream", &proved.identity.to_string(), addr, status);
-        }
-        responses.end(&served.err().unwrap_or_else(|| Status::ok("")));
+        let out = respond.send_response(head, false).ok()?;
+        let (hub, stopping) = (Arc::clone(&self.hub), self.stopping.clone());
+        let conversation = (Requests { stream: requests, buffer: BytesMut::new() }, Responses(out));
+        Some(last(hub, stopping, addr, proved, conversation))
     }
 
     /// Who opens a stream, if he may.
-    fn opened(&self, request: &Request<()>) -> Result<(SocketAddr, Proved), Status> {
+    fn opened(&self, request: &Request<()>) -> Result<(SocketAddr, Box<Proved>), Status> {
         let addr = auth::peer(request)?.addr;
         let proved = auth::proved(request).cloned().inspect_err(|status| self.hub.audit("stream", "", addr, status))?;
         self.admit()?;
-        Ok((addr, proved))
+        Ok((addr, Box::new(proved)))
     }
+}
+
+/// Until one of those that end a stream does.
+async fn last(
+    hub: Arc<Hub>,
+    stopping: CancellationToken,
+    addr: SocketAddr,
+    proved: Box<Proved>,
+    (mut requests, mut responses): (Requests, Responses),
+) {
+    let served = tokio::select! {
+        served = serve(&hub, &proved, addr, &mut requests, &mut responses) => served,
+        () = auth::ends(&proved) => Err(auth::expired()),
+        () = stopping.cancelled() => Err(Status::unavailable("control is stopping; connect again")),
+    };
+    if let Err(status) = &served {
+        hub.audit("stream", &proved.identity.to_string(), addr, status);
+    }
+    responses.end(&served.err().unwrap_or_else(|| Status::ok("")));
 }
 
 /// Before each message: whether it is compressed, and its length.
@@ -239,10 +253,22 @@ async fn serve(
     requests: &mut Requests,
     responses: &mut Responses,
 ) -> Result<(), Status> {
+    // Boxed: it is needed once.
+    let Some(open) = Box::pin(begin(hub, proved, addr, requests)).await? else { return Ok(()) };
+    converse(hub, &open.stream, requests, responses).await
+}
+
+/// A stream begins with its first message. `None` if it ends before that.
+async fn begin<'h>(
+    hub: &'h Hub,
+    proved: &Proved,
+    addr: SocketAddr,
+    requests: &mut Requests,
+) -> Result<Option<Open<'h>>, Status> {
     let first = tokio::time::timeout(FIRST_MESSAGE, requests.next())
         .await
         .map_err(|_| Status::deadline_exceeded("no message came on the new stream"))??;
-    let Some(first) = first else { return Ok(()) };
+    let Some(first) = first else { return Ok(None) };
     let mut loaded = hub.loaded();
     // Before the first model nobody's workload is known: a proxy is not refused for that.
     let waited = async { loaded.wait_for(|loaded| *loaded).await.is_ok() };
@@ -253,7 +279,8 @@ async fn serve(
     let client = client(hub, proved, addr, first.node.as_ref())?;
     let open = Open { hub, stream: hub.open(client) };
     tracing::info!(workload = %open.stream.client.workload, identity = %proved.identity, %addr, "a proxy is connected");
-    converse(hub, &open.stream, first, requests, responses).await
+    hear(hub, &open.stream, first)?;
+    Ok(Some(open))
 }
 
 fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> Result<Client, Status> {
@@ -261,26 +288,20 @@ fn client(hub: &Hub, proved: &Proved, addr: SocketAddr, node: Option<&Node>) -> 
     let workload = auth::workload(&node.id)?;
     auth::must_own(hub, proved, &workload)?;
     let field = |name: &str| node.metadata.as_ref()?.fields.get(name)?.kind.as_ref();
-    let features: Vec<Cow<'static, str>> = match field("features") {
-        Some(Kind::ListValue(list)) => {
-            list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).map(feature).collect()
-        }
+    let said: Vec<String> = match field("features") {
+        Some(Kind::ListValue(list)) => list.values.iter().filter_map(|value| text(value.kind.as_ref()?)).collect(),
         _ => Vec::new(),
     };
     let instance = field("instance").and_then(text);
-    let lacks = |ours: &&str| !features.iter().any(|theirs| theirs == ours);
+    let lacks = |ours: &&str| !said.iter().any(|theirs| theirs == ours);
     let missing: Vec<&str> = weft_api::FEATURES.iter().copied().filter(lacks).collect();
     if !missing.is_empty() {
         tracing::warn!(%workload, ?missing, "a proxy cannot enforce all that control may ask for; it refuses what needs these");
     }
     let version = node.user_agent_version.chars().take(LONGEST_TEXT).collect();
+    // Those of this build need no room.
+    let features = if said == weft_api::FEATURES { None } else { Some(said.into()) };
     Ok(Client { workload, proved: proved.clone(), features, instance, addr, version })
-}
-
-/// Those that this build knows need no room.
-fn feature(said: String) -> Cow<'static, str> {
-    let known = weft_api::FEATURES.iter().find(|known| **known == said);
-    known.map_or(Cow::Owned(said), |known| Cow::Borrowed(*known))
 }
 
 fn text(kind: &Kind) -> Option<String> {
@@ -293,11 +314,9 @@ fn text(kind: &Kind) -> Option<String> {
 async fn converse(
     hub: &Hub,
     stream: &Stream,
-    first: DeltaDiscoveryRequest,
     requests: &mut Requests,
     responses: &mut Responses,
 ) -> Result<(), Status> {
-    hear(hub, stream, first)?;
     loop {
         let has_work = stream.has_work();
         tokio::select! {

@@ -174,7 +174,10 @@ impl Hub {
             identity: client.proved.identity.to_string(),
             address: Some(client.addr),
             version: client.version.clone(),
-            features: client.features.iter().map(ToString::to_string).collect(),
+            features: match &client.features {
+                Some(said) => said.to_vec(),
+                None => weft_api::FEATURES.iter().map(ToString::to_string).collect(),
+            },
             connected_seconds: stream.since.elapsed().as_secs(),
             subscriptions: session.subscriptions(),
             resources: session.len(),

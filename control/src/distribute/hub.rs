@@ -5,7 +5,6 @@
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -51,8 +50,8 @@ pub struct Client {
     pub workload: Name,
     /// What its certificate proves.
     pub proved: Proved,
-    /// What its build can enforce.
-    pub features: Vec<Cow<'static, str>>,
+    /// What its build can enforce; `None`: all that this build knows ([`weft_api::FEATURES`]), and no more.
+    pub features: Option<Box<[String]>>,
     /// A number of this run of the proxy, if it says one: another one means that it was started anew.
     pub instance: Option<String>,
     /// Where it calls from.

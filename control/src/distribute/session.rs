@@ -172,16 +172,11 @@ impl Session {
         }
         for (head, members) in &changes.members {
             let Some(collection) = self.collections.get_mut(head) else { continue };
-            if collection.phase == Phase::Awaiting {
+            if collection.phase() == Phase::Awaiting {
                 continue;
             }
-            if let Pending::Some(pending) = &mut collection.pending {
-                pending.extend(members.iter().cloned());
-                if pending.len() > self.limits.pending_members {
-                    collection.pending = Pending::All;
-                }
-            }
-            if collection.phase == Phase::Steady && self.queued.insert(Arc::clone(head)) {
+            collection.compare(members, self.limits.pending_members);
+            if collection.phase() == Phase::Steady && self.queued.insert(Arc::clone(head)) {
                 self.queue.push_back(Entry { group: v1::Endpoint::TYPE_URL, work: Work::Members(Arc::clone(head)) });
             }
         }

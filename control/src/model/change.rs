@@ -45,6 +45,21 @@ impl Model {
         }
     }
 
+    /// The same object as this one has it.
+    pub fn held(&self, change: &Change) -> Change {
+        match change {
+            Change::Namespace(key, _) => Change::Namespace(key.clone(), self.namespaces.get(key).copied()),
+            Change::Node(key, _) => Change::Node(key.clone(), self.nodes.get(key).cloned()),
+            Change::Service(key, _) => Change::Service(key.clone(), self.services.get(key).cloned()),
+            Change::Slice(key, _) => Change::Slice(key.clone(), self.slices.get(key).cloned()),
+            Change::Workload(key, _) => Change::Workload(key.clone(), self.workloads.get(key).cloned()),
+            Change::Route(key, _) => Change::Route(key.clone(), self.routes.get(key).cloned()),
+            Change::Grant(key, _) => Change::Grant(key.clone(), self.grants.get(key).cloned()),
+            Change::Authorization(key, _) => Change::Authorization(key.clone(), self.authorization.get(key).cloned()),
+            Change::RateLimit(key, _) => Change::RateLimit(key.clone(), self.rate_limits.get(key).cloned()),
+        }
+    }
+
     /// What makes `next` of this one. For sources that know only all of it: it looks at every object.
     pub fn changes_to(&self, next: &Self) -> Vec<Change> {
         let mut changes = Vec::new();

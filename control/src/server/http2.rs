@@ -52,13 +52,34 @@ pub(super) struct Services {
 type Exchange = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Serves a connection until it ends, or until `stopping` and then until its streams have ended.
-pub(super) async fn serve(io: Connection, services: Arc<Services>, stopping: CancellationToken) {
-    let (peer, spoke) = (io.peer(), io.spoke());
-    let mut builder = Builder::new();
-    builder.max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS).max_send_buffer_size(SEND_ROOM);
+///
+/// Not itself `async`: what a task was begun with has its place in it for as long as it lasts, beside what came of it.
+pub(super) fn serve(
+    io: Connection,
+    services: Arc<Services>,
+    stopping: CancellationToken,
+) -> impl Future<Output = ()> + Send {
+    let (peer, spoke) = (Arc::new(io.peer()), io.spoke());
     // Boxed: it is needed once.
-    let shaken = tokio::time::timeout(PREFACE_TIME, Box::pin(builder.handshake::<_, Bytes>(io))).await;
-    let Ok(Ok(mut connection)) = shaken else { return };
+    let shaken = Box::pin(async move {
+        let mut builder = Builder::new();
+        builder.max_concurrent_streams(MAX_STREAMS).max_header_list_size(MAX_HEADERS).max_send_buffer_size(SEND_ROOM);
+        let shaken = tokio::time::timeout(PREFACE_TIME, builder.handshake::<_, Bytes>(io)).await;
+        shaken.ok()?.ok().map(Box::new)
+    });
+    async move {
+        let Some(connection) = shaken.await else { return };
+        exchanges(connection, spoke, &peer, &services, &stopping).await;
+    }
+}
+
+async fn exchanges(
+    mut connection: Box<h2::server::Connection<Connection, Bytes>>,
+    spoke: Spoke,
+    peer: &Peer,
+    services: &Services,
+    stopping: &CancellationToken,
+) {
     let mut dead = pin!(silent(connection.ping_pong(), spoke, services.keepalive));
     let mut stop = pin!(stopping.cancelled());
     let (mut stops, mut open) = (false, Vec::<Exchange>::with_capacity(1));
@@ -74,7 +95,7 @@ pub(super) async fn serve(io: Connection, services: Arc<Services>, stopping: Can
             // First what they have to say: it goes out with what the connection writes then.
             open.retain_mut(|exchange| exchange.as_mut().poll(cx).is_pending());
             match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => open.push(exchange(&services, &peer, request, respond)),
+                Poll::Ready(Some(Ok((request, respond)))) => open.extend(exchange(services, peer, request, respond)),
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
@@ -94,21 +115,22 @@ async fn silent(pings: Option<PingPong>, spoke: Spoke, (interval, patience): (Du
     }
 }
 
+/// `None`: it was answered at once.
 fn exchange(
     services: &Services,
     peer: &Peer,
     mut request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-) -> Exchange {
+) -> Option<Exchange> {
     request.extensions_mut().insert(peer.clone());
     if Ads::is_for(&request) {
-        return Box::pin(services.ads.clone().serve(request, respond));
+        return services.ads.serve(request, respond).map(|stream| Box::pin(stream) as Exchange);
     }
     let others = services.others.clone();
-    Box::pin(async move {
+    Some(Box::pin(async move {
         // Whether the peer took it does not matter any more.
         let _ = answer(others, request, respond).await;
-    })
+    }))
 }
 
 /// A call of a service that knows nothing of this connection.

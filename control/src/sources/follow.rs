@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::State;
-use super::files::{Loaded, Watch};
+use super::files::{Edit, Loaded, Watch};
 use super::join::Join;
 use super::kubernetes::{Kubernetes, Told};
 use crate::distribute::Feed;
@@ -23,8 +23,8 @@ const MISSING: Duration = Duration::from_secs(10);
 pub async fn follow(mut files: Option<Watch>, mut kubernetes: Option<Kubernetes>, feed: Feed, metrics: Arc<Metrics>) {
     let mut following = Following::new(files.is_some(), kubernetes.is_some(), metrics);
     if let Some(files) = &mut files {
-        let loaded = Arc::clone(&files.borrow_and_update());
-        following.loaded(Some(loaded)).await;
+        let loaded = Arc::clone(&files.newest.borrow_and_update());
+        following.loaded(loaded).await;
     }
     let mut age = tokio::time::interval(Duration::from_secs(1));
     loop {
@@ -33,21 +33,31 @@ pub async fn follow(mut files: Option<Watch>, mut kubernetes: Option<Kubernetes>
             feed.send_with(changes, subjects).await;
         }
         tokio::select! {
-            loaded = newest(&mut files) => following.loaded(loaded).await,
+            filed = filed(&mut files) => following.hear(filed).await,
             all = told(&mut kubernetes) => following.told(all),
             _ = age.tick() => {}
         }
     }
 }
 
-/// The newest state of the files; `None`, once, if they are not watched any more.
-async fn newest(files: &mut Option<Watch>) -> Option<Arc<Loaded>> {
+/// What the files tell.
+enum Filed {
+    Edit(Edit),
+    All(Arc<Loaded>),
+    /// Nothing more: they are not watched any more. Said once.
+    End,
+}
+
+async fn filed(files: &mut Option<Watch>) -> Filed {
     let Some(watch) = files else { return std::future::pending().await };
-    if watch.changed().await.is_err() {
-        *files = None;
-        return None;
+    tokio::select! {
+        Some(edit) = watch.edits.recv() => return Filed::Edit(edit),
+        changed = watch.newest.changed() => if changed.is_ok() {
+            return Filed::All(Arc::clone(&watch.newest.borrow_and_update()));
+        }
     }
-    Some(Arc::clone(&watch.borrow_and_update()))
+    *files = None;
+    Filed::End
 }
 
 async fn told(kubernetes: &mut Option<Kubernetes>) -> Told {
@@ -64,6 +74,9 @@ struct Following {
     /// Whether there are files, and what they say.
     filed: bool,
     files: Option<Arc<Loaded>>,
+    /// What was edited since then, and how many edits are known.
+    edited: Vec<Change>,
+    edits: u64,
     /// Since when nobody looks at them any more.
     unwatched: Option<Instant>,
     /// What was not sent yet, and whether anything was.
@@ -80,6 +93,8 @@ impl Following {
             kubernetes: usize::from(files),
             filed: files,
             files: None,
+            edited: Vec::new(),
+            edits: 0,
             unwatched: None,
             waiting: Told::default(),
             begun: false,
@@ -88,13 +103,33 @@ impl Following {
         }
     }
 
-    async fn loaded(&mut self, loaded: Option<Arc<Loaded>>) {
-        let Some(loaded) = loaded else {
-            // What was read stays in force, and is said to be of the past.
-            tracing::error!("the files are not watched any more; restart control");
-            self.unwatched = Some(Instant::now());
+    async fn hear(&mut self, filed: Filed) {
+        match filed {
+            Filed::Edit(edit) => self.edit(edit),
+            Filed::All(loaded) => self.loaded(loaded).await,
+            Filed::End => {
+                // What was read stays in force, and is said to be of the past.
+                tracing::error!("the files are not watched any more; restart control");
+                self.unwatched = Some(Instant::now());
+            }
+        }
+    }
+
+    fn edit(&mut self, edit: Edit) {
+        // All of it, with this in it, may have been told meanwhile.
+        if edit.number > self.edits {
+            self.edits = edit.number;
+            self.edited.extend_from_slice(&edit.changes);
+            self.take(0, edit.changes);
+        }
+    }
+
+    async fn loaded(&mut self, loaded: Arc<Loaded>) {
+        // More than it has is known: it will be told again.
+        if loaded.edits < self.edits {
             return;
-        };
+        }
+        self.edits = loaded.edits;
         self.metrics.loaded(&loaded);
         for problem in loaded.problems.iter().chain(&loaded.warnings) {
             tracing::warn!("{problem}");
@@ -108,9 +143,13 @@ impl Following {
         }
         // The files say all there is each time; what differs is found by looking at each object, not on the runtime's threads.
         let (old, now) = (self.files.clone().filter(|files| files.complete), Arc::clone(&loaded));
+        let edited = std::mem::take(&mut self.edited);
         let differs = move || {
             let nothing = Model::default();
-            old.as_ref().map_or(&nothing, |old| &old.model).changes_to(&now.model)
+            let mut changes = old.as_ref().map_or(&nothing, |old| &old.model).changes_to(&now.model);
+            // It may be now as it was before it was edited.
+            changes.extend(edited.iter().map(|edited| now.model.held(edited)));
+            changes
         };
         match tokio::task::spawn_blocking(differs).await {
             Ok(changes) => {

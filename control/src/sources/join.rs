@@ -34,26 +34,11 @@ impl Join {
             return None;
         }
         let (preferred, others) = self.held.split_at(source);
-        if preferred.iter().any(|held| has(&held_in(held, &change))) {
+        if preferred.iter().any(|held| has(&held.held(&change))) {
             return None;
         }
         // This one's, else the next one's; else it is gone.
-        Some(others.iter().map(|held| held_in(held, &change)).find(has).unwrap_or(change))
-    }
-}
-
-/// The same object as a model has it.
-fn held_in(model: &Model, change: &Change) -> Change {
-    match change {
-        Change::Namespace(key, _) => Change::Namespace(key.clone(), model.namespaces.get(key).copied()),
-        Change::Node(key, _) => Change::Node(key.clone(), model.nodes.get(key).cloned()),
-        Change::Service(key, _) => Change::Service(key.clone(), model.services.get(key).cloned()),
-        Change::Slice(key, _) => Change::Slice(key.clone(), model.slices.get(key).cloned()),
-        Change::Workload(key, _) => Change::Workload(key.clone(), model.workloads.get(key).cloned()),
-        Change::Route(key, _) => Change::Route(key.clone(), model.routes.get(key).cloned()),
-        Change::Grant(key, _) => Change::Grant(key.clone(), model.grants.get(key).cloned()),
-        Change::Authorization(key, _) => Change::Authorization(key.clone(), model.authorization.get(key).cloned()),
-        Change::RateLimit(key, _) => Change::RateLimit(key.clone(), model.rate_limits.get(key).cloned()),
+        Some(others.iter().map(|held| held.held(&change)).find(has).unwrap_or(change))
     }
 }
 

@@ -1,6 +1,6 @@
 //! What is sent: the next response, made from the queue and from what is true now.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -227,14 +227,14 @@ impl Session {
 
     /// Sends the members that differ; a set that was loading ends with the head of what was sent.
     fn emit_members(&mut self, head: &Arc<str>, members: &mut Members, compiled: &Compiled, draft: &mut Draft) -> bool {
-        if members.phase == Phase::Awaiting {
+        if members.phase() == Phase::Awaiting {
             return true;
         }
         let truth = compiled.collection(head);
         if !send_differences(members, truth, draft) {
             return false;
         }
-        if members.phase == Phase::Loading {
+        if members.phase() == Phase::Loading {
             let Some(current) = compiled.get(head) else { return true };
             let Some(node) = self.nodes.get_mut(head) else { return true };
             if node.seen().sent_version() != Some(&current.version) {
@@ -244,7 +244,7 @@ impl Session {
                 draft.push(head, &current);
                 *node = Held::sending(Some(current), draft.nonce, Some(node.seen()));
             }
-            members.phase = Phase::Steady;
+            members.enter(Phase::Steady);
         }
         true
     }
@@ -252,12 +252,12 @@ impl Session {
 
 /// False if not all fitted; what is left stays pending.
 fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &mut Draft) -> bool {
-    match std::mem::replace(&mut members.pending, Pending::Some(BTreeSet::new())) {
+    match members.take_pending() {
         Pending::Some(mut pending) => {
             while let Some(name) = pending.pop_first() {
                 if !send_difference(members, &name, truth, draft) {
                     pending.insert(name);
-                    members.pending = Pending::Some(pending);
+                    members.put_back(Pending::Some(pending));
                     return false;
                 }
             }
@@ -269,7 +269,7 @@ fn send_differences(members: &mut Members, truth: Option<&Collection>, draft: &m
             let all = truth.into_iter().flat_map(|set| set.members.keys());
             for name in gone.iter().chain(all) {
                 if !send_difference(members, name, truth, draft) {
-                    members.pending = Pending::All;
+                    members.put_back(Pending::All);
                     return false;
                 }
             }

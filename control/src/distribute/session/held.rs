@@ -14,6 +14,8 @@ pub(super) enum Held {
     Settled(Arc<Resource>),
     /// It has not said so, or not of what was sent last.
     Open(Box<Open>),
+    /// It was taken away, and the proxy has said so.
+    Gone,
 }
 
 /// What was sent last is not what the proxy runs, or was its removal.
@@ -38,12 +40,14 @@ pub(in crate::distribute) struct Seen<'h> {
     pub(in crate::distribute) acked: Option<&'h Arc<Resource>>,
     /// Why the proxy refused what was sent last.
     pub(in crate::distribute) refused: Option<&'h Arc<str>>,
+    /// It has not answered what was sent last: what it runs may be another in a moment.
+    pub(in crate::distribute) waits: bool,
 }
 
 impl<'h> Seen<'h> {
     /// The proxy runs it.
     pub(super) fn settled(resource: &'h Arc<Resource>) -> Self {
-        Self { sent: Some(resource), acked: Some(resource), refused: None }
+        Self { sent: Some(resource), acked: Some(resource), refused: None, waits: false }
     }
 
     /// The version that was sent last; `None`: its removal was.
@@ -68,14 +72,15 @@ impl Held {
         match self {
             Self::Settled(resource) => Seen::settled(resource),
             Self::Open(open) => {
-                Seen { sent: open.sent.as_ref(), acked: open.acked.as_ref(), refused: open.refused.as_ref() }
+                let (sent, acked, refused) = (open.sent.as_ref(), open.acked.as_ref(), open.refused.as_ref());
+                Seen { sent, acked, refused, waits: refused.is_none() }
             }
+            Self::Gone => Seen { sent: None, acked: None, refused: None, waits: false },
         }
     }
 
-    /// It was taken away, and the proxy has said so.
     pub(super) fn is_gone(&self) -> bool {
-        matches!(self, Self::Open(open) if open.sent.is_none() && open.acked.is_none())
+        matches!(self, Self::Gone)
     }
 
     /// The proxy answered the response `nonce`, in which `resource` or its removal went: it runs it, or has refused it. An answer to something
@@ -86,6 +91,7 @@ impl Held {
             (Some(refusal), _) if open.nonce == nonce => open.refused = Some(refusal.into()),
             (Some(_), _) => {}
             (None, Some(resource)) if open.nonce == nonce => *self = Self::Settled(Arc::clone(resource)),
+            (None, None) if open.nonce == nonce => *self = Self::Gone,
             (None, resource) => open.acked = resource.cloned(),
         }
     }

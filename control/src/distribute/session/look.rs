@@ -24,10 +24,8 @@ pub enum Standing {
 impl Standing {
     fn of(held: Seen<'_>, truth: Option<&Resource>) -> Self {
         let truth = truth.map(|truth| &truth.version);
-        // What is on its way may come into force after all, unless it was refused.
-        let answered = held.refused.is_some() || held.sent_version() == truth;
         match held.refused {
-            _ if answered && held.acked_version() == truth => Self::Runs,
+            _ if !held.waits && held.acked_version() == truth => Self::Runs,
             Some(why) => Self::Refuses(Arc::clone(why)),
             None => Self::Lags,
         }
@@ -54,7 +52,7 @@ impl Session {
             let members = self.collections.get(head)?;
             let truth = compiled.get(name);
             return match members.get(name) {
-                _ if members.phase != Phase::Steady => Some(Standing::Lags),
+                _ if members.phase() != Phase::Steady => Some(Standing::Lags),
                 Some(held) => Some(Standing::of(held, truth.as_deref())),
                 None => truth.map(|_| Standing::Lags),
             };
@@ -161,7 +159,7 @@ impl Session {
 
     /// How many resources it does not run as they were sent last, those that it refuses included.
     pub fn behind(&self) -> usize {
-        self.all_held().filter(|(_, held)| held.sent_version() != held.acked_version()).count()
+        self.all_held().filter(|(_, held)| held.waits || held.refused.is_some()).count()
     }
 
     /// What it refuses, and why.
@@ -190,5 +188,5 @@ fn standing_of_set(members: &Members, head: &str, compiled: &Compiled) -> Standi
         Standing::of(held, truth.and_then(|set| set.members.get(name)).map(AsRef::as_ref))
     };
     let worst = members.iter().map(of).max().unwrap_or(Standing::Runs);
-    if !members.pending.is_empty() || members.phase != Phase::Steady { worst.max(Standing::Lags) } else { worst }
+    if members.waits() || members.phase() != Phase::Steady { worst.max(Standing::Lags) } else { worst }
 }

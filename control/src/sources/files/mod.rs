@@ -3,6 +3,7 @@
 //! - `scan`: which files there are, and whether they have changed.
 //! - `object`: a file's text -> objects, each right or wrong by itself (`core` reads the core kinds, `weft_api::kinds` the strict ones).
 //! - `store`: all objects, and the last good version of each.
+//! - `edit`: what few files among many have changed in them.
 //! - `assemble`: objects -> [`Model`], references looked up.
 //! - `saved`: the last good versions on disk, for the next start.
 //! - `watch`: all of it again when a file changes.
@@ -14,6 +15,7 @@
 
 mod assemble;
 mod core;
+mod edit;
 pub(super) mod object;
 mod problem;
 mod saved;
@@ -31,11 +33,13 @@ use crate::model::Model;
 use super::State;
 pub use problem::{Problem, Report};
 pub use saved::Keep;
-pub use watch::{Watch, watch};
+pub use watch::{Edit, Watch, watch};
 
 /// All that the files say at one moment.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// How many [`Edit`]s are in it.
+    pub edits: u64,
     /// What is in force.
     pub model: Model,
     /// What must be mended, in the order of files and lines.
@@ -85,6 +89,7 @@ pub fn check(paths: &[PathBuf], trust_domain: &str) -> Report {
 impl Loaded {
     fn empty() -> Self {
         Self {
+            edits: 0,
             model: Model::default(),
             problems: Vec::new(),
             warnings: Vec::new(),

@@ -9,7 +9,7 @@ use weft_api::kinds::{
 };
 
 use super::core;
-use crate::model::{self, Name, Namespace, Service, Slice, Workload};
+use crate::model::{self, Change, Name, Namespace, Service, Slice, Workload};
 
 /// Kind, namespace and name: what makes an object the same one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -52,6 +52,31 @@ pub(in crate::sources) enum Thing {
     Grant(Grant),
     Authorization(model::AuthorizationPolicy),
     RateLimit(model::RateLimitPolicy),
+}
+
+/// An object of a kind as it is now.
+pub(in crate::sources) fn change(kind: &'static str, name: Name, thing: Option<Thing>) -> Change {
+    let name = model_name(kind, &name);
+    match (thing, kind) {
+        (Some(Thing::Namespace(thing)), _) => Change::Namespace(name.name, Some(thing)),
+        (Some(Thing::Node(thing)), _) => Change::Node(name.name, Some(thing)),
+        (Some(Thing::Service(thing)), _) => Change::Service(name, Some(thing)),
+        (Some(Thing::Slice(thing)), _) => Change::Slice(name, Some(thing)),
+        (Some(Thing::Workload(thing)), _) => Change::Workload(name, Some(thing)),
+        (Some(Thing::Route(thing)), _) => Change::Route((kind.to_owned(), name), Some(thing)),
+        (Some(Thing::Grant(thing)), _) => Change::Grant(name, Some(thing)),
+        (Some(Thing::Authorization(thing)), _) => Change::Authorization(name, Some(thing)),
+        (Some(Thing::RateLimit(thing)), _) => Change::RateLimit(name, Some(thing)),
+        (None, "Namespace") => Change::Namespace(name.name, None),
+        (None, "Node") => Change::Node(name.name, None),
+        (None, "Service" | IMPORT) => Change::Service(name, None),
+        (None, "EndpointSlice") => Change::Slice(name, None),
+        (None, "Pod") => Change::Workload(name, None),
+        (None, "ReferenceGrant") => Change::Grant(name, None),
+        (None, "AuthorizationPolicy") => Change::Authorization(name, None),
+        (None, "RateLimitPolicy") => Change::RateLimit(name, None),
+        (None, _) => Change::Route((kind.to_owned(), name), None),
+    }
 }
 
 /// One object of a file.

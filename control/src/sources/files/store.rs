@@ -19,6 +19,7 @@ use super::problem::Problem;
 use super::saved::{self, Saved, Snapshot};
 use super::scan::{Failure, Root, Scan, Stamp};
 use super::{Loaded, State};
+use crate::model::Change;
 
 /// A file that was written this lately may be written again within the same tick of its clock: it is read once more.
 const RACY: Duration = Duration::from_millis(50);
@@ -34,22 +35,44 @@ pub(super) struct Origin {
     pub written: Option<Arc<Written>>,
 }
 
-struct Cached {
+pub(super) struct Cached {
     stamp: Stamp,
     racy: bool,
     /// Of the text, or of why there is none.
     digest: u128,
-    file: Arc<str>,
-    items: Result<Vec<Item>, String>,
+    pub(super) file: Arc<str>,
+    pub(super) items: Result<Vec<Item>, String>,
+}
+
+/// Files that are others than before.
+#[derive(Default)]
+pub(super) struct Reread {
+    /// What they were, if anything.
+    pub before: Vec<Cached>,
+    /// Those that are there.
+    pub now: Vec<PathBuf>,
+}
+
+/// What a look at the files has found.
+pub(super) enum News {
+    Nothing,
+    /// Some objects are others, and everything is as well as it was.
+    Edit(Vec<Change>),
+    All(Loaded),
 }
 
 pub(super) struct Store {
     paths: Vec<PathBuf>,
     trust_domain: String,
-    cache: BTreeMap<PathBuf, Cached>,
+    pub(super) cache: BTreeMap<PathBuf, Cached>,
     roots: Vec<Root>,
     failures: Option<Vec<Failure>>,
-    last_good: BTreeMap<Key, Origin>,
+    pub(super) last_good: BTreeMap<Key, Origin>,
+    /// Whether the last good objects are just what the files say: nothing in them is broken, doubled or unreadable.
+    pub(super) clean: bool,
+    /// Whether something was edited since all of it was told.
+    pub behind: bool,
+    bounds_hit: u64,
     /// Whether to keep the objects' texts, so that they can be saved.
     keep: bool,
     /// What was saved before this process started; `None` once every path has been read.
@@ -80,6 +103,9 @@ impl Store {
             roots: Vec::new(),
             failures: None,
             last_good: BTreeMap::new(),
+            clean: false,
+            behind: false,
+            bounds_hit: 0,
             keep: false,
             saved: None,
             before: BTreeMap::new(),
@@ -102,41 +128,72 @@ impl Store {
         self.roots.iter().all(|root| root.seen.is_some())
     }
 
-    /// Reads what has changed. `None` if nothing has since the last time.
+    /// Reads what has changed, and tells all there is. `None` if nothing has since the last time.
     pub fn refresh(&mut self) -> Option<Loaded> {
-        let scan = Scan::walk(&self.paths, &self.roots);
-        self.roots.clone_from(&scan.roots);
-        self.directories.clone_from(&scan.directories);
-        let changed = self.read(&scan);
-        if !changed && self.failures.as_ref() == Some(&scan.failures) {
-            return None;
+        let (failures, reread) = self.reread();
+        let same = reread.is_empty() && self.failures.as_ref() == Some(&failures);
+        (!same).then(|| self.load(failures))
+    }
+
+    /// Reads what has changed, and tells no more than that where it can.
+    pub fn look(&mut self) -> News {
+        let (failures, reread) = self.reread();
+        let same = self.failures.as_ref() == Some(&failures);
+        if same && reread.is_empty() {
+            return News::Nothing;
         }
-        self.recall(&scan);
-        let present = self.present(&scan);
-        let unreadable = scan.failures.len() + self.cache.values().filter(|cached| cached.items.is_err()).count();
+        let edited = if same { self.edit(&reread) } else { None };
+        match edited {
+            Some(changes) => {
+                self.behind = true;
+                News::Edit(changes)
+            }
+            None => News::All(self.load(failures)),
+        }
+    }
+
+    /// All that is known, whether or not anything has changed.
+    pub fn all(&mut self) -> Loaded {
+        let failures = self.failures.take().unwrap_or_default();
+        self.load(failures)
+    }
+
+    fn reread(&mut self) -> (Vec<Failure>, Reread) {
+        let scan = Scan::walk(&self.paths, &self.roots);
+        let reread = self.read(&scan.files);
+        (self.roots, self.directories, self.bounds_hit) = (scan.roots, scan.directories, scan.bounds_hit);
+        (scan.failures, reread)
+    }
+
+    fn load(&mut self, failures: Vec<Failure>) -> Loaded {
+        self.recall(&failures);
+        let present = self.present(&failures);
+        let unreadable = failures.len() + self.cache.values().filter(|cached| cached.items.is_err()).count();
         let state = self.state(unreadable);
         let mut loaded = assemble::assemble(&present, &self.trust_domain);
-        self.last_good = present.objects;
         loaded.state = state;
         loaded.complete = self.complete();
         if loaded.complete {
             // What was needed of it is among the last good versions now; the rest is deleted for good.
             (self.saved, self.before) = (None, BTreeMap::new());
         }
+        self.clean = loaded.complete && present.problems.is_empty() && present.instead.is_empty();
+        self.last_good = present.objects;
         loaded.files = self.cache.len();
-        loaded.bounds_hit = scan.bounds_hit;
-        self.failures = Some(scan.failures);
-        Some(loaded)
+        loaded.bounds_hit = self.bounds_hit;
+        self.failures = Some(failures);
+        self.behind = false;
+        loaded
     }
 
     /// Reads what was saved, if it may be needed.
-    fn recall(&mut self, scan: &Scan) {
+    fn recall(&mut self, failures: &[Failure]) {
         let Some(saved) = self.saved.as_ref().filter(|_| self.before.is_empty()) else { return };
         let broken = |cached: &Cached| {
             let mut items = cached.items.iter().flatten();
             cached.items.is_err() || items.any(|item| matches!(item.content, Content::Broken { .. }))
         };
-        if !scan.failures.is_empty() || self.cache.values().any(broken) {
+        if !failures.is_empty() || self.cache.values().any(broken) {
             self.before = saved.objects();
         }
     }
@@ -151,12 +208,11 @@ impl Store {
         if any { State::Stale { since } } else { State::Lost { since } }
     }
 
-    /// Whether any file is another than before.
-    fn read(&mut self, scan: &Scan) -> bool {
-        let before = self.cache.len();
-        self.cache.retain(|path, _| scan.files.contains_key(path));
-        let mut changed = self.cache.len() != before;
-        for (path, stamp) in &scan.files {
+    fn read(&mut self, files: &BTreeMap<PathBuf, Stamp>) -> Reread {
+        let mut reread = Reread::default();
+        let gone = self.cache.extract_if(.., |path, _| !files.contains_key(path));
+        reread.before.extend(gone.map(|(_, cached)| cached));
+        for (path, stamp) in files {
             let fresh = self.cache.get(path).is_some_and(|cached| {
                 // What could not be read is tried again each time.
                 cached.stamp == *stamp && !cached.racy && cached.items.is_ok()
@@ -174,13 +230,13 @@ impl Store {
                 continue;
             }
             let items = text.map(|text| read_file(&file, &text, self.keep));
-            self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, digest, file, items });
-            changed = true;
+            reread.before.extend(self.cache.insert(path.clone(), Cached { stamp: *stamp, racy, digest, file, items }));
+            reread.now.push(path.clone());
         }
-        changed
+        reread
     }
 
-    fn present(&self, scan: &Scan) -> Present {
+    fn present(&self, failures: &[Failure]) -> Present {
         let mut present = Present::default();
         let mut broken: Vec<(&Cached, &Item)> = Vec::new();
         for cached in self.cache.values() {
@@ -192,14 +248,14 @@ impl Store {
                 }
             }
         }
-        self.keep_unreadable(scan, &mut present);
+        self.keep_unreadable(failures, &mut present);
         self.keep_broken(&broken, &mut present);
         present
     }
 
     /// What was good in a file or directory that cannot be read stays.
-    fn keep_unreadable(&self, scan: &Scan, present: &mut Present) {
-        for failure in &scan.failures {
+    fn keep_unreadable(&self, failures: &[Failure], present: &mut Present) {
+        for failure in failures {
             let path = failure.path.display().to_string();
             present.problems.push(Problem::of_file(&path, failure.message.clone()));
         }
@@ -212,7 +268,7 @@ impl Store {
         let files: BTreeSet<&str> = unreadable.map(|cached| cached.file.as_ref()).collect();
         for (key, origin) in self.last_good.iter().chain(&self.before) {
             let below = |failure: &Path| Path::new(origin.file.as_ref()).starts_with(failure);
-            if files.contains(origin.file.as_ref()) || scan.failures.iter().any(|failure| below(&failure.path)) {
+            if files.contains(origin.file.as_ref()) || failures.iter().any(|failure| below(&failure.path)) {
                 present.objects.entry(key.clone()).or_insert_with(|| origin.clone());
             }
         }
@@ -270,16 +326,27 @@ impl Store {
     }
 }
 
+impl Origin {
+    pub fn new(cached: &Cached, item: &Item, thing: &Arc<Thing>, warnings: &[Fault]) -> Self {
+        let (file, thing, written) = (Arc::clone(&cached.file), Arc::clone(thing), item.written.clone());
+        Self { file, at: item.at, thing, warnings: warnings.to_vec(), written }
+    }
+}
+
+impl Reread {
+    fn is_empty(&self) -> bool {
+        self.before.is_empty() && self.now.is_empty()
+    }
+}
+
 impl Present {
     fn add(&mut self, cached: &Cached, item: &Item, key: &Key, thing: &Arc<Thing>, warnings: &[Fault]) {
-        let (file, at, written) = (cached.file.clone(), item.at, item.written.clone());
         if let Some(first) = self.objects.get(key) {
             let message = format!("is already defined in {}:{}, which counts", first.file, first.at.line);
-            self.problems.push(Problem::of_fault(&cached.file, Some(key.to_string()), &Fault::new(at, message)));
+            self.problems.push(Problem::of_fault(&cached.file, Some(key.to_string()), &Fault::new(item.at, message)));
             return;
         }
-        let origin = Origin { file, at, thing: thing.clone(), warnings: warnings.to_vec(), written };
-        self.objects.insert(key.clone(), origin);
+        self.objects.insert(key.clone(), Origin::new(cached, item, thing, warnings));
     }
 
     fn stand_in(&mut self, cached: &Cached, at: Position, instead: &[(Key, Arc<Thing>)]) {

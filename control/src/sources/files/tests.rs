@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use weft_api::wire::v1::{Protocol, route_match::Path as PathMatch};
 
-use super::store::Store;
+use super::store::{News, Store};
 use super::*;
-use crate::model::{Distribution, Name, Target};
+use crate::model::{Change, Distribution, Name, Target};
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}\n";
 
@@ -551,7 +551,7 @@ fn a_report_is_for_programs_too() {
 
 /// The next state that fits, within a second of now.
 async fn within_a_second(watch: &mut Watch, fits: impl Fn(&Loaded) -> bool) -> Arc<Loaded> {
-    let wait = watch.wait_for(|loaded| fits(loaded));
+    let wait = watch.newest.wait_for(|loaded| fits(loaded));
     let found = tokio::time::timeout(Duration::from_secs(1), wait).await.expect("seen within a second");
     Arc::clone(&found.expect("goes on watching"))
 }
@@ -564,7 +564,7 @@ fn action(loaded: &Loaded) -> i32 {
 async fn an_editors_rename_and_a_new_folder_are_seen() {
     let files = Files::new(&[("policy.yaml", &policy("web", "Allow"))]);
     let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
-    assert_eq!(action(&watch.borrow()), 0);
+    assert_eq!(action(&watch.newest.borrow()), 0);
     files.write("policy.yaml", &policy("web", "Deny"));
     within_a_second(&mut watch, |loaded| action(loaded) == 1).await;
     // Written in place.
@@ -601,7 +601,7 @@ async fn the_swap_of_a_config_map_is_seen_each_time() {
     version(0, "Allow");
     symlink("..data/policy.yaml", dir.path().join("policy.yaml")).unwrap();
     let mut watch = watch(&[dir.path().to_owned()], "cluster.local", None).unwrap();
-    assert_eq!(action(&watch.borrow()), 0);
+    assert_eq!(action(&watch.newest.borrow()), 0);
     for (number, (name, wanted)) in [("Deny", 1), ("Allow", 0), ("Deny", 1)].into_iter().enumerate() {
         version(number as u32 + 1, name);
         let loaded = within_a_second(&mut watch, |loaded| action(loaded) == wanted).await;
@@ -622,9 +622,9 @@ async fn half_a_file_is_not_taken_for_the_whole() {
     drop(file);
     let mut states = Vec::new();
     while states.last() != Some(&1) {
-        let changed = tokio::time::timeout(Duration::from_secs(1), watch.changed()).await;
+        let changed = tokio::time::timeout(Duration::from_secs(1), watch.newest.changed()).await;
         changed.expect("seen within a second").unwrap();
-        states.push(action(&watch.borrow_and_update()));
+        states.push(action(&watch.newest.borrow_and_update()));
     }
     assert_eq!(states, [1], "the policy was never gone");
 }
@@ -664,4 +664,99 @@ proptest! {
             prop_assert!(!loaded.model.authorization.is_empty());
         }
     }
+}
+
+/// Something that somebody does to one of a few files.
+#[derive(Clone, Debug)]
+enum Deed {
+    Write(usize, Vec<usize>),
+    Remove(usize),
+    /// All of it is told, as when nothing happens for a while.
+    Rest,
+}
+
+/// Good ones, two that are the same object, one that is doubtful, a broken one, none of ours.
+fn text(number: usize) -> String {
+    match number {
+        0 => SERVICE.to_owned(),
+        1 => SERVICE.replace("port: 80", "port: 81"),
+        2 => policy("web", "Allow"),
+        3 => policy("web", "Deny"),
+        4 => policy("other", "Allow"),
+        5 => route("/a"),
+        6 => policy("web", "Alow"),
+        _ => "apiVersion: v1\nkind: Secret\nmetadata: {name: web, namespace: shop}\n".to_owned(),
+    }
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        8 => (0..3usize, prop::collection::vec(0..8usize, 0..3)).prop_map(|(file, texts)| Deed::Write(file, texts)),
+        1 => (0..3usize).prop_map(Deed::Remove),
+        1 => Just(Deed::Rest),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// What is told edit by edit is what is told of all of it, whatever is broken or doubled meanwhile.
+    #[test]
+    fn edits_make_what_all_of_it_makes(deeds in prop::collection::vec(deed(), 1..12)) {
+        let mut files = Files::new(&[("a.yaml", SERVICE)]);
+        let mut whole = Store::new(&[files.path("")], "cluster.local");
+        let mut told = whole.refresh().unwrap().model;
+        prop_assert_eq!(&files.refresh().model, &told);
+        for deed in deeds {
+            match deed {
+                Deed::Write(file, texts) => {
+                    let texts: Vec<String> = texts.into_iter().map(text).collect();
+                    files.write(&format!("{file}.yaml"), &texts.join("---\n"));
+                }
+                Deed::Remove(file) => _ = fs::remove_file(files.path(&format!("{file}.yaml"))),
+                Deed::Rest if files.store.behind => {
+                    let all = files.store.all();
+                    prop_assert_eq!(&all.model, &told);
+                    continue;
+                }
+                Deed::Rest => continue,
+            }
+            match files.store.look() {
+                News::Nothing => {}
+                News::Edit(changes) => {
+                    for change in changes {
+                        prop_assert!(told.apply(change.clone()), "{:?} is no change", change);
+                    }
+                }
+                News::All(loaded) => told = loaded.model,
+            }
+            if let Some(all) = whole.refresh() {
+                prop_assert_eq!(&told, &all.model);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_edit_of_one_file_among_many_tells_just_what_has_changed() {
+    let mut files = Files::new(&[("a.yaml", SERVICE), ("b.yaml", &policy("web", "Allow"))]);
+    files.refresh();
+    let edited = |files: &mut Files, name: &str, text: &str| {
+        files.write(name, text);
+        match files.store.look() {
+            News::Edit(changes) => Some(changes),
+            News::All(_) => None,
+            News::Nothing => Some(Vec::new()),
+        }
+    };
+    let changes = edited(&mut files, "b.yaml", &policy("web", "Deny")).expect("an edit");
+    assert!(
+        matches!(&changes[..], [Change::Authorization(name, Some(policy))] if *name == shop("web") && policy.policy.action == 1)
+    );
+    let moved = edited(&mut files, "b.yaml", &format!("{}# a word\n", policy("web", "Deny")));
+    assert_eq!(moved, Some(Vec::new()), "the same objects");
+    assert!(files.store.behind);
+    assert!(edited(&mut files, "c.yaml", SERVICE).is_none(), "it stands in two files");
+    assert!(edited(&mut files, "c.yaml", &policy("other", "Deny")).is_none(), "until all is well again");
+    assert!(edited(&mut files, "c.yaml", &policy("other", "Allow")).is_some());
 }

@@ -1,4 +1,4 @@
-//! Files that change -> a new [`Loaded`] each time.
+//! Files that change -> [`Edit`]s at once, and a new [`Loaded`] when they rest.
 //!
 //! One thread of its own: the kernel's notices (inotify on the directories, which sees an editor's rename and the swap of a
 //! ConfigMap volume's `..data` alike) only say *when* to look; what changed is found by looking at every file's stamp. A look each second makes up
@@ -12,10 +12,12 @@ use std::time::{Duration, Instant};
 
 use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{mpsc, watch};
 
 use super::Loaded;
 use super::saved::{self, Keep, Saved, Saver};
-use super::store::Store;
+use super::store::{News, Store};
+use crate::model::Change;
 
 /// How often files are looked at without a notice.
 const POLL: Duration = Duration::from_secs(1);
@@ -30,8 +32,33 @@ const MAX_REST: Duration = Duration::from_millis(400);
 /// Notices under way between the kernel's thread and ours; one that does not fit is made up for by the next look.
 const NOTICES: usize = 1024;
 
-/// The newest state of the files; wait for the next by `changed`.
-pub type Watch = tokio::sync::watch::Receiver<Arc<Loaded>>;
+/// All of it is told again when nothing was edited for this long ...
+const SETTLED: Duration = Duration::from_millis(200);
+/// ... and at the latest after this long,
+const UNSETTLED: Duration = Duration::from_secs(5);
+/// or so many objects.
+const MOST_EDITED: usize = 20_000;
+/// Edits under way; then files are not looked at.
+const EDITS: usize = 16;
+
+/// Objects that were changed, added or removed in the files.
+#[derive(Debug)]
+pub struct Edit {
+    /// The how manieth, from 1 on.
+    pub number: u64,
+    /// What it comes to.
+    pub changes: Vec<Change>,
+}
+
+/// Files that are followed. An edit is told at once; what all of it comes to, with what is doubtful about it, when there was none for a while, or
+/// when an edit is more than some good objects for others.
+#[derive(Debug)]
+pub struct Watch {
+    /// All of it, as it was after so many edits ([`Loaded::edits`]).
+    pub newest: watch::Receiver<Arc<Loaded>>,
+    /// Each edit. Who does not want them drops this, and is told all of it each time.
+    pub edits: mpsc::Receiver<Edit>,
+}
 
 /// Reads files and directories and goes on watching them until the receiver is dropped. With `keep`, last good versions survive a restart.
 ///
@@ -45,11 +72,6 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
         saver = Some(Saver::start(keep, saved.as_ref())?);
         store = store.keeping(saved.unwrap_or_default());
     }
-    let save = move |store: &Store| {
-        if let Some((saver, snapshot)) = saver.as_ref().zip(store.snapshot()) {
-            saver.save(snapshot);
-        }
-    };
     let (notices, inbox) = sync_channel(NOTICES);
     let mut eyes = Eyes::new(notices);
     // The first walk finds the directories; what changes between it and the watches is found by a second look.
@@ -58,30 +80,91 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
     if let Some(again) = store.refresh() {
         first = again;
     }
-    save(&store);
-    let (sender, receiver) = tokio::sync::watch::channel(Arc::new(first));
+    let (newest, receiver) = watch::channel(Arc::new(first));
+    let (edits, edited) = mpsc::channel(EDITS);
+    let mut teller = Teller { store, saver, newest, edits, told: 0, edited: 0, since: Instant::now() };
+    teller.save();
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
         let (mut took, mut ended) = (Duration::ZERO, Instant::now());
-        while !sender.is_closed() {
-            let noticed = wait(&inbox);
+        while !teller.newest.is_closed() {
+            let noticed = wait(&inbox, if teller.store.behind { SETTLED } else { POLL });
             if noticed.is_some() {
                 // A busy directory next to ours must not keep us walking: at most a fifth of the time goes into it. A notice that comes alone
                 // is looked after at once.
                 std::thread::sleep((took * 4).min(MAX_REST).saturating_sub(ended.elapsed()));
             }
             let start = Instant::now();
-            if let Some(loaded) = store.refresh() {
-                sender.send_replace(Arc::new(loaded));
-                save(&store);
-            }
+            teller.look(noticed.is_some());
             if let Some(gone) = noticed {
                 eyes.forget(&gone);
                 (took, ended) = (start.elapsed(), Instant::now());
             }
-            eyes.follow(&store.directories);
+            eyes.follow(&teller.store.directories);
         }
     })?;
-    Ok(receiver)
+    Ok(Watch { newest: receiver, edits: edited })
+}
+
+/// Tells what the store finds.
+struct Teller {
+    store: Store,
+    saver: Option<Saver>,
+    newest: watch::Sender<Arc<Loaded>>,
+    edits: mpsc::Sender<Edit>,
+    /// Edits that were told, the objects in those since all of it was told, and when the first of these was.
+    told: u64,
+    edited: usize,
+    since: Instant,
+}
+
+impl Teller {
+    /// `noticed`: more may follow at once.
+    fn look(&mut self, noticed: bool) {
+        let was_behind = self.store.behind;
+        match self.store.look() {
+            News::Nothing => {}
+            News::All(loaded) => return self.tell(loaded),
+            News::Edit(changes) => {
+                if !was_behind {
+                    (self.edited, self.since) = (0, Instant::now());
+                }
+                self.edited += changes.len();
+                if !self.edit(changes) {
+                    return self.tell_all();
+                }
+            }
+        }
+        let long = self.edited >= MOST_EDITED || self.since.elapsed() >= UNSETTLED;
+        if self.store.behind && (long || !noticed) {
+            self.tell_all();
+        }
+    }
+
+    /// False if nobody wants to hear of it.
+    fn edit(&mut self, changes: Vec<Change>) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        self.told += 1;
+        self.edits.blocking_send(Edit { number: self.told, changes }).is_ok()
+    }
+
+    fn tell_all(&mut self) {
+        let loaded = self.store.all();
+        self.tell(loaded);
+    }
+
+    fn tell(&mut self, mut loaded: Loaded) {
+        loaded.edits = self.told;
+        self.newest.send_replace(Arc::new(loaded));
+        self.save();
+    }
+
+    fn save(&self) {
+        if let Some((saver, snapshot)) = self.saver.as_ref().zip(self.store.snapshot()) {
+            saver.save(snapshot);
+        }
+    }
 }
 
 /// What was saved; `None`, said and counted, if it cannot be used.
@@ -102,15 +185,15 @@ enum Notice {
     Other,
 }
 
-/// Waits for a notice, and then until no more come; at most until the next look is due. Says what is gone; `None` without any notice.
-fn wait(inbox: &Receiver<Notice>) -> Option<Vec<PathBuf>> {
+/// Waits for a notice, at most until the next look is due, and then until no more come. Says what is gone; `None` without any notice.
+fn wait(inbox: &Receiver<Notice>, due: Duration) -> Option<Vec<PathBuf>> {
     let (mut writing, mut gone) = (HashSet::new(), Vec::new());
-    match inbox.recv_timeout(POLL) {
+    match inbox.recv_timeout(due) {
         Ok(notice) => note(notice, &mut writing, &mut gone),
         Err(RecvTimeoutError::Timeout) => return None,
         Err(RecvTimeoutError::Disconnected) => {
             // No watcher could be made: looking each second is all there is.
-            std::thread::sleep(POLL);
+            std::thread::sleep(due);
             return None;
         }
     }

@@ -15,7 +15,7 @@ use super::kind::{Seen, WATCHED, Watched, What};
 use super::watch::Event;
 use crate::model::{Change, Name};
 use crate::sources::State;
-use crate::sources::files::object::{IMPORT, Thing, model_name};
+use crate::sources::files::object::change;
 use crate::status::subject::InForce;
 use crate::status::{Subject, Subjects};
 
@@ -218,31 +218,6 @@ impl OfKind {
             tracing::warn!(kind = self.watched.kind, "cannot be followed, what is known of it stays: {why}");
         }
         self.failing = Some(why);
-    }
-}
-
-/// An object of a kind as it is now.
-fn change(kind: &'static str, name: Name, thing: Option<Thing>) -> Change {
-    let name = model_name(kind, &name);
-    match (thing, kind) {
-        (Some(Thing::Namespace(thing)), _) => Change::Namespace(name.name, Some(thing)),
-        (Some(Thing::Node(thing)), _) => Change::Node(name.name, Some(thing)),
-        (Some(Thing::Service(thing)), _) => Change::Service(name, Some(thing)),
-        (Some(Thing::Slice(thing)), _) => Change::Slice(name, Some(thing)),
-        (Some(Thing::Workload(thing)), _) => Change::Workload(name, Some(thing)),
-        (Some(Thing::Route(thing)), _) => Change::Route((kind.to_owned(), name), Some(thing)),
-        (Some(Thing::Grant(thing)), _) => Change::Grant(name, Some(thing)),
-        (Some(Thing::Authorization(thing)), _) => Change::Authorization(name, Some(thing)),
-        (Some(Thing::RateLimit(thing)), _) => Change::RateLimit(name, Some(thing)),
-        (None, "Namespace") => Change::Namespace(name.name, None),
-        (None, "Node") => Change::Node(name.name, None),
-        (None, "Service" | IMPORT) => Change::Service(name, None),
-        (None, "EndpointSlice") => Change::Slice(name, None),
-        (None, "Pod") => Change::Workload(name, None),
-        (None, "ReferenceGrant") => Change::Grant(name, None),
-        (None, "AuthorizationPolicy") => Change::Authorization(name, None),
-        (None, "RateLimitPolicy") => Change::RateLimit(name, None),
-        (None, _) => Change::Route((kind.to_owned(), name), None),
     }
 }
 
