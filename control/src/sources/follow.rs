@@ -42,7 +42,8 @@ pub async fn follow(mut files: Option<Watch>, mut kubernetes: Option<Kubernetes>
 
 /// What the files tell.
 enum Filed {
-    Edit(Edit),
+    /// Behind what was told of all of it before, if that was not seen yet.
+    Edit(Option<Arc<Loaded>>, Edit),
     All(Arc<Loaded>),
     /// Nothing more: they are not watched any more. Said once.
     End,
@@ -51,7 +52,10 @@ enum Filed {
 async fn filed(files: &mut Option<Watch>) -> Filed {
     let Some(watch) = files else { return std::future::pending().await };
     tokio::select! {
-        Some(edit) = watch.edits.recv() => return Filed::Edit(edit),
+        Some(edit) = watch.edits.recv() => {
+            let unseen = watch.newest.has_changed().is_ok_and(|changed| changed);
+            return Filed::Edit(unseen.then(|| Arc::clone(&watch.newest.borrow_and_update())), edit);
+        }
         changed = watch.newest.changed() => if changed.is_ok() {
             return Filed::All(Arc::clone(&watch.newest.borrow_and_update()));
         }
@@ -74,9 +78,9 @@ struct Following {
     /// Whether there are files, and what they say.
     filed: bool,
     files: Option<Arc<Loaded>>,
-    /// What was edited since then, and how many edits are known.
-    edited: Vec<Change>,
-    edits: u64,
+    /// What was edited since then, by the number of the edit; and of the last thing that they told.
+    edited: Vec<(u64, Change)>,
+    known: u64,
     /// Since when nobody looks at them any more.
     unwatched: Option<Instant>,
     /// What was not sent yet, and whether anything was.
@@ -94,7 +98,7 @@ impl Following {
             filed: files,
             files: None,
             edited: Vec::new(),
-            edits: 0,
+            known: 0,
             unwatched: None,
             waiting: Told::default(),
             begun: false,
@@ -105,7 +109,12 @@ impl Following {
 
     async fn hear(&mut self, filed: Filed) {
         match filed {
-            Filed::Edit(edit) => self.edit(edit),
+            Filed::Edit(before, edit) => {
+                if let Some(before) = before {
+                    self.loaded(before).await;
+                }
+                self.edit(edit);
+            }
             Filed::All(loaded) => self.loaded(loaded).await,
             Filed::End => {
                 // What was read stays in force, and is said to be of the past.
@@ -116,20 +125,16 @@ impl Following {
     }
 
     fn edit(&mut self, edit: Edit) {
-        // All of it, with this in it, may have been told meanwhile.
-        if edit.number > self.edits {
-            self.edits = edit.number;
-            self.edited.extend_from_slice(&edit.changes);
-            self.take(0, edit.changes);
+        // It is in what was told of all of it.
+        if edit.number <= self.known {
+            return;
         }
+        self.known = edit.number;
+        self.edited.extend(edit.changes.iter().map(|change| (edit.number, change.clone())));
+        self.take(0, edit.changes);
     }
 
     async fn loaded(&mut self, loaded: Arc<Loaded>) {
-        // More than it has is known: it will be told again.
-        if loaded.edits < self.edits {
-            return;
-        }
-        self.edits = loaded.edits;
         self.metrics.loaded(&loaded);
         for problem in loaded.problems.iter().chain(&loaded.warnings) {
             tracing::warn!("{problem}");
@@ -141,14 +146,20 @@ impl Following {
             }
             return;
         }
-        // The files say all there is each time; what differs is found by looking at each object, not on the runtime's threads.
+        if !loaded.news && loaded.number <= self.known {
+            self.edited.retain(|(number, _)| *number > loaded.number);
+            self.files = Some(loaded);
+            return;
+        }
+        self.known = loaded.number;
+        // The files say all there is; what differs is found by looking at each object, not on the runtime's threads.
         let (old, now) = (self.files.clone().filter(|files| files.complete), Arc::clone(&loaded));
         let edited = std::mem::take(&mut self.edited);
         let differs = move || {
             let nothing = Model::default();
             let mut changes = old.as_ref().map_or(&nothing, |old| &old.model).changes_to(&now.model);
             // It may be now as it was before it was edited.
-            changes.extend(edited.iter().map(|edited| now.model.held(edited)));
+            changes.extend(edited.iter().map(|(_, edited)| now.model.held(edited)));
             changes
         };
         match tokio::task::spawn_blocking(differs).await {

@@ -32,7 +32,8 @@ pub(super) fn assemble(present: &Present, trust_domain: &str) -> Loaded {
     let mut warnings = assembly.warnings;
     warnings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
     Loaded {
-        edits: 0,
+        number: 0,
+        news: true,
         model: assembly.model,
         problems,
         warnings,

@@ -38,8 +38,10 @@ pub use watch::{Edit, Watch, watch};
 /// All that the files say at one moment.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// How many [`Edit`]s are in it.
-    pub edits: u64,
+    /// The how manieth thing it is that is told, or how many are in it.
+    pub number: u64,
+    /// Whether more is in it than in what was told before.
+    pub news: bool,
     /// What is in force.
     pub model: Model,
     /// What must be mended, in the order of files and lines.
@@ -89,7 +91,8 @@ pub fn check(paths: &[PathBuf], trust_domain: &str) -> Report {
 impl Loaded {
     fn empty() -> Self {
         Self {
-            edits: 0,
+            number: 0,
+            news: true,
             model: Model::default(),
             problems: Vec::new(),
             warnings: Vec::new(),

@@ -44,6 +44,13 @@ pub(super) struct Cached {
     pub(super) items: Result<Vec<Item>, String>,
 }
 
+/// All there is after an edit, where everything is well.
+pub(super) struct Edited {
+    present: Present,
+    trust_domain: String,
+    files: usize,
+}
+
 /// Files that are others than before.
 #[derive(Default)]
 pub(super) struct Reread {
@@ -152,6 +159,13 @@ impl Store {
         }
     }
 
+    /// What is in force after an edit, to be put together where nobody waits for it.
+    pub fn edited(&self) -> Edited {
+        let mut present = Present { objects: self.last_good.clone(), ..Present::default() };
+        present.skip(self.cache.values());
+        Edited { present, trust_domain: self.trust_domain.clone(), files: self.cache.len() }
+    }
+
     /// All that is known, whether or not anything has changed.
     pub fn all(&mut self) -> Loaded {
         let failures = self.failures.take().unwrap_or_default();
@@ -244,10 +258,11 @@ impl Store {
                 match &item.content {
                     Content::Good { key, thing, warnings } => present.add(cached, item, key, thing, warnings),
                     Content::Broken { .. } => broken.push((cached, item)),
-                    Content::Skipped(kind) => *present.skipped.entry(kind.clone()).or_default() += 1,
+                    Content::Skipped(_) => {}
                 }
             }
         }
+        present.skip(self.cache.values());
         self.keep_unreadable(failures, &mut present);
         self.keep_broken(&broken, &mut present);
         present
@@ -339,7 +354,24 @@ impl Reread {
     }
 }
 
+impl Edited {
+    /// As [`Store::refresh`] would tell it: all of it is right.
+    pub fn assemble(&self) -> Loaded {
+        let loaded = assemble::assemble(&self.present, &self.trust_domain);
+        Loaded { complete: true, files: self.files, ..loaded }
+    }
+}
+
 impl Present {
+    /// Counts what is left alone.
+    fn skip<'c>(&mut self, cached: impl Iterator<Item = &'c Cached>) {
+        for item in cached.flat_map(|cached| cached.items.iter().flatten()) {
+            if let Content::Skipped(kind) = &item.content {
+                *self.skipped.entry(kind.clone()).or_default() += 1;
+            }
+        }
+    }
+
     fn add(&mut self, cached: &Cached, item: &Item, key: &Key, thing: &Arc<Thing>, warnings: &[Fault]) {
         if let Some(first) = self.objects.get(key) {
             let message = format!("is already defined in {}:{}, which counts", first.file, first.at.line);

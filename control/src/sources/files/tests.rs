@@ -17,6 +17,9 @@ use super::store::{News, Store};
 use super::*;
 use crate::model::{Change, Distribution, Name, Target};
 
+/// Without edits, all is told each time.
+type Newest = tokio::sync::watch::Receiver<Arc<Loaded>>;
+
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop}\nspec: {clusterIP: 10.96.0.1, ports: [{name: http, port: 80}]}\n";
 
 fn policy(name: &str, action: &str) -> String {
@@ -550,8 +553,8 @@ fn a_report_is_for_programs_too() {
 }
 
 /// The next state that fits, within a second of now.
-async fn within_a_second(watch: &mut Watch, fits: impl Fn(&Loaded) -> bool) -> Arc<Loaded> {
-    let wait = watch.newest.wait_for(|loaded| fits(loaded));
+async fn within_a_second(watch: &mut Newest, fits: impl Fn(&Loaded) -> bool) -> Arc<Loaded> {
+    let wait = watch.wait_for(|loaded| fits(loaded));
     let found = tokio::time::timeout(Duration::from_secs(1), wait).await.expect("seen within a second");
     Arc::clone(&found.expect("goes on watching"))
 }
@@ -563,8 +566,8 @@ fn action(loaded: &Loaded) -> i32 {
 #[tokio::test]
 async fn an_editors_rename_and_a_new_folder_are_seen() {
     let files = Files::new(&[("policy.yaml", &policy("web", "Allow"))]);
-    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
-    assert_eq!(action(&watch.newest.borrow()), 0);
+    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap().newest;
+    assert_eq!(action(&watch.borrow()), 0);
     files.write("policy.yaml", &policy("web", "Deny"));
     within_a_second(&mut watch, |loaded| action(loaded) == 1).await;
     // Written in place.
@@ -600,8 +603,8 @@ async fn the_swap_of_a_config_map_is_seen_each_time() {
     };
     version(0, "Allow");
     symlink("..data/policy.yaml", dir.path().join("policy.yaml")).unwrap();
-    let mut watch = watch(&[dir.path().to_owned()], "cluster.local", None).unwrap();
-    assert_eq!(action(&watch.newest.borrow()), 0);
+    let mut watch = watch(&[dir.path().to_owned()], "cluster.local", None).unwrap().newest;
+    assert_eq!(action(&watch.borrow()), 0);
     for (number, (name, wanted)) in [("Deny", 1), ("Allow", 0), ("Deny", 1)].into_iter().enumerate() {
         version(number as u32 + 1, name);
         let loaded = within_a_second(&mut watch, |loaded| action(loaded) == wanted).await;
@@ -613,7 +616,7 @@ async fn the_swap_of_a_config_map_is_seen_each_time() {
 async fn half_a_file_is_not_taken_for_the_whole() {
     use std::io::Write;
     let files = Files::new(&[("all.yaml", &format!("{SERVICE}---\n{}", policy("web", "Allow")))]);
-    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
+    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap().newest;
     let mut file = fs::File::create(files.path("all.yaml")).unwrap();
     file.write_all(SERVICE.as_bytes()).unwrap();
     // The writer pauses longer than notices are gathered, within the time that an open file is waited for.
@@ -622,9 +625,9 @@ async fn half_a_file_is_not_taken_for_the_whole() {
     drop(file);
     let mut states = Vec::new();
     while states.last() != Some(&1) {
-        let changed = tokio::time::timeout(Duration::from_secs(1), watch.newest.changed()).await;
+        let changed = tokio::time::timeout(Duration::from_secs(1), watch.changed()).await;
         changed.expect("seen within a second").unwrap();
-        states.push(action(&watch.newest.borrow_and_update()));
+        states.push(action(&watch.borrow_and_update()));
     }
     assert_eq!(states, [1], "the policy was never gone");
 }
@@ -715,8 +718,10 @@ proptest! {
                 }
                 Deed::Remove(file) => _ = fs::remove_file(files.path(&format!("{file}.yaml"))),
                 Deed::Rest if files.store.behind => {
-                    let all = files.store.all();
+                    let (edited, all) = (files.store.edited().assemble(), files.store.all());
                     prop_assert_eq!(&all.model, &told);
+                    prop_assert_eq!(edited.report(), all.report());
+                    prop_assert_eq!((edited.model, edited.state), (all.model, all.state));
                     continue;
                 }
                 Deed::Rest => continue,
@@ -759,4 +764,22 @@ fn an_edit_of_one_file_among_many_tells_just_what_has_changed() {
     assert!(edited(&mut files, "c.yaml", SERVICE).is_none(), "it stands in two files");
     assert!(edited(&mut files, "c.yaml", &policy("other", "Deny")).is_none(), "until all is well again");
     assert!(edited(&mut files, "c.yaml", &policy("other", "Allow")).is_some());
+}
+
+#[tokio::test]
+async fn an_edit_is_told_at_once_and_what_all_of_it_comes_to_when_there_are_no_more() {
+    let files = Files::new(&[("a.yaml", SERVICE), ("b.yaml", &policy("web", "Allow"))]);
+    let mut watch = watch(&[files.path("")], "cluster.local", None).unwrap();
+    for action in ["Deny", "Allow", "Deny"] {
+        files.write("b.yaml", &policy("web", action));
+        let edit = tokio::time::timeout(Duration::from_secs(5), watch.edits.recv()).await.expect("told").unwrap();
+        assert_eq!(edit.changes.len(), 1);
+    }
+    let all = watch.newest.wait_for(|loaded| action(loaded) == 1);
+    let all = tokio::time::timeout(Duration::from_secs(10), all).await.expect("put together").unwrap().clone();
+    assert_eq!((all.number, all.news, all.files), (3, false, 2));
+    files.write("b.yaml", &policy("web", "Alow"));
+    let all = tokio::time::timeout(Duration::from_secs(5), watch.newest.wait_for(|loaded| loaded.news)).await;
+    let all = all.expect("told").unwrap().clone();
+    assert_eq!((all.number, all.problems.len(), action(&all)), (4, 1, 1), "the last good one, edited as it was");
 }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Loaded;
 use super::saved::{self, Keep, Saved, Saver};
-use super::store::{News, Store};
+use super::store::{Edited, News, Store};
 use crate::model::Change;
 
 /// How often files are looked at without a notice.
@@ -32,19 +32,15 @@ const MAX_REST: Duration = Duration::from_millis(400);
 /// Notices under way between the kernel's thread and ours; one that does not fit is made up for by the next look.
 const NOTICES: usize = 1024;
 
-/// All of it is told again when nothing was edited for this long ...
-const SETTLED: Duration = Duration::from_millis(200);
-/// ... and at the latest after this long,
+/// All of it is put together when nothing was edited between two looks, and at the latest after this long.
 const UNSETTLED: Duration = Duration::from_secs(5);
-/// or so many objects.
-const MOST_EDITED: usize = 20_000;
 /// Edits under way; then files are not looked at.
 const EDITS: usize = 16;
 
 /// Objects that were changed, added or removed in the files.
 #[derive(Debug)]
 pub struct Edit {
-    /// The how manieth, from 1 on.
+    /// The how manieth thing it is that is told.
     pub number: u64,
     /// What it comes to.
     pub changes: Vec<Change>,
@@ -54,7 +50,7 @@ pub struct Edit {
 /// when an edit is more than some good objects for others.
 #[derive(Debug)]
 pub struct Watch {
-    /// All of it, as it was after so many edits ([`Loaded::edits`]).
+    /// All of it. What is told here before an edit was seen here before that is.
     pub newest: watch::Receiver<Arc<Loaded>>,
     /// Each edit. Who does not want them drops this, and is told all of it each time.
     pub edits: mpsc::Receiver<Edit>,
@@ -82,12 +78,14 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
     }
     let (newest, receiver) = watch::channel(Arc::new(first));
     let (edits, edited) = mpsc::channel(EDITS);
-    let mut teller = Teller { store, saver, newest, edits, told: 0, edited: 0, since: Instant::now() };
+    let newest = Arc::new(newest);
+    let assembling = assembler(Arc::clone(&newest))?;
+    let mut teller = Teller { store, saver, newest, edits, assembling, told: 0, since: Instant::now() };
     teller.save();
     std::thread::Builder::new().name("files".to_owned()).spawn(move || {
         let (mut took, mut ended) = (Duration::ZERO, Instant::now());
         while !teller.newest.is_closed() {
-            let noticed = wait(&inbox, if teller.store.behind { SETTLED } else { POLL });
+            let noticed = wait(&inbox);
             if noticed.is_some() {
                 // A busy directory next to ours must not keep us walking: at most a fifth of the time goes into it. A notice that comes alone
                 // is looked after at once.
@@ -105,15 +103,34 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
     Ok(Watch { newest: receiver, edits: edited })
 }
 
+/// Puts all of it together beside the thread that looks at files, so that an edit does not wait for it. It ends with whoever gives it something.
+fn assembler(newest: Arc<watch::Sender<Arc<Loaded>>>) -> std::io::Result<SyncSender<(u64, Edited)>> {
+    let (give, given) = sync_channel::<(u64, Edited)>(1);
+    let assemble = move || {
+        for (number, edited) in given {
+            let loaded = Arc::new(Loaded { number, news: false, ..edited.assemble() });
+            newest.send_if_modified(|told| {
+                let newer = told.number <= number;
+                if newer {
+                    *told = loaded;
+                }
+                newer
+            });
+        }
+    };
+    std::thread::Builder::new().name("files-all".to_owned()).spawn(assemble)?;
+    Ok(give)
+}
+
 /// Tells what the store finds.
 struct Teller {
     store: Store,
     saver: Option<Saver>,
-    newest: watch::Sender<Arc<Loaded>>,
+    newest: Arc<watch::Sender<Arc<Loaded>>>,
     edits: mpsc::Sender<Edit>,
-    /// Edits that were told, the objects in those since all of it was told, and when the first of these was.
+    assembling: SyncSender<(u64, Edited)>,
+    /// How many things were told, and when the first edit was since all of it was.
     told: u64,
-    edited: usize,
     since: Instant,
 }
 
@@ -123,20 +140,21 @@ impl Teller {
         let was_behind = self.store.behind;
         match self.store.look() {
             News::Nothing => {}
-            News::All(loaded) => return self.tell(loaded),
+            News::All(loaded) => self.tell(loaded),
             News::Edit(changes) => {
                 if !was_behind {
-                    (self.edited, self.since) = (0, Instant::now());
+                    self.since = Instant::now();
                 }
-                self.edited += changes.len();
                 if !self.edit(changes) {
-                    return self.tell_all();
+                    let all = self.store.all();
+                    self.tell(all);
                 }
             }
         }
-        let long = self.edited >= MOST_EDITED || self.since.elapsed() >= UNSETTLED;
-        if self.store.behind && (long || !noticed) {
-            self.tell_all();
+        if self.store.behind && (!noticed || self.since.elapsed() >= UNSETTLED) {
+            // If it is still busy with what it was given last, it gets the next.
+            self.store.behind = self.assembling.try_send((self.told, self.store.edited())).is_err();
+            self.save();
         }
     }
 
@@ -149,14 +167,9 @@ impl Teller {
         self.edits.blocking_send(Edit { number: self.told, changes }).is_ok()
     }
 
-    fn tell_all(&mut self) {
-        let loaded = self.store.all();
-        self.tell(loaded);
-    }
-
-    fn tell(&mut self, mut loaded: Loaded) {
-        loaded.edits = self.told;
-        self.newest.send_replace(Arc::new(loaded));
+    fn tell(&mut self, loaded: Loaded) {
+        self.told += 1;
+        self.newest.send_replace(Arc::new(Loaded { number: self.told, ..loaded }));
         self.save();
     }
 
@@ -185,15 +198,15 @@ enum Notice {
     Other,
 }
 
-/// Waits for a notice, at most until the next look is due, and then until no more come. Says what is gone; `None` without any notice.
-fn wait(inbox: &Receiver<Notice>, due: Duration) -> Option<Vec<PathBuf>> {
+/// Waits for a notice, and then until no more come; at most until the next look is due. Says what is gone; `None` without any notice.
+fn wait(inbox: &Receiver<Notice>) -> Option<Vec<PathBuf>> {
     let (mut writing, mut gone) = (HashSet::new(), Vec::new());
-    match inbox.recv_timeout(due) {
+    match inbox.recv_timeout(POLL) {
         Ok(notice) => note(notice, &mut writing, &mut gone),
         Err(RecvTimeoutError::Timeout) => return None,
         Err(RecvTimeoutError::Disconnected) => {
             // No watcher could be made: looking each second is all there is.
-            std::thread::sleep(due);
+            std::thread::sleep(POLL);
             return None;
         }
     }

@@ -54,8 +54,8 @@ impl Kept {
         self.start().refresh()
     }
 
-    fn watch(&self) -> Watch {
-        watch(&[self.files.path("")], "cluster.local", Some(self.keep())).unwrap()
+    fn watch(&self) -> Newest {
+        watch(&[self.files.path("")], "cluster.local", Some(self.keep())).unwrap().newest
     }
 }
 
@@ -204,10 +204,7 @@ async fn damaged_state_is_counted_ignored_and_written_anew() {
         fs::write(&path, damaged).unwrap();
         let watch = kept.watch();
         assert_eq!(kept.errors.get(), count as u64 + 1);
-        assert!(
-            invalid(&watch.newest.borrow(), "web").is_some_and(|why| !why.is_empty()),
-            "the policy closes its target"
-        );
+        assert!(invalid(&watch.borrow(), "web").is_some_and(|why| !why.is_empty()), "the policy closes its target");
         within_seconds("sound state", || saved::load(&kept.dir()).is_ok_and(|saved| saved.objects().len() == 1)).await;
     }
 }
@@ -223,5 +220,5 @@ async fn a_change_that_is_seen_is_saved_and_found_by_the_next_watch() {
     within_seconds("the change", || saved().values().any(|origin| deny(&origin.thing))).await;
     kept.files.write("a.yaml", &policy("web", "None"));
     let again = kept.watch();
-    assert_eq!((&again.newest.borrow().model, again.newest.borrow().problems.len()), (&good.model, 1));
+    assert_eq!((&again.borrow().model, again.borrow().problems.len()), (&good.model, 1));
 }
