@@ -1,5 +1,7 @@
 //! Several replicas of control: decisions need all of them, and none is made for want of an answer.
 
+mod status;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};

@@ -3,7 +3,7 @@
 //! It is put together when somebody asks, from the sessions of those concerned: whoever listens to the resource, and whoever listens to
 //! what points to it now (who has not been told yet that a policy covers him does not hold it, and lags). Nothing is kept beside the sessions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,37 @@ impl Picture {
         self.refused.values().map(Vec::len).sum()
     }
 
+    /// As seen where something else is compiled: who runs what was, lags.
+    #[must_use]
+    pub fn outdated(mut self) -> Self {
+        self.lagging.append(&mut self.applied);
+        self
+    }
+
+    /// With what another replica knows of its own proxies.
+    #[must_use]
+    pub fn and(mut self, other: Self) -> Self {
+        self.applied.extend(other.applied);
+        self.lagging.extend(other.lagging);
+        for (why, proxies) in other.refused {
+            self.refused.entry(why).or_default().extend(proxies);
+        }
+        self.away.extend(other.away);
+        self.put_in_order();
+        self
+    }
+
+    /// Each proxy once, by the worst that is said of it.
+    fn put_in_order(&mut self) {
+        let mut seen = HashSet::new();
+        let lists = self.refused.values_mut().chain([&mut self.lagging, &mut self.applied, &mut self.away]);
+        for list in lists {
+            list.sort();
+            list.retain(|proxy| seen.insert(proxy.clone()));
+        }
+        self.refused.retain(|_, proxies| !proxies.is_empty());
+    }
+
     /// The picture in one sentence, for the status of the object: `applied by 37 of 40 proxies, 3 refused: REASON`.
     pub fn sentence(&self) -> String {
         let (applied, lagging, refusing) = (self.applied.len(), self.lagging.len(), self.refusing());
@@ -105,10 +136,44 @@ pub struct ObjectPicture {
     pub name: String,
     /// The resources that it compiles to.
     pub resources: Vec<Arc<str>>,
+    /// Which versions these have here, and what lists a route. Where a replica has others, its proxies run something else.
+    #[serde(default)]
+    pub versions: BTreeMap<Arc<str>, Arc<str>>,
     /// [`Picture::sentence`].
     pub sentence: String,
     /// Who runs it.
     pub picture: Picture,
+}
+
+impl ObjectPicture {
+    fn new((kind, name): (String, String), resources: Vec<Arc<str>>, versions: Versions, picture: Picture) -> Self {
+        let sentence = picture.sentence();
+        Self { kind, name, resources, versions, sentence, picture }
+    }
+
+    /// Whether another replica has compiled the same.
+    pub fn is_as(&self, other: &Self) -> bool {
+        self.versions == other.versions
+    }
+
+    /// With what another replica knows of its own proxies. Of those that run what is compiled there nobody runs what is compiled here, unless
+    /// that is the same.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let same = self.is_as(&other);
+        let picture = self.picture.and(if same { other.picture } else { other.picture.outdated() });
+        Self { sentence: picture.sentence(), picture, ..self }
+    }
+}
+
+type Versions = BTreeMap<Arc<str>, Arc<str>>;
+
+/// The versions by which replicas see whether they have compiled the same of an object.
+fn versions_of(compiled: &Compiled, kind: &str, name: &str, resources: &[Arc<str>]) -> Versions {
+    let route = name.split_once('/').filter(|_| ROUTES.contains(&kind));
+    let lists = route.map(|(namespace, name)| attached_by(compiled, kind, &Name::new(namespace, name)));
+    let all = resources.iter().cloned().chain(lists.unwrap_or_default());
+    all.filter_map(|name| compiled.get(&name).map(|found| (name, Arc::clone(&found.version)))).collect()
 }
 
 /// The object that a resource is made of first of all; none for what comes from no object.
@@ -214,10 +279,14 @@ impl Hub {
 
     /// An object and who runs it; `None` if the kind is none of [`KINDS`].
     pub fn object(&self, kind: &str, name: &str) -> Option<ObjectPicture> {
-        let resources = self.compiled(|compiled| resources_of(compiled, kind, name))?;
+        // The versions first: what is compiled meanwhile nobody runs yet, and is looked at again.
+        let (resources, versions) = self.compiled(|compiled| {
+            let resources = resources_of(compiled, kind, name)?;
+            let versions = versions_of(compiled, kind, name, &resources);
+            Some((resources, versions))
+        })?;
         let picture = self.picture(&resources);
-        let sentence = picture.sentence();
-        Some(ObjectPicture { kind: kind.to_owned(), name: name.to_owned(), resources, sentence, picture })
+        Some(ObjectPicture::new((kind.to_owned(), name.to_owned()), resources, versions, picture))
     }
 
     /// The objects of which somebody refuses something. Looks at all that all proxies hold.
@@ -231,9 +300,10 @@ impl Hub {
             let (kind, name) = object_of(&resource).unwrap_or(("", &resource));
             objects.entry((kind.to_owned(), name.to_owned())).or_default().push(resource);
         }
-        let with_picture = |((kind, name), resources): ((String, String), Vec<Arc<str>>)| {
+        let with_picture = |(object, resources): ((String, String), Vec<Arc<str>>)| {
+            let versions = self.compiled(|compiled| versions_of(compiled, &object.0, &object.1, &resources));
             let picture = self.picture(&resources);
-            ObjectPicture { kind, name, resources, sentence: picture.sentence(), picture }
+            ObjectPicture::new(object, resources, versions, picture)
         };
         objects.into_iter().map(with_picture).collect()
     }

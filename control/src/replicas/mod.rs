@@ -13,6 +13,7 @@
 //! - Questions are bounded ([`QUESTIONS`]); of a replica is kept which proxies it has, and of each question whom it concerns there.
 
 pub mod follow;
+pub mod members;
 pub mod presence;
 pub mod question;
 pub mod share;
@@ -86,6 +87,8 @@ struct Peer {
     tried: bool,
     /// It is ourselves, or one that is heard at another address.
     same: bool,
+    /// It said that it was about to end, and has not been heard since.
+    left: bool,
     heard: Option<Heard>,
 }
 
@@ -250,18 +253,14 @@ impl Replicas {
         self.stopping.send_replace(true);
     }
 
-    /// Those that are heard, by what they call themselves, and the way to each.
-    fn channels(&self) -> Vec<(String, Channel)> {
-        let state = self.state.lock();
-        let heard = state.heard().filter(|heard| heard.whole);
-        heard.filter_map(|heard| Some((heard.name.clone(), heard.channel.clone()?))).collect()
-    }
-
     /// This is the way to one that is heard.
     fn reached(&self, at: SocketAddr, channel: &Channel) {
-        if let Some(heard) = self.state.lock().peers.get_mut(&at).and_then(|peer| peer.heard.as_mut()) {
-            heard.channel.get_or_insert_with(|| channel.clone());
-        }
+        let mut state = self.state.lock();
+        let heard = state.peers.get_mut(&at).and_then(|peer| peer.heard.as_mut());
+        let Some(heard) = heard.filter(|heard| heard.channel.is_none()) else { return };
+        heard.channel = Some(channel.clone());
+        drop(state);
+        self.bump();
     }
 
     /// What we call ourselves; empty where nothing was said.
@@ -319,7 +318,8 @@ impl Replicas {
         // They are away before they are there no more.
         hub.have_gone(&gone);
         if let Some(peer) = self.state.lock().peers.get_mut(&at) {
-            (peer.tried, peer.heard) = (true, None);
+            let heard = peer.heard.take();
+            (peer.tried, peer.left) = (true, peer.left || heard.is_some_and(|heard| heard.stopping));
         }
         self.bump();
         hub.look_again_at(gone);
@@ -339,6 +339,7 @@ impl Replicas {
                     return false;
                 }
                 let wire::Told { id, name, .. } = &told;
+                peer.left = false;
                 peer.heard = Some(Heard { id: id.clone(), name: name.clone(), ..Heard::default() });
             }
             let Some(heard) = &peer.heard else { return false };
@@ -356,6 +357,9 @@ impl Replicas {
         self.bump();
         let names: HashSet<Name> = gone.into_iter().chain(proxies.into_iter().map(|(name, _)| name)).collect();
         hub.look_again_at(names);
+        if told.all_stirred || !told.stirred.is_empty() {
+            hub.status.changed_elsewhere(told.stirred, told.all_stirred);
+        }
         hub.metrics.replicas.seen(&self.seen());
         true
     }
@@ -437,12 +441,8 @@ impl State {
     /// Replicas that are there and have not answered.
     fn silent(&self, own: &str, question: u64) -> Vec<String> {
         let answered = |heard: &Heard| heard.answers.get(&question).is_some_and(|answer| answer.whole);
-        let silent = self.peers.iter().filter_map(|(at, peer)| match &peer.heard {
-            Some(heard) => (!answered(heard)).then(|| heard.name.clone()),
-            None => (self.live.contains(at) && !self.is_us(*at)).then(|| at.to_string()),
-        });
-        let unheard = |one: &&Follower| one.id != own && !self.peers.values().any(|peer| peer.is(&one.id));
-        silent.chain(self.followers.values().filter(unheard).map(|one| one.name.clone())).collect()
+        let silent = self.there(own, |_| true).filter(|(_, heard)| !heard.is_some_and(answered));
+        silent.map(|(name, _)| name).collect()
     }
 }
 

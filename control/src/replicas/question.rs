@@ -48,7 +48,7 @@ pub fn lacks(about: &About, stream: &Stream, hub: &Hub) -> bool {
         About::Trust(digest) => !hub.believes(stream) || *digest != digest_of_trust(hub),
         About::Issuer(issuer) => proved.issuer.as_ref().is_some_and(|shown| **shown == **issuer),
         About::Outside(domain) => *proved.identity.trust_domain != **domain,
-        About::Leave(_) => false,
+        About::Leave(_) | About::Objects(_) => false,
     }
 }
 

@@ -4,18 +4,22 @@
 //! - Nobody but control is answered: its own certificate is asked for, of our own trust domain.
 //! - What is told of a proxy is one look at its streams: connected and answers belong together.
 //! - A follower that reads slowly costs the names of what it has not been told; one that misses something is told all anew.
+//! - To which resources proxies stand otherwise than before is told while it is asked, once in [`GATHER`] at most, [`MOST_TOLD`] names at a time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::broadcast::Receiver;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_api::wire::replicas as wire;
+use weft_api::wire::replicas::ask::About;
 use weft_certs::tls::control_identity;
 
 use super::Moved;
@@ -25,9 +29,14 @@ use crate::distribute::Hub;
 use crate::model::Name;
 use crate::rotation::Authority;
 use crate::server::admin::Admin;
+use crate::status::inbox::{Ear, MOST_TOLD};
 
 /// Of one message.
 const NAMES: usize = 1024;
+/// Pictures of objects in one answer.
+pub(super) const OBJECTS: usize = 256;
+/// A rush of acknowledgements is told at once.
+const GATHER: Duration = Duration::from_millis(100);
 /// Messages made and not taken yet.
 const IN_HAND: usize = 2;
 /// Of what a replica says of itself.
@@ -99,6 +108,24 @@ impl wire::replicas_server::Replicas for Service {
         let (status, body) = self.pages.here(path, query);
         Ok(Response::new(wire::Page { status: status.as_u16().into(), body: body.into() }))
     }
+
+    async fn objects(&self, request: Request<wire::ObjectsRequest>) -> Result<Response<wire::Page>, Status> {
+        self.must_be_control(&request)?;
+        let names = request.into_inner().names;
+        if names.len() > OBJECTS {
+            return Err(Status::invalid_argument(format!("{} objects; ask for {OBJECTS} at a time", names.len())));
+        }
+        let hub = Arc::clone(&self.hub);
+        let pictures = move || {
+            let objects = names.iter().filter_map(|name| name.split_once('/'));
+            serde_json::to_vec(&objects.filter_map(|(kind, name)| hub.object(kind, name)).collect::<Vec<_>>())
+        };
+        match tokio::task::spawn_blocking(pictures).await {
+            Ok(Ok(body)) => Ok(Response::new(wire::Page { status: 200, body: body.into() })),
+            Ok(Err(error)) => Err(Status::internal(error.to_string())),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
 }
 
 async fn serve(
@@ -130,6 +157,10 @@ struct Teller<'h> {
     /// Only while there are questions.
     progress: Option<Receiver<Name>>,
     questions: BTreeMap<u64, Open>,
+    /// Only while it is asked to which resources proxies stand otherwise: the number of that question.
+    objects: Option<(u64, Arc<Ear>)>,
+    /// Something was heard of that: more may come until then.
+    gathers: Option<Instant>,
     /// To be told, in this order, as soon as the follower takes it.
     next: wire::Told,
     names: BTreeSet<Name>,
@@ -142,7 +173,8 @@ impl<'h> Teller<'h> {
         let moved = hub.moved.subscribe();
         let next = wire::Told { id: hub.replicas.id.clone(), name, ..wire::Told::default() };
         let (names, answered, questions) = (BTreeSet::new(), Vec::new(), BTreeMap::new());
-        let mut teller = Self { hub, moved, progress: None, questions, next, names, answered };
+        let mut teller =
+            Self { hub, moved, progress: None, questions, objects: None, gathers: None, next, names, answered };
         teller.all_anew();
         teller
     }
@@ -152,7 +184,8 @@ impl<'h> Teller<'h> {
         self.next.whole = false;
         self.next.leaves = self.hub.leaves(None);
         self.names = self.hub.streams().iter().map(|stream| stream.client.workload.clone()).collect();
-        self.answered = self.questions.keys().copied().collect();
+        self.answered =
+            self.questions.keys().copied().chain(self.objects.as_ref().map(|(number, _)| *number)).collect();
     }
 
     async fn run(&mut self, incoming: &mut Streaming<wire::Ask>, out: &mpsc::Sender<Told>) -> Result<(), Status> {
@@ -184,6 +217,8 @@ impl<'h> Teller<'h> {
                     // Of connections nothing was missed; of answers anything may have been.
                     Err(_) => self.names.extend(self.hub.streams().iter().map(|stream| stream.client.workload.clone())),
                 },
+                () = stirred(self.objects.as_ref()), if self.gathers.is_none() => self.gathers = Some(Instant::now() + GATHER),
+                () = until(self.gathers) => self.has_stirred(),
                 permit = out.reserve(), if due => {
                     let Ok(permit) = permit else { return Ok(()) };
                     let mut told = self.batch();
@@ -197,10 +232,16 @@ impl<'h> Teller<'h> {
 
     async fn asked(&mut self, ask: wire::Ask) {
         let Some(about) = ask.about else {
+            self.objects = self.objects.take().filter(|(number, _)| *number != ask.question);
             self.questions.remove(&ask.question);
             self.progress = self.progress.take().filter(|_| !self.questions.is_empty());
             return;
         };
+        if let About::Objects(_) = about {
+            self.objects = Some((ask.question, self.hub.status.listen()));
+            self.answered.push(ask.question);
+            return;
+        }
         // Before anything is looked at.
         self.progress.get_or_insert_with(|| self.hub.progress.subscribe());
         let hub = Arc::clone(self.hub);
@@ -211,6 +252,20 @@ impl<'h> Teller<'h> {
                 self.answered.push(ask.question);
             }
             Err(error) => tracing::error!(%error, "a question of another control could not be answered"),
+        }
+    }
+
+    /// Takes over what the ear has heard: more than one message can name is all.
+    fn has_stirred(&mut self) {
+        self.gathers = None;
+        let Some((_, ear)) = &self.objects else { return };
+        let heard = ear.take();
+        let names = heard.names.iter().map(|name| name.to_string());
+        if !self.next.all_stirred && !heard.all {
+            self.next.stirred.extend(names);
+        }
+        if heard.all || self.next.stirred.len() > MOST_TOLD {
+            (self.next.all_stirred, self.next.stirred) = (true, Vec::new());
         }
     }
 
@@ -240,6 +295,20 @@ impl<'h> Teller<'h> {
             }
         }
         proxy
+    }
+}
+
+async fn stirred(objects: Option<&(u64, Arc<Ear>)>) {
+    match objects {
+        Some((_, ear)) => ear.heard().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

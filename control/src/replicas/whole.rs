@@ -1,17 +1,23 @@
 //! What operators ask, answered for all replicas: each is asked for its own page, and what they say is put together.
 //!
-//! A replica that does not answer within [`ANSWER`] is left out, and `weft status` says that it is silent.
+//! A replica that does not answer within [`ANSWER`] is left out, and `weft status` says that it is silent. Who has to know of that asks for
+//! [`Elsewhere`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
+use tokio::time::error::Elapsed;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 use weft_api::wire::replicas as wire;
 use weft_api::wire::replicas::replicas_client::ReplicasClient;
 
+use super::members::Member;
+use super::tell::OBJECTS;
 use crate::distribute::Hub;
 use crate::distribute::describe::{Described, ResourcePicture};
-use crate::distribute::picture::{ObjectPicture, Picture};
+use crate::distribute::picture::{KINDS, ObjectPicture};
 use crate::rotation::Report;
 
 const ANSWER: Duration = Duration::from_secs(3);
@@ -21,7 +27,8 @@ const MAX_PAGE: usize = 64 << 20;
 /// What each other replica says on a page of its own; its name first. Who has nothing to say is left out.
 pub async fn others<T: DeserializeOwned>(hub: &Hub, page: &str) -> Vec<(String, T)> {
     let mut asked = tokio::task::JoinSet::new();
-    for (at, (name, channel)) in hub.replicas.channels().into_iter().enumerate() {
+    let heard = hub.replicas.members().into_iter().filter_map(|member| Some((member.name, member.way?)));
+    for (at, (name, channel)) in heard.enumerate() {
         let request = wire::LookRequest { page: page.to_owned() };
         asked.spawn(async move {
             let mut client = ReplicasClient::new(channel).max_decoding_message_size(MAX_PAGE);
@@ -31,18 +38,26 @@ pub async fn others<T: DeserializeOwned>(hub: &Hub, page: &str) -> Vec<(String, 
     }
     let mut said = BTreeMap::new();
     while let Some(Ok((at, name, answer))) = asked.join_next().await {
-        match answer {
-            Ok(Ok(page)) if page.get_ref().status == 200 => match serde_json::from_slice(&page.get_ref().body) {
-                Ok(read) => drop(said.insert(at, (name, read))),
-                Err(error) => tracing::warn!(replica = name, %error, "what another control says cannot be read"),
-            },
-            // It has nothing of that name.
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(replica = name, %error, "another control does not show its proxies"),
-            Err(_) => tracing::warn!(replica = name, "another control does not show its proxies in time"),
+        if let Some(read) = read(&name, answer) {
+            said.insert(at, (name, read));
         }
     }
     said.into_values().collect()
+}
+
+/// What a page says. `None`: nothing, or nothing that can be read, which is a line of the log.
+fn read<T: DeserializeOwned>(name: &str, answer: Result<Result<Response<wire::Page>, Status>, Elapsed>) -> Option<T> {
+    match answer {
+        Ok(Ok(page)) if page.get_ref().status == 200 => match serde_json::from_slice(&page.get_ref().body) {
+            Ok(read) => return Some(read),
+            Err(error) => tracing::warn!(replica = name, %error, "what another control says cannot be read"),
+        },
+        // It has nothing of that name.
+        Ok(Ok(_)) => {}
+        Ok(Err(error)) => tracing::warn!(replica = name, %error, "another control does not show its proxies"),
+        Err(_) => tracing::warn!(replica = name, "another control does not show its proxies in time"),
+    }
+    None
 }
 
 /// What the first of the others says that has anything to say.
@@ -66,49 +81,105 @@ pub async fn proxies(hub: &Hub, own: Vec<Described>, page: &str) -> Vec<Describe
 /// Those that are away to one replica may be connected to another.
 fn without_absent<T>(all: impl Iterator<Item = T>, how: impl Fn(&T) -> (&String, bool)) -> Vec<T> {
     let all: Vec<T> = all.collect();
-    let connected: std::collections::BTreeSet<String> = all
+    let connected: HashSet<String> = all
         .iter()
         .filter_map(|one| Some(how(one)).filter(|(_, connected)| *connected).map(|(name, _)| name.clone()))
         .collect();
     all.into_iter().filter(|one| how(one).1 || !connected.contains(how(one).0)).collect()
 }
 
-impl Picture {
-    /// With what another replica knows of its own proxies.
-    #[must_use]
-    pub fn and(mut self, other: Self) -> Self {
-        self.applied.extend(other.applied);
-        self.lagging.extend(other.lagging);
-        for (why, proxies) in other.refused {
-            self.refused.entry(why).or_default().extend(proxies);
-        }
-        self.away.extend(other.away);
-        self.put_in_order();
-        self
+/// What other replicas say of some objects.
+#[derive(Debug, Default)]
+pub struct Elsewhere {
+    said: Vec<(String, HashMap<(String, String), ObjectPicture>)>,
+    /// Those that have not answered, as they call themselves.
+    silent: Vec<String>,
+    /// Those of them that could have: the numbers of their runs.
+    pub late: Vec<String>,
+}
+
+/// Who runs an object, of the proxies of all replicas.
+#[derive(Clone, Debug)]
+pub struct Whole {
+    /// The object.
+    pub object: ObjectPicture,
+    /// Replicas that may have any proxy and have not said how theirs are.
+    pub silent: Vec<String>,
+    /// Replicas that have compiled something else of it: as they are behind, or this one is.
+    pub apart: Vec<String>,
+}
+
+impl Elsewhere {
+    /// Of those nobody is asked.
+    pub fn without(members: Vec<Member>) -> Self {
+        Self { silent: members.into_iter().map(|member| member.name).collect(), ..Self::default() }
     }
 
-    /// Each proxy once, by the worst that is said of it.
-    fn put_in_order(&mut self) {
-        let mut seen = std::collections::HashSet::new();
-        let lists = self.refused.values_mut().chain([&mut self.lagging, &mut self.applied, &mut self.away]);
-        for list in lists {
-            list.sort();
-            list.retain(|proxy| seen.insert(proxy.clone()));
+    /// Asks these of objects (`KIND/NAMESPACE/NAME`). Who cannot be asked, or does not answer in time, is silent.
+    pub async fn ask(members: Vec<Member>, names: Vec<String>, patience: Duration) -> Self {
+        let mut asked = tokio::task::JoinSet::new();
+        let mut open: BTreeMap<usize, Member> = members.into_iter().enumerate().collect();
+        for (at, member) in &open {
+            let Some(channel) = member.way.clone() else { continue };
+            let (at, name, names) = (*at, member.name.clone(), names.clone());
+            asked.spawn(async move { (at, ask_all(channel, &name, &names, patience).await) });
         }
-        self.refused.retain(|_, proxies| !proxies.is_empty());
+        let mut elsewhere = Self::default();
+        while let Some(answered) = asked.join_next().await {
+            if let Ok((at, Some(objects))) = answered
+                && let Some(member) = open.remove(&at)
+            {
+                let by_name = objects.into_iter().map(|object| ((object.kind.clone(), object.name.clone()), object));
+                elsewhere.said.push((member.name, by_name.collect()));
+            }
+        }
+        for member in open.into_values() {
+            elsewhere.late.extend(member.way.is_some().then_some(member.id));
+            elsewhere.silent.push(member.name);
+        }
+        elsewhere.said.sort_by(|one, other| one.0.cmp(&other.0));
+        elsewhere
+    }
+
+    /// Puts what they say of an object to what this replica knows of its own proxies. That is to be looked at after they were asked: then a proxy
+    /// that moves here meanwhile is not missed.
+    pub fn with(&self, own: ObjectPicture) -> Whole {
+        let key = (own.kind.clone(), own.name.clone());
+        let mut whole = Whole { object: own, silent: self.silent.clone(), apart: Vec::new() };
+        for (name, objects) in &self.said {
+            match objects.get(&key).cloned() {
+                Some(other) => {
+                    if !whole.object.is_as(&other) {
+                        whole.apart.push(name.clone());
+                    }
+                    whole.object = whole.object.and(other);
+                }
+                None => whole.silent.push(name.clone()),
+            }
+        }
+        whole
     }
 }
 
-/// An object, and who runs it wherever.
-pub async fn object(hub: &Hub, own: ObjectPicture) -> ObjectPicture {
-    let page = format!("/debug/objects?kind={}&name={}", own.kind, own.name);
-    let others = others::<ObjectPicture>(hub, &page).await;
-    others.into_iter().fold(own, |all, (_, other)| together(all, other))
+/// One replica's answer; it is asked for so many at a time as it will answer.
+async fn ask_all(channel: Channel, name: &str, names: &[String], patience: Duration) -> Option<Vec<ObjectPicture>> {
+    let mut client = ReplicasClient::new(channel).max_decoding_message_size(MAX_PAGE);
+    let mut all: Vec<ObjectPicture> = Vec::new();
+    for names in names.chunks(OBJECTS) {
+        let request = wire::ObjectsRequest { names: names.to_vec() };
+        let said: Vec<ObjectPicture> = read(name, tokio::time::timeout(patience, client.objects(request)).await)?;
+        all.extend(said);
+    }
+    Some(all)
 }
 
-fn together(all: ObjectPicture, other: ObjectPicture) -> ObjectPicture {
-    let picture = all.picture.and(other.picture);
-    ObjectPicture { sentence: picture.sentence(), picture, ..all }
+/// An object, and who runs it wherever; `None` if nothing is compiled from this kind.
+pub async fn object(hub: &Hub, kind: &str, name: &str) -> Option<Whole> {
+    if !KINDS.contains(&kind) {
+        return None;
+    }
+    let elsewhere = Elsewhere::ask(hub.replicas.members(), vec![format!("{kind}/{name}")], ANSWER).await;
+    hub.object(kind, name).map(|own| elsewhere.with(own))
 }
 
 /// The objects of which anybody refuses something, wherever.
@@ -118,18 +189,19 @@ pub async fn refused_objects(hub: &Hub, own: Vec<ObjectPicture>) -> Vec<ObjectPi
     for object in own.into_iter().chain(others.into_iter().flat_map(|(_, objects)| objects)) {
         let key = (object.kind.clone(), object.name.clone());
         let merged = match all.remove(&key) {
-            Some(before) => together(before, object),
+            Some(before) => before.and(object),
             None => object,
         };
         all.insert(key, merged);
     }
     // Who refuses nothing of it there may run it there.
-    let mut whole = Vec::new();
-    for one in all.into_values() {
-        let own = hub.object(&one.kind, &one.name).unwrap_or_else(|| one.clone());
-        whole.push(if own.kind.is_empty() { one } else { object(hub, own).await });
-    }
-    whole
+    let names = all.keys().map(|(kind, name)| format!("{kind}/{name}")).collect();
+    let elsewhere = Elsewhere::ask(hub.replicas.members(), names, ANSWER).await;
+    let whole = |((kind, name), found): ((String, String), ObjectPicture)| match hub.object(&kind, &name) {
+        Some(own) => elsewhere.with(own).object,
+        None => found,
+    };
+    all.into_iter().map(whole).collect()
 }
 
 /// A resource, and who runs it wherever.

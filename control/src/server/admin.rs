@@ -107,10 +107,10 @@ impl Admin {
             ("/debug/objects", _) if kind.is_none() || name.is_none() => {
                 json(&whole::refused_objects(hub, hub.refused_objects()).await)
             }
-            ("/debug/objects", _) => match kind.zip(name).and_then(|(kind, name)| hub.object(&kind, &name)) {
-                Some(own) => json(&whole::object(hub, own).await),
-                None => self.here(path, query),
-            },
+            ("/debug/objects", _) => {
+                let whole = whole::object(hub, &kind.unwrap_or_default(), &name.unwrap_or_default()).await;
+                whole.map_or_else(|| self.here(path, query), |whole| json(&whole.object))
+            }
             ("/debug/resource", _) => match name {
                 Some(name) => json(&whole::resource(hub, hub.resource(&name)).await),
                 None => self.here(path, query),

@@ -1,11 +1,12 @@
 //! Whose turn it is. Pure: time is an argument.
 //!
 //! Invariants
-//! - An object stands in `due` once at most, under the time that its entry says, and not while it is being written.
+//! - An object stands in `due` once at most, under the time that its entry says, and not while it is [`in hand`](Stage).
 //! - The first change of an object is looked at [`GATHER`] later, so that what proxies answer at once is in the first write; further ones
-//!   [`EVERY`] after its last write at the earliest, after [`COUNTS`] if only numbers differ. What failed waits twice as long each time, up to
-//!   [`MOST_PAUSE`].
-//! - All objects together are written [`A_SECOND`] times a second on the average, [`AT_ONCE`] at once.
+//!   [`EVERY`] after its last write at the earliest, after [`COUNTS`] if only numbers differ, and [`LOOKS`] after others were asked about it. What
+//!   failed waits twice as long each time, up to [`MOST_PAUSE`].
+//! - What happens to an object that is in hand is looked at afterwards.
+//! - All objects together are written [`A_SECOND`] times a second on the average, [`AT_ONCE`] at once. Each that is looked at may be written.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -24,6 +25,8 @@ pub const GATHER: Duration = Duration::from_millis(50);
 pub const EVERY: Duration = Duration::from_secs(1);
 /// The same if only the numbers of proxies differ.
 pub const COUNTS: Duration = Duration::from_secs(10);
+/// Between two questions to other replicas about one object.
+pub const LOOKS: Duration = Duration::from_millis(500);
 /// After failures.
 pub const MOST_PAUSE: Duration = Duration::from_mins(1);
 /// Writes of all objects.
@@ -31,15 +34,30 @@ pub const A_SECOND: u32 = 20;
 /// So many of them at once.
 pub const AT_ONCE: u32 = 100;
 
+/// What is being done with an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing.
+    Rests,
+    /// It was taken, to be judged.
+    Judged,
+    /// It is being written.
+    Written,
+}
+
 #[derive(Debug)]
 struct Entry {
     subject: Subject,
     due: Option<Instant>,
     wrote: Option<Instant>,
+    /// When others were asked about it.
+    asked: Option<Instant>,
     failures: u32,
-    writing: bool,
-    /// It has to be looked at when it is written.
+    stage: Stage,
+    /// It has to be looked at when it is out of hand: something happened to it meanwhile.
     again: bool,
+    /// The same, though nothing happened: at that time.
+    later: Option<Instant>,
     services: BTreeSet<Name>,
 }
 
@@ -59,6 +77,8 @@ pub struct Desk {
     /// Which objects name a service: as parent, or as target.
     by_service: BTreeMap<Name, BTreeSet<Key>>,
     due: BTreeSet<(Instant, Key)>,
+    /// How many are being judged.
+    judged: u32,
     /// When the next write would be in time, if they came evenly.
     even: Option<Instant>,
 }
@@ -72,9 +92,11 @@ impl Desk {
             subject: subject.clone(),
             due: None,
             wrote: None,
+            asked: None,
             failures: 0,
-            writing: false,
+            stage: Stage::Rests,
             again: false,
+            later: None,
             services: BTreeSet::new(),
         });
         if entry.subject.generation != subject.generation {
@@ -99,6 +121,7 @@ impl Desk {
         if let Some(due) = entry.due {
             self.due.remove(&(due, key.clone()));
         }
+        self.judged -= u32::from(entry.stage == Stage::Judged);
         for service in &entry.services {
             unlist(&mut self.by_service, service, key);
         }
@@ -130,13 +153,14 @@ impl Desk {
     /// An object has to be looked at.
     pub fn touch(&mut self, key: &Key, now: Instant) {
         let Some(entry) = self.objects.get_mut(key) else { return };
-        if entry.writing {
+        if entry.stage != Stage::Rests {
             entry.again = true;
             return;
         }
-        let pause = pause(entry.failures);
-        let earliest = entry.wrote.map_or(now, |wrote| wrote + pause);
-        self.put(key, earliest.max(now + GATHER));
+        let written = entry.wrote.map(|wrote| wrote + pause(entry.failures));
+        let asked = entry.asked.map(|asked| asked + LOOKS);
+        let earliest = written.into_iter().chain(asked).fold(now + GATHER, Instant::max);
+        self.put(key, earliest);
     }
 
     /// All have.
@@ -146,11 +170,14 @@ impl Desk {
         }
     }
 
-    /// Nobody is looked at: another replica does it.
+    /// Nobody is looked at, nor judged: another replica does it.
     pub fn rest(&mut self) {
-        for (_, key) in std::mem::take(&mut self.due) {
-            if let Some(entry) = self.objects.get_mut(&key) {
-                entry.due = None;
+        self.due = BTreeSet::new();
+        self.judged = 0;
+        for entry in self.objects.values_mut() {
+            (entry.due, entry.later) = (None, None);
+            if entry.stage == Stage::Judged {
+                (entry.stage, entry.again) = (Stage::Rests, false);
             }
         }
     }
@@ -169,7 +196,7 @@ impl Desk {
 
     /// When somebody is to be looked at next.
     pub fn next(&self) -> Option<Instant> {
-        let (first, _) = self.due.first()?;
+        let (first, _) = self.due.first().filter(|_| self.judged < AT_ONCE)?;
         Some(self.free().map_or(*first, |free| free.max(*first)))
     }
 
@@ -183,47 +210,84 @@ impl Desk {
         self.due.is_empty()
     }
 
-    /// From when on there may be another write.
+    /// From when on there may be another write, if all that are judged are written.
     fn free(&self) -> Option<Instant> {
-        self.even.and_then(|even| even.checked_sub(Duration::from_secs(1) / A_SECOND * (AT_ONCE - 1)))
+        let apart = Duration::from_secs(1) / A_SECOND;
+        self.even.and_then(|even| (even + apart * self.judged).checked_sub(apart * (AT_ONCE - 1)))
     }
 
-    /// Who is to be looked at now.
-    pub fn take(&mut self, now: Instant) -> Option<(Key, Subject)> {
+    /// Who is to be judged now. It is in hand until [`Desk::leave`], or until it was written.
+    pub fn take(&mut self, now: Instant) -> Option<Key> {
         if self.next()? > now {
             return None;
         }
         let (_, key) = self.due.pop_first()?;
         let entry = self.objects.get_mut(&key)?;
-        entry.due = None;
-        Some((key, entry.subject.clone()))
+        (entry.due, entry.stage) = (None, Stage::Judged);
+        self.judged += 1;
+        Some(key)
     }
 
-    /// Only numbers differ: whether they may be written now. If not, that is remembered.
+    /// One that is being judged, as it is now.
+    pub fn judged(&self, key: &Key) -> Option<&Subject> {
+        self.objects.get(key).filter(|entry| entry.stage == Stage::Judged).map(|entry| &entry.subject)
+    }
+
+    /// Other replicas are asked about it.
+    pub fn asks(&mut self, key: &Key, now: Instant) {
+        if let Some(entry) = self.objects.get_mut(key) {
+            entry.asked = Some(now);
+        }
+    }
+
+    /// It has to be looked at again by then, whatever happens.
+    pub fn later(&mut self, key: &Key, at: Instant) {
+        if let Some(entry) = self.objects.get_mut(key) {
+            entry.later = Some(entry.later.map_or(at, |before| before.min(at)));
+        }
+    }
+
+    /// There is nothing to write of one that was judged.
+    pub fn leave(&mut self, key: &Key, now: Instant) {
+        let Some(entry) = self.objects.get_mut(key).filter(|entry| entry.stage == Stage::Judged) else { return };
+        entry.stage = Stage::Rests;
+        self.judged -= 1;
+        self.out_of_hand(key, now);
+    }
+
+    fn out_of_hand(&mut self, key: &Key, now: Instant) {
+        let Some(entry) = self.objects.get_mut(key) else { return };
+        let (again, later) = (std::mem::take(&mut entry.again), entry.later.take());
+        if again {
+            self.touch(key, now);
+        }
+        if let Some(later) = later {
+            self.put(key, later);
+        }
+    }
+
+    /// Only numbers differ of one that is judged: whether they may be written now. If not, that is remembered.
     pub fn may_count(&mut self, key: &Key, now: Instant) -> bool {
         let wrote = self.objects.get(key).and_then(|entry| entry.wrote);
-        match wrote.map(|wrote| wrote + COUNTS).filter(|at| *at > now) {
-            Some(at) => {
-                self.put(key, at);
-                false
-            }
-            None => true,
-        }
+        let Some(at) = wrote.map(|wrote| wrote + COUNTS).filter(|at| *at > now) else { return true };
+        self.later(key, at);
+        false
     }
 
     /// It is being written.
     pub fn writes(&mut self, key: &Key, now: Instant) {
         self.even = Some(self.even.map_or(now, |even| even.max(now)) + Duration::from_secs(1) / A_SECOND);
         if let Some(entry) = self.objects.get_mut(key) {
-            (entry.writing, entry.wrote) = (true, Some(now));
+            self.judged -= u32::from(entry.stage == Stage::Judged);
+            (entry.stage, entry.wrote) = (Stage::Written, Some(now));
         }
     }
 
     /// It was, and is now as `answer` has it; or it was not, because it is something else by now, or because it failed.
     pub fn wrote(&mut self, key: &Key, answer: Result<&serde_json::Value, Missed>, now: Instant) {
-        let Some(entry) = self.objects.get_mut(key) else { return };
-        entry.writing = false;
-        let again = std::mem::take(&mut entry.again);
+        // One that went and came meanwhile may be judged already.
+        let Some(entry) = self.objects.get_mut(key).filter(|entry| entry.stage == Stage::Written) else { return };
+        entry.stage = Stage::Rests;
         match answer {
             Ok(answer) => {
                 entry.failures = 0;
@@ -232,9 +296,8 @@ impl Desk {
             Err(Missed::Changed) => {}
             Err(Missed::Failed) => entry.failures = entry.failures.saturating_add(1),
         }
-        if again || answer.is_err() {
-            self.touch(key, now);
-        }
+        entry.again |= answer.is_err();
+        self.out_of_hand(key, now);
     }
 }
 

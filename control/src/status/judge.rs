@@ -5,12 +5,12 @@ use weft_api::names;
 
 use super::subject::{InForce, Refusal};
 use super::{Key, PROGRAMMED, Subject};
-use crate::distribute::picture::Picture;
 use crate::model::{Model, Name, ServiceRef, Target, parent_name};
+use crate::replicas::whole::Whole;
 
 /// Of one message. A proxy's words are in it too.
 const LONGEST: usize = 1024;
-/// References that lead nowhere and are named in one message.
+/// References that lead nowhere, or replicas, that are named in one message.
 const NAMED: usize = 5;
 
 /// One condition, without its times.
@@ -42,15 +42,9 @@ impl Condition {
 /// The conditions of an object: of a route for each of [`Subject::parents`], of a policy one set. `None`: nothing can be said, since something
 /// else counts under this name (a file has the object too).
 ///
-/// `picture`: who runs it, of the proxies of this replica, and how many proxies other replicas have; `None` while the proxies that were connected
-/// before are not back yet.
-pub fn judge(
-    key: &Key,
-    subject: &Subject,
-    model: &Model,
-    picture: Option<(&Picture, usize)>,
-) -> Option<Vec<Vec<Condition>>> {
-    let programmed = programmed(key.0, subject.refusal.as_ref(), picture);
+/// `whole`: who runs it, of the proxies of all replicas; `None` while the proxies that were connected before are not back yet.
+pub fn judge(key: &Key, subject: &Subject, model: &Model, whole: Option<&Whole>) -> Option<Vec<Vec<Condition>>> {
+    let programmed = programmed(key.0, subject.refusal.as_ref(), whole);
     if key.0.is_policy() {
         return Some(vec![vec![policy_accepted(key, subject, model)?, programmed]]);
     }
@@ -164,15 +158,30 @@ fn policy_accepted((kind, name): &Key, subject: &Subject, model: &Model) -> Opti
     })
 }
 
+/// Some replicas, by what they call themselves.
+fn controls(replicas: &[String]) -> String {
+    let mut named: Vec<String> = replicas.iter().take(NAMED).map(|name| format!("control {name}")).collect();
+    if replicas.len() > NAMED {
+        named.push(format!("and {} more", replicas.len() - NAMED));
+    }
+    named.join(", ")
+}
+
 /// Who runs it, or what is in force instead of it.
-fn programmed(kind: Kind, refusal: Option<&Refusal>, picture: Option<(&Picture, usize)>) -> Condition {
-    let Some((picture, elsewhere)) = picture else {
+fn programmed(kind: Kind, refusal: Option<&Refusal>, whole: Option<&Whole>) -> Condition {
+    let Some(whole) = whole else {
         let message = "the proxies that were connected are not back yet";
         return Condition { keep: true, ..Condition::new(PROGRAMMED, "Unknown", "Pending", message) };
     };
+    let picture = &whole.object.picture;
     let mut sentence = picture.sentence();
-    if elsewhere > 0 {
-        sentence = format!("{sentence}; not counted: {elsewhere} at other replicas of control (weft status)");
+    for (replicas, what) in [
+        (&whole.silent, "not counted, as they have not said how their proxies are"),
+        (&whole.apart, "with another version of it than the one that writes this"),
+    ] {
+        if !replicas.is_empty() {
+            sentence = format!("{sentence}; {what}: {}", controls(replicas));
+        }
     }
     match refusal.map(|refusal| refusal.in_force) {
         Some(InForce::LastGood) => {
@@ -187,8 +196,8 @@ fn programmed(kind: Kind, refusal: Option<&Refusal>, picture: Option<(&Picture, 
         None => {}
     }
     let (status, reason) = match (picture.refusing(), picture.lagging.len()) {
-        // Of the others it is not known.
-        (0, 0) if elsewhere > 0 => ("Unknown", "Pending"),
+        // Of some it is not known.
+        (0, 0) if !whole.silent.is_empty() || !whole.apart.is_empty() => ("Unknown", "Pending"),
         (0, 0) => ("True", "Programmed"),
         (0, _) => ("Unknown", "Pending"),
         _ => ("False", "Refused"),

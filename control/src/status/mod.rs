@@ -8,16 +8,18 @@
 //! - What other controllers wrote is written back as it was.
 //! - Nothing is written that is there already; `lastTransitionTime` changes with `status` only.
 //! - An object is judged only after the model has taken it over, so that no generation is said to be observed that is not ([`inbox`]).
+//! - The proxies of all replicas of control count ([`others`]): where one of them cannot say how its proxies are, that is said, and nothing is claimed.
 //! - Work is in proportion to what changed: an object is looked at when it, what it names, or an answer of a proxy about it changed; at most once a
 //!   second, and all objects together as often as [`desk`] allows. Queues are by object.
 //!
 //! [`subject`]: what the API server says of an object; [`judge`]: what is to be said about it, pure; [`merge`]: that into what is there, pure;
-//! [`desk`]: whose turn it is, pure; [`write`]: the one who does it.
+//! [`desk`]: whose turn it is, pure; [`others`]: what other replicas say; [`write`]: the one who does it.
 
 pub mod desk;
 pub mod inbox;
 pub mod judge;
 pub mod merge;
+mod others;
 pub mod subject;
 mod write;
 

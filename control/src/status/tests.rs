@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
-use tokio::time::Instant;
 use weft_api::kinds::{self, Body, Node, Place};
 
-use super::desk::{A_SECOND, AT_ONCE, COUNTS, Desk, EVERY, GATHER, MOST_PAUSE, Missed};
+use super::desk::MOST_PAUSE;
 use super::judge::{Condition, judge};
 use super::merge::{self, News, Said};
 use super::subject::InForce;
 use super::*;
-use crate::distribute::picture::Picture;
+use crate::distribute::picture::{ObjectPicture, Picture};
 use crate::model::{AuthorizationPolicy, Model, Service, Target};
+use crate::replicas::whole::Whole;
 use crate::testing::{port, service};
 
+mod turns;
 mod writer;
 
 /// Reads an object as the source does, and puts it into the model if it is right.
@@ -86,6 +87,19 @@ fn picture(applied: usize, lagging: usize, refused: usize) -> Picture {
         refused: refusals.into_iter().collect(),
         away: Vec::new(),
     }
+}
+
+/// All replicas have said so.
+fn whole(picture: Picture) -> Whole {
+    let object = ObjectPicture {
+        kind: "HTTPRoute".to_owned(),
+        name: "shop/web".to_owned(),
+        resources: Vec::new(),
+        versions: [].into(),
+        sentence: picture.sentence(),
+        picture,
+    };
+    Whole { object, silent: Vec::new(), apart: Vec::new() }
 }
 
 fn shown(judged: &[Condition]) -> Vec<String> {
@@ -169,7 +183,7 @@ fn a_route_is_told_of_in_the_words_of_gateway_api() {
     ] {
         let mut model = model();
         let (key, subject) = read(Kind::HttpRoute, &object, &mut model);
-        let judged = judge(&key, &subject, &model, Some((&seen, 0))).unwrap();
+        let judged = judge(&key, &subject, &model, Some(&whole(seen))).unwrap();
         assert_eq!(shown(&judged[0]), want, "{name}");
     }
 }
@@ -178,18 +192,31 @@ fn a_route_is_told_of_in_the_words_of_gateway_api() {
 fn what_other_replicas_know_is_not_claimed() {
     let mut model = model();
     let (key, subject) = read(Kind::HttpRoute, &route(web(), to(json!([]))), &mut model);
-    for (seen, want) in [
-        (
-            picture(3, 0, 0),
-            "weft.dev/Programmed=Unknown Pending: applied by 3 of 3 proxies; not counted: 7 at other replicas of control (weft status)",
-        ),
+    let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let silent = "; not counted, as they have not said how their proxies are: control b";
+    let apart = "; with another version of it than the one that writes this: control c";
+    for (seen, of_silent, of_apart, want) in [
+        (picture(3, 0, 0), &["b"][..], &[][..], format!("Unknown Pending: applied by 3 of 3 proxies{silent}")),
+        (picture(3, 0, 0), &[], &["c"], format!("Unknown Pending: applied by 3 of 3 proxies{apart}")),
+        (picture(0, 0, 0), &["b"], &["c"], format!("Unknown Pending: no proxy uses it{silent}{apart}")),
         (
             picture(0, 0, 1),
-            "weft.dev/Programmed=False Refused: applied by 0 of 1 proxy, 1 refused: bad_port: no; not counted: 7 at other replicas of control (weft status)",
+            &["b"],
+            &[],
+            format!("False Refused: applied by 0 of 1 proxy, 1 refused: bad_port: no{silent}"),
+        ),
+        (
+            picture(1, 0, 0),
+            &["b", "b", "b", "b", "b", "b", "b"],
+            &[],
+            format!(
+                "Unknown Pending: applied by 1 of 1 proxy{silent}, control b, control b, control b, control b, and 2 more"
+            ),
         ),
     ] {
-        let judged = judge(&key, &subject, &model, Some((&seen, 7))).unwrap();
-        assert_eq!(shown(&judged[0])[2], want);
+        let whole = Whole { silent: named(of_silent), apart: named(of_apart), ..whole(seen) };
+        let judged = judge(&key, &subject, &model, Some(&whole)).unwrap();
+        assert_eq!(shown(&judged[0])[2], format!("weft.dev/Programmed={want}"));
     }
 }
 
@@ -201,7 +228,7 @@ fn a_route_that_counts_for_nothing_is_in_conflict() {
             read(Kind::HttpRoute, &route(of_http, to(json!([{"name": "v2", "port": 80}]))), &mut model);
         let grpc = route(of_grpc, to(json!([{"name": "v2", "port": 80}])));
         read(Kind::GrpcRoute, &grpc, &mut model);
-        let judged = judge(&key, &subject, &model, Some((&picture(0, 0, 0), 0))).unwrap();
+        let judged = judge(&key, &subject, &model, Some(&whole(picture(0, 0, 0)))).unwrap();
         shown(&judged[0]).remove(0)
     };
     let on = |port: u16| json!([{"group": "", "kind": "Service", "name": "web", "port": port}]);
@@ -250,7 +277,7 @@ fn what_is_refused_names_the_field_and_what_is_in_force_instead() {
         let mut model = model();
         let (key, mut subject) = read(kind, &object, &mut model);
         subject.refusal.as_mut().unwrap().in_force = in_force;
-        let judged = judge(&key, &subject, &model, Some((&picture(40, 0, 0), 0))).unwrap();
+        let judged = judge(&key, &subject, &model, Some(&whole(picture(40, 0, 0)))).unwrap();
         let said = shown(&judged[0]);
         let (ends, programmed) = match (in_force, kind.is_policy()) {
             (InForce::LastGood, _) => {
@@ -279,7 +306,7 @@ fn a_policy_is_told_whether_its_targets_are_there() {
     ] {
         let mut model = model();
         let (key, subject) = read(Kind::AuthorizationPolicy, &policy(target, "Allow"), &mut model);
-        let judged = judge(&key, &subject, &model, Some((&picture(40, 0, 0), 0))).unwrap();
+        let judged = judge(&key, &subject, &model, Some(&whole(picture(40, 0, 0)))).unwrap();
         assert_eq!(shown(&judged[0]), [want, ALL]);
     }
 }
@@ -355,122 +382,4 @@ fn times_change_with_the_status_only_and_numbers_are_less_urgent() {
     let (_, news) =
         merge::conditions(&before, &judge("Unknown", "applied by 1 of 2 proxies"), Said { generation: 4, ..SAID });
     assert_eq!(news, News::All);
-}
-
-struct Turn {
-    desk: Desk,
-    start: Instant,
-    model: Model,
-}
-
-impl Turn {
-    fn new() -> Self {
-        Self { desk: Desk::default(), start: Instant::now(), model: model() }
-    }
-
-    fn saw(&mut self, name: &str, at: Duration) -> Key {
-        let mut object = route(web(), to(json!([])));
-        object["metadata"]["name"] = name.into();
-        let (key, subject) = read(Kind::HttpRoute, &object, &mut self.model);
-        self.desk.saw(key.clone(), Some(subject), Some(&self.model), self.start + at, true);
-        key
-    }
-
-    /// Writes all whose turn it is; how many.
-    fn writes(&mut self, at: Duration, outcome: Result<(), Missed>) -> usize {
-        let (now, mut count) = (self.start + at, 0);
-        while let Some((key, _)) = self.desk.take(now) {
-            self.desk.writes(&key, now);
-            self.desk.wrote(&key, outcome.as_ref().map(|()| &Json::Null).map_err(|missed| *missed), now);
-            count += 1;
-        }
-        count
-    }
-}
-
-#[test]
-fn an_object_is_looked_at_soon_and_then_once_a_second() {
-    let mut turn = Turn::new();
-    let key = turn.saw("web", Duration::ZERO);
-    assert_eq!(turn.writes(GATHER / 2, Ok(())), 0);
-    assert_eq!(turn.writes(GATHER, Ok(())), 1);
-    for ms in 0..900 {
-        turn.desk.changed("HTTPRoute/shop/web", turn.start + GATHER + Duration::from_millis(ms));
-    }
-    assert_eq!(turn.desk.len(), 1, "it stands in the queue once");
-    assert_eq!((turn.writes(GATHER + EVERY / 2, Ok(())), turn.writes(GATHER + EVERY, Ok(()))), (0, 1));
-    // The service that it is attached to.
-    turn.desk.changed("service/shop/web:80", turn.start + EVERY * 5);
-    turn.desk.changed("service/shop/v2:80", turn.start + EVERY * 5);
-    turn.desk.changed("consumer/client/shop/v2:80", turn.start + EVERY * 5);
-    assert_eq!((turn.desk.len(), turn.writes(EVERY * 6, Ok(()))), (1, 1));
-    turn.desk.changed("consumer/client/shop/web:80", turn.start + EVERY * 6);
-    assert_eq!((turn.desk.len(), turn.writes(EVERY * 7, Ok(()))), (1, 1));
-    // Numbers alone.
-    assert!(!turn.desk.may_count(&key, turn.start + EVERY * 8));
-    assert_eq!(turn.desk.next(), Some(turn.start + EVERY * 7 + COUNTS));
-    turn.desk.saw(key, None, None, turn.start, true);
-    assert!(turn.desk.is_empty());
-    turn.desk.changed("service/shop/web:80", turn.start + EVERY * 20);
-    assert!(turn.desk.is_empty(), "nothing of it is left");
-}
-
-#[test]
-fn what_fails_waits_longer_each_time_and_what_changed_meanwhile_does_not() {
-    let mut turn = Turn::new();
-    turn.saw("web", Duration::ZERO);
-    let (mut at, mut waits) = (GATHER, Vec::new());
-    for _ in 0..9 {
-        assert_eq!(turn.writes(at, Err(Missed::Failed)), 1);
-        let next = turn.desk.next().unwrap() - turn.start;
-        waits.push(next.saturating_sub(at).as_secs());
-        at = next;
-    }
-    assert_eq!(waits, [2, 4, 8, 16, 32, 60, 60, 60, MOST_PAUSE.as_secs()]);
-    let mut turn = Turn::new();
-    turn.saw("web", Duration::ZERO);
-    assert_eq!(turn.writes(GATHER, Err(Missed::Changed)), 1);
-    assert_eq!(turn.desk.next(), Some(turn.start + GATHER + EVERY));
-    // While it is written it waits.
-    let (key, _) = turn.desk.take(turn.start + EVERY * 2).unwrap();
-    turn.desk.writes(&key, turn.start + EVERY * 2);
-    turn.desk.touch(&key, turn.start + EVERY * 2);
-    assert!(turn.desk.is_empty());
-    turn.desk.wrote(&key, Ok(&Json::Null), turn.start + EVERY * 2);
-    assert_eq!(turn.desk.len(), 1);
-}
-
-#[test]
-fn all_together_are_written_at_a_rate() {
-    let mut turn = Turn::new();
-    for number in 0..1_000 {
-        turn.saw(&format!("web-{number}"), Duration::ZERO);
-    }
-    let first = turn.writes(GATHER, Ok(()));
-    assert_eq!(first, AT_ONCE as usize);
-    let later: usize = (1..=100).map(|step| turn.writes(GATHER + Duration::from_millis(100) * step, Ok(()))).sum();
-    assert_eq!(later, A_SECOND as usize * 10);
-    assert_eq!(turn.desk.len(), 1_000 - first - later);
-    turn.desk.rest();
-    assert!(turn.desk.is_empty());
-    turn.desk.touch_all(turn.start + EVERY * 60);
-    assert_eq!(turn.desk.len(), 1_000);
-}
-
-#[test]
-fn more_names_than_are_kept_are_all() {
-    let inbox = Inbox::default();
-    let names: Vec<Arc<str>> = (0..70_000).map(|number| format!("HTTPRoute/shop/r-{number}").into()).collect();
-    inbox.changed(names.iter());
-    inbox.open();
-    let taken = |inbox: &Inbox| {
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(inbox.next())
-    };
-    inbox.changed(names[..3].iter());
-    inbox.changed([Arc::from("workload/shop/web-1"), Arc::from("10.0.0.1:80")].iter());
-    assert_eq!(taken(&inbox).names.len(), 3, "nothing was kept before, and nothing is of what has no status");
-    inbox.changed(names.iter());
-    let waiting = taken(&inbox);
-    assert!(waiting.all && waiting.names.is_empty());
 }

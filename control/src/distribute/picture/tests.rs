@@ -47,6 +47,61 @@ fn a_proxy_counts_once_by_the_worst_that_it_says() {
     assert!(Standing::Runs < Standing::Lags && Standing::Lags < Standing::Refuses("".into()));
 }
 
+fn object(versions: &[(&str, &str)], picture: Picture) -> ObjectPicture {
+    let versions = versions.iter().map(|(name, version)| (Arc::from(*name), Arc::from(*version))).collect();
+    ObjectPicture::new(("HTTPRoute".to_owned(), "shop/web".to_owned()), Vec::new(), versions, picture)
+}
+
+#[test]
+fn replicas_count_as_one_where_they_have_compiled_the_same() {
+    let of = |applied: &[&str], lagging: &[&str], refused: &[&str]| {
+        let all = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let refused = (!refused.is_empty()).then(|| ("no".to_owned(), all(refused)));
+        Picture {
+            applied: all(applied),
+            lagging: all(lagging),
+            refused: refused.into_iter().collect(),
+            away: all(&["shop/d", "shop/x"]),
+        }
+    };
+    let own = || object(&[("HTTPRoute/shop/web", "1")], of(&["shop/a", "shop/b"], &[], &[]));
+    let other = |version, picture| object(&[("HTTPRoute/shop/web", version)], picture);
+    // One that is moving is seen at both, and counts once, by the worst; one that is away to one replica is connected to the other.
+    let whole = own().and(other("1", of(&["shop/b", "shop/d"], &["shop/a"], &["shop/c"])));
+    assert_eq!(whole.sentence, "applied by 2 of 4 proxies, 1 lags behind, 1 refused: no; 1 proxy is away");
+    assert_eq!(
+        (&whole.picture.applied[..], &whole.picture.away[..]),
+        (&["shop/b".to_owned(), "shop/d".to_owned()][..], &["shop/x".to_owned()][..])
+    );
+    // What they run there is not what is compiled here.
+    let (newer, older) = (other("2", of(&["shop/c"], &[], &[])), object(&[], of(&["shop/c"], &[], &[])));
+    for other in [newer, older] {
+        assert!(!own().is_as(&other));
+        assert_eq!(own().and(other).picture.lagging, ["shop/c"]);
+    }
+}
+
+#[test]
+fn the_versions_of_a_route_are_its_own_and_those_of_what_lists_it() {
+    let mut model = shop();
+    let hub = |model: &crate::model::Model| {
+        let hub =
+            Hub::new(crate::distribute::session::Limits::default(), Arc::new(crate::metrics::Metrics::new().unwrap()));
+        hub.publish(crate::model::Model::default().changes_to(model));
+        hub
+    };
+    let (one, other) = (hub(&model), hub(&model));
+    let of = |hub: &Hub, kind, name| hub.object(kind, name).unwrap();
+    for (kind, name) in
+        [("Service", "shop/web"), ("EndpointSlice", "shop/web"), ("HTTPRoute", "shop/gone"), ("Namespace", "shop")]
+    {
+        assert!(of(&one, kind, name).is_as(&of(&other, kind, name)), "the same objects give the same versions");
+    }
+    model.services.remove(&Name::new("shop", "web"));
+    other.publish([crate::model::Change::Service(Name::new("shop", "web"), None)]);
+    assert!(!of(&one, "Service", "shop/web").is_as(&of(&other, "Service", "shop/web")));
+}
+
 #[test]
 fn resources_and_objects_lead_to_each_other() {
     let compiled = compile(&shop());
