@@ -11,11 +11,14 @@ use serde_json::{Value, json};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 use weft_api::names::{self, ResourceType};
 use weft_api::wire::v1;
 use weft_control::cluster::Access;
 use weft_control::compile::Compiled;
+use weft_control::distribute::Hub;
 use weft_control::status::Settings;
+use weft_control::{Config, Control};
 
 use crate::common::Mesh;
 
@@ -133,10 +136,28 @@ impl Cluster {
         self.control_with(by, None).await
     }
 
+    fn access(&self, by: SocketAddr) -> Access {
+        let (roots, token) = (Some(self.roots.clone()), Some(self.token.clone()));
+        Access { api: Some(format!("https://{by}")), roots, token, ..Access::default() }
+    }
+
+    /// Another replica of a control: where it serves, until that is dropped. It writes no status.
+    pub async fn replica(&self, mesh: &Mesh) -> (SocketAddr, AbortOnDropHandle<()>) {
+        let mut config = Config::new(Vec::new(), mesh.dir.path().join("ca"));
+        (config.listen, config.metrics) = (([127, 0, 0, 1], 0).into(), ([127, 0, 0, 1], 0).into());
+        config.kubernetes = Some(self.access(self.addr));
+        config.replicas = vec![mesh.listen.to_string()];
+        let control = Control::start(config).await.unwrap();
+        let (listen, hub) = (control.listen, Arc::clone(&control.hub));
+        let runs = tokio::spawn(async move { control.until(std::future::pending()).await.unwrap() });
+        let heard = |hub: &Hub| hub.replicas.seen().iter().any(|one| one.heard);
+        waits("two replicas to hear each other", || *hub.loaded().borrow() && heard(&hub) && heard(&mesh.hub)).await;
+        (listen, AbortOnDropHandle::new(runs))
+    }
+
     /// One that writes status, if it has that.
     pub async fn control_with(&self, by: SocketAddr, status: Option<Settings>) -> Mesh {
-        let (roots, token) = (Some(self.roots.clone()), Some(self.token.clone()));
-        let access = Access { api: Some(format!("https://{by}")), roots, token, ..Access::default() };
+        let access = self.access(by);
         let mesh = Mesh::with(|config| {
             config.files = Vec::new();
             config.kubernetes = Some(access);

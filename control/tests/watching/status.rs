@@ -1,10 +1,12 @@
 //! What people are told on their objects. The script has installed the kinds of Gateway API and ours.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tokio_util::task::AbortOnDropHandle;
 use weft_api::names::ResourceType;
 use weft_api::wire::v1;
 use weft_control::status::{CONTROLLER, PROGRAMMED, Settings};
@@ -29,25 +31,32 @@ struct Sidecar {
     refuses: Arc<AtomicBool>,
     /// When it refused last.
     refused: Arc<parking_lot::Mutex<Option<Instant>>>,
+    _runs: AbortOnDropHandle<()>,
 }
 
 async fn sidecar(mesh: &Mesh, pod: &str) -> Sidecar {
-    let mut proxy: Proxy = mesh.proxy(pod, "cart").await.unwrap();
+    sidecar_at(mesh, mesh.listen, pod).await
+}
+
+/// One that calls this replica.
+async fn sidecar_at(mesh: &Mesh, listen: SocketAddr, pod: &str) -> Sidecar {
+    let svid = mesh.svid("cart", Duration::from_mins(10));
+    let mut proxy = Proxy::open(mesh.channel_to(listen, Some(&svid)).await, pod, &[]).await.unwrap();
     proxy.next().await;
     proxy.ask(v1::Address::TYPE_URL, &["web.shop:80"]).await;
-    let told = Sidecar { refuses: Arc::default(), refused: Arc::default() };
-    let (refuses, refused) = (Arc::clone(&told.refuses), Arc::clone(&told.refused));
-    tokio::spawn(async move {
+    let (refuses, refused) = (Arc::<AtomicBool>::default(), Arc::<parking_lot::Mutex<Option<Instant>>>::default());
+    let (whether, when) = (Arc::clone(&refuses), Arc::clone(&refused));
+    let runs = tokio::spawn(async move {
         while let Ok(Some(response)) = proxy.incoming.message().await {
-            if refuses.load(Relaxed) && response.resources.iter().any(|found| found.name == OBJECT) {
-                *refused.lock() = Some(Instant::now());
+            if whether.load(Relaxed) && response.resources.iter().any(|found| found.name == OBJECT) {
+                *when.lock() = Some(Instant::now());
                 proxy.refuse(&response, OBJECT).await;
             } else {
                 proxy.ack(&response).await;
             }
         }
     });
-    told
+    Sidecar { refuses, refused, _runs: AbortOnDropHandle::new(runs) }
 }
 
 fn to(backends: Value) -> Value {
@@ -125,6 +134,7 @@ async fn what_becomes_of_an_object_is_on_it() {
     println!("ok  all is well: {}; the entry of another controller is as it was", said(&object, PROGRAMMED));
 
     refusal(&cluster, &mesh, &sidecars[2]).await;
+    two_replicas(&cluster, &mesh).await;
     references(&cluster).await;
     faults(&cluster).await;
 
@@ -182,6 +192,27 @@ async fn refusal(cluster: &Cluster, mesh: &Mesh, third: &Sidecar) {
     cluster.patch(WEB, to(json!([{"name": "v2", "port": 80}]))).await;
     says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
     println!("ok  and gone when it is mended");
+}
+
+/// Another replica has a proxy, which refuses a route that three take.
+async fn two_replicas(cluster: &Cluster, mesh: &Mesh) {
+    cluster.pod("shop", "cart-4", "cart", "10.3.1.4").await;
+    let (other, _runs) = cluster.replica(mesh).await;
+    let fourth = sidecar_at(mesh, other, "cart-4").await;
+    let all = (PROGRAMMED, "True Programmed: applied by 4 of 4 proxies");
+    says(cluster, WEB, &[ATTACHED, RESOLVED, all]).await;
+    fourth.refuses.store(true, Relaxed);
+    cluster.patch(WEB, to(json!([{"name": "v2", "port": 80, "weight": 5}]))).await;
+    let refused = "False Refused: applied by 3 of 4 proxies, 1 refused: bad: no";
+    says(cluster, WEB, &[ATTACHED, RESOLVED, (PROGRAMMED, refused)]).await;
+    let nacked = fourth.refused.lock().unwrap().elapsed();
+    assert!(nacked < SEEN, "{nacked:?}");
+    println!("ok  a refusal by a proxy of another replica is on the route {} ms after it was said", nacked.as_millis());
+    fourth.refuses.store(false, Relaxed);
+    cluster.patch(WEB, to(json!([{"name": "v2", "port": 80}]))).await;
+    says(cluster, WEB, &[ATTACHED, RESOLVED, all]).await;
+    drop(fourth);
+    says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
 }
 
 async fn references(cluster: &Cluster) {
