@@ -1,26 +1,30 @@
-//! The store of compiled resources and the streams that are told of its changes.
+//! The store of compiled resources and the streams that are told of its changes: [`stream`] is one of them, [`present`] says whose there are,
+//! [`trusted`] who is believed.
 //!
 //! Locks, always in this order, none held across an await: `leaves`, `compiled`, `absent`, a stream's `session`,
 //! `subscribers`, the events. A session is asked
 //! under the read lock of `compiled`, and what it begins to listen to is noted before that lock is given back: so a change is
 //! either seen by the session or dispatched to it, never lost between.
 
+mod present;
+mod stream;
+mod trusted;
+
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use parking_lot::{MappedRwLockReadGuard, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use prost::Message as _;
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{broadcast, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use weft_api::names;
 use weft_api::wire::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use weft_api::wire::replicas as wire;
-use weft_api::wire::v1;
-use weft_certs::revoked::{Denied, DenyList};
+use weft_certs::revoked::Denied;
+
+pub use stream::{Client, Stream};
 
 use super::audit::Audit;
 use super::events::{Cause, Event, Events};
@@ -28,77 +32,17 @@ use super::leaves::Leaves;
 use super::session::{Heard, Limits, Listen, Session, Violation};
 use super::streams::Streams;
 use super::subscribers::Subscribers;
-use crate::auth::Proved;
 use crate::compile::{Changes, Compiled, Dirty, Topic};
-use crate::copies::{Behind, Told};
+use crate::copies::Behind;
 use crate::metrics::Metrics;
-use crate::model::{Change, Model, Name, Workload};
+use crate::model::{Change, Model, Name};
 use crate::replicas::{Moved, Replicas};
-use crate::revoked::List;
-use crate::rotation::Waiting;
 use crate::status::Inbox;
 
 /// How long a proxy that was connected is waited for by those who need its answer.
 pub const RECONNECT_GRACE: Duration = Duration::from_secs(30);
 /// Of what happened to proxies so much is kept for who waits for it; who is slower looks at all of them.
 const PROGRESS: usize = 1024;
-
-/// Who is at the other end of a stream.
-#[derive(Clone, Debug)]
-pub struct Client {
-    /// Whose sidecar it is.
-    pub workload: Name,
-    /// What its certificate proves.
-    pub proved: Proved,
-    /// What its build can enforce; `None`: all that this build knows ([`weft_api::FEATURES`]), and no more.
-    pub features: Option<Box<[String]>>,
-    /// A number of this run of the proxy, if it says one: another one means that it was started anew.
-    pub instance: Option<String>,
-    /// Where it calls from.
-    pub addr: SocketAddr,
-    /// Of its build, as it says.
-    pub version: String,
-}
-
-/// One open stream.
-#[derive(Debug)]
-pub struct Stream {
-    pub(super) id: u64,
-    /// Who is at the other end.
-    pub client: Client,
-    /// When it was opened.
-    pub since: Instant,
-    session: Mutex<Session>,
-    /// There may be something to send.
-    pub wake: Notify,
-    /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod, or that is revoked.
-    pub revoked: CancellationToken,
-    /// It ends because its proxy is to go to another replica.
-    sent_away: AtomicBool,
-}
-
-impl Stream {
-    /// Whether there may be something to send and the proxy can take it.
-    pub fn has_work(&self) -> bool {
-        self.session.lock().has_work()
-    }
-
-    /// Ends it so that its proxy goes to another replica.
-    pub(crate) fn send_away(&self) {
-        self.sent_away.store(true, Ordering::Release);
-        self.revoked.cancel();
-    }
-
-    /// Whether that has been done.
-    pub(crate) fn is_sent_away(&self) -> bool {
-        self.sent_away.load(Ordering::Acquire)
-    }
-
-    /// Looks at its state.
-    pub fn session<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
-        look(&self.session.lock())
-    }
-}
 
 /// The store and its streams.
 #[derive(Debug)]
@@ -207,67 +151,6 @@ impl Hub {
         self.leaves.lock().told(only)
     }
 
-    /// Takes another set of roots, and tells everybody. Returns whether it is another one.
-    pub fn trust(&self, trust: &v1::Trust) -> bool {
-        // Held for as long as it takes: a model that is compiled meanwhile must not miss it.
-        let _leaves = self.leaves.lock();
-        let seen = self.now();
-        let patch = self.compiled.read().update_trust(trust);
-        let changes = self.compiled.write().apply(patch);
-        self.dispatch(&changes, Cause::of("trust", None), seen);
-        !changes.is_empty()
-    }
-
-    /// The trust domains that are believed beside our own.
-    pub fn federated(&self) -> Vec<String> {
-        let told = self.compiled.read().get(names::TRUST);
-        let told = told.and_then(|told| v1::Trust::decode(told.bytes.clone()).ok()).unwrap_or_default();
-        let foreign = told.bundles.into_iter().map(|bundle| bundle.trust_domain).filter(|domain| *domain != told.own);
-        foreign.collect()
-    }
-
-    /// Takes another list of who is revoked, and tells everybody: those who are on it too, whose streams go on until
-    /// [`Hub::end_revoked`]. Returns whether it is another one.
-    pub fn revoke(&self, list: List) -> bool {
-        let _leaves = self.leaves.lock();
-        let seen = self.now();
-        self.metrics.revoked.set(i64::try_from(list.denied.len()).unwrap_or(i64::MAX));
-        self.denied.set(Arc::new(list.denied));
-        let patch = self.compiled.read().update_revoked(&list.message);
-        let changes = self.compiled.write().apply(patch);
-        self.dispatch(&changes, Cause::of("revoked", None), seen);
-        !changes.is_empty()
-    }
-
-    /// Takes which copies of the roots are behind.
-    pub fn copies_are(&self, behind: Behind) {
-        self.metrics.ca.copies_behind.set(i64::try_from(behind.count).unwrap_or(i64::MAX));
-        *self.copies.lock() = Some(behind);
-    }
-
-    /// Which copies are behind these roots.
-    pub fn copies_behind(&self, roots: Told) -> Vec<Waiting> {
-        self.copies.lock().as_ref().map(|copies| copies.of(roots)).unwrap_or_default()
-    }
-
-    /// Who is not believed now.
-    pub fn denied(&self) -> Arc<DenyList> {
-        self.denied.now()
-    }
-
-    /// Ends the streams of who is revoked.
-    pub fn end_revoked(&self) {
-        let denied = self.denied.now();
-        if denied.is_empty() {
-            return;
-        }
-        for stream in self.streams.read().all() {
-            if stream.client.proved.is_on(&denied) {
-                stream.revoked.cancel();
-            }
-        }
-    }
-
     /// Readers wait while the model takes the changes over and while what was made of them is put in, and of a large change not while it is
     /// made: then they may be told what was true before it, and are told the rest afterwards.
     fn recompile(&self, leaves: &mut Leaves, changes: impl IntoIterator<Item = Change>, mut cause: Cause) -> usize {
@@ -329,89 +212,9 @@ impl Hub {
         }
     }
 
-    /// Whether a workload is known and is whom a certificate proves. `None`: it is not known.
-    pub fn owns(&self, proved: &Proved, workload: &Name) -> Option<bool> {
-        let compiled = self.compiled.read();
-        let (found, identity) = (compiled.model().workloads.get(workload)?, &proved.identity);
-        let same_pod = proved.pod.as_ref().is_none_or(|uid| **uid == *found.uid);
-        let accounts = (&*identity.service_account, &*found.service_account);
-        Some(same_pod && *identity.namespace == *workload.namespace && accounts.0 == accounts.1)
-    }
-
-    /// A workload that is gone keeps its stream: its pod may be serving its last requests.
-    fn disowned(&self, client: &Client) -> bool {
-        self.owns(&client.proved, &client.workload) == Some(false)
-    }
-
-    /// A new stream.
-    pub fn open(&self, client: Client) -> Arc<Stream> {
-        self.restarted(&client);
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let stream = Arc::new(Stream {
-            id,
-            session: Mutex::new(Session::new(client.workload.clone(), self.limits)),
-            client,
-            since: Instant::now(),
-            wake: Notify::new(),
-            revoked: CancellationToken::new(),
-            sent_away: AtomicBool::new(false),
-        });
-        // It is here before it is away no more: who waits for it never finds it nowhere.
-        self.streams.write().insert(&stream);
-        self.absent.lock().remove(&stream.client.workload);
-        // Between the check of its identity and now the model may have changed.
-        if self.disowned(&stream.client) {
-            stream.revoked.cancel();
-        }
-        self.metrics.streams.inc();
-        self.progressed(&stream);
-        self.has_moved(Moved::Proxy(stream.client.workload.clone()));
-        stream
-    }
-
-    /// A proxy that was started anew does not leave any more.
-    fn restarted(&self, client: &Client) {
-        let Some(instance) = &client.instance else { return };
-        let mut leaves = self.leaves.lock();
-        if leaves.seen(&client.workload, instance) {
-            self.recompile(&mut leaves, [], Cause::of("restart", Some(client.workload.to_string())));
-            self.has_moved(Moved::Leave(client.workload.clone()));
-        }
-    }
-
-    /// The stream has ended.
-    pub fn close(&self, stream: &Stream) {
-        let mut streams = self.streams.write();
-        if streams.remove(stream) {
-            // As at its beginning: it is away before it is here no more.
-            let mut absent = self.absent.lock();
-            absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
-            absent.insert(stream.client.workload.clone(), Instant::now());
-        }
-        drop(streams);
-        let topics = stream.session.lock().topics();
-        self.status.changed(topics.iter().filter_map(Topic::name));
-        self.events.closed(stream.id, self.now());
-        let mut subscribers = self.subscribers.lock();
-        for topic in topics {
-            subscribers.remove(stream.id, &topic);
-        }
-        drop(subscribers);
-        self.metrics.streams.dec();
-        self.progressed(stream);
-        self.has_moved(Moved::Proxy(stream.client.workload.clone()));
-    }
-
     fn has_moved(&self, what: Moved) {
         // There may be no other replica.
         let _ = self.moved.send(what);
-    }
-
-    /// These proxies were connected to another replica and are not now.
-    pub(crate) fn have_gone(&self, proxies: &[Name]) {
-        let mut absent = self.absent.lock();
-        absent.retain(|_, since| since.elapsed() < RECONNECT_GRACE);
-        absent.extend(proxies.iter().map(|name| (name.clone(), Instant::now())));
     }
 
     /// Tells those who wait for these proxies to look at them again.
@@ -497,53 +300,11 @@ impl Hub {
         loaded.then(|| RwLockReadGuard::map(self.compiled.read(), Compiled::model))
     }
 
-    /// All open streams.
-    pub fn streams(&self) -> Vec<Arc<Stream>> {
-        self.streams.read().all().cloned().collect()
-    }
-
-    /// The open streams of one workload's proxy.
-    pub fn streams_of(&self, workload: &Name) -> Vec<Arc<Stream>> {
-        self.streams.read().of(workload).to_vec()
-    }
-
     /// The streams that listen to any of these topics.
     pub(super) fn listeners<'t>(&self, topics: impl Iterator<Item = &'t Topic>) -> Vec<Arc<Stream>> {
         let ids = self.subscribers.lock().listeners(topics);
         let streams = self.streams.read();
         ids.iter().filter_map(|id| streams.get(*id)).cloned().collect()
-    }
-
-    /// Proxies that ought to be connected and are not, for no longer than [`RECONNECT_GRACE`].
-    /// One that leaves is not waited for.
-    pub(super) fn absent(&self) -> Vec<(Name, Instant)> {
-        let recent: Vec<(Name, Instant)> = {
-            let absent = self.absent.lock();
-            let recent = absent.iter().filter(|(_, since)| since.elapsed() < RECONNECT_GRACE);
-            recent.map(|(name, since)| (name.clone(), *since)).collect()
-        };
-        // No lock is held while another is taken: there is no order between these.
-        let mut away: Vec<_> = recent.into_iter().filter(|(name, _)| !self.is_connected(name)).collect();
-        self.compiled(|compiled| away.retain(|(name, _)| !compiled.is_leaving(name)));
-        away
-    }
-
-    /// Whether all who ought to be connected are, or were waited for.
-    pub fn is_settled(&self) -> bool {
-        self.absent().is_empty()
-    }
-
-    /// The same of one proxy: since when it is away.
-    pub(super) fn absent_since(&self, workload: &Name) -> Option<Instant> {
-        let since = self.absent.lock().get(workload).copied().filter(|since| since.elapsed() < RECONNECT_GRACE);
-        let away =
-            |_: &Instant| !self.compiled(|compiled| compiled.is_leaving(workload)) && !self.is_connected(workload);
-        since.filter(away)
-    }
-
-    /// Whether a proxy has a stream, to whichever replica.
-    fn is_connected(&self, workload: &Name) -> bool {
-        !self.streams.read().of(workload).is_empty() || self.replicas.have(workload)
     }
 
     /// Whether a stream's proxy is known to have what is true of the given endpoints and addresses; `None` if it holds none of them.
@@ -561,14 +322,5 @@ impl Hub {
     pub fn believes(&self, stream: &Stream) -> bool {
         let compiled = self.compiled.read();
         stream.session.lock().acknowledged(&compiled, names::TRUST)
-    }
-
-    /// The workloads that ought to have a proxy now, by the source: not those that leave, nor those without an address, which have ended or
-    /// were never started (a pod that waits for a place would be waited for without end).
-    pub fn live(&self) -> Vec<Name> {
-        let compiled = self.compiled.read();
-        let workloads = compiled.model().workloads.iter();
-        let lives = |found: &Workload| found.meshed && !found.terminating && !found.ips.is_empty();
-        workloads.filter(|(_, found)| lives(found)).map(|(name, _)| name.clone()).collect()
     }
 }

@@ -1,4 +1,8 @@
-//! Who is there beside us: replicas that are heard, and those that live for certain and are not.
+//! Who is there beside us: replicas that are heard, and those that live for certain, as they follow us or by their Leases, and are not.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tonic::transport::Channel;
 
@@ -15,7 +19,74 @@ pub struct Member {
     pub way: Option<Channel>,
 }
 
+/// A replica as people see it.
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
+pub struct Seen {
+    /// What it calls itself; its address until it was heard.
+    pub name: String,
+    /// Where it is followed.
+    pub address: SocketAddr,
+    /// It tells what it knows.
+    pub heard: bool,
+    /// It is about to end.
+    pub stopping: bool,
+    /// Proxies that are connected to it.
+    pub proxies: usize,
+}
+
+/// Somebody follows us, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Following {
+    number: u64,
+    replicas: Arc<Replicas>,
+}
+
 impl Replicas {
+    /// How many proxies each of those has to which others may be sent.
+    pub fn serving(&self) -> Vec<usize> {
+        let state = self.state.lock();
+        let serving = state.heard().filter(|heard| heard.whole && heard.serves && !heard.stopping);
+        serving.map(|heard| heard.proxies.len()).collect()
+    }
+
+    /// Those that are known, for people.
+    pub fn seen(&self) -> Vec<Seen> {
+        let state = self.state.lock();
+        let unsaid = |at: &SocketAddr| state.live.contains(at) && !state.is_us(*at);
+        let seen = state.peers.iter().filter(|(at, peer)| peer.heard.is_some() || unsaid(at) || !peer.tried);
+        seen.map(|(address, peer)| Seen {
+            name: peer.heard.as_ref().map_or_else(|| address.to_string(), |heard| heard.name.clone()),
+            address: *address,
+            heard: peer.heard.as_ref().is_some_and(|heard| heard.whole),
+            stopping: peer.heard.as_ref().is_some_and(|heard| heard.stopping),
+            proxies: peer.heard.as_ref().map_or(0, |heard| heard.proxies.len()),
+        })
+        .collect()
+    }
+
+    pub(super) fn followed(self: &Arc<Self>, id: String, name: String, back: SocketAddr) -> Following {
+        let number = {
+            let mut state = self.state.lock();
+            state.next += 1;
+            let number = state.next;
+            state.followers.insert(number, Follower { id, name, back });
+            number
+        };
+        self.bump();
+        Following { number, replicas: Arc::clone(self) }
+    }
+
+    /// Where those that follow us, and those that live, are to be followed.
+    pub(super) fn back(&self) -> BTreeSet<SocketAddr> {
+        let state = self.state.lock();
+        let unheard = |one: &&Follower| one.id != self.id && !state.peers.values().any(|peer| peer.is(&one.id));
+        let unheard = state.followers.values().filter(unheard).map(|one| one.back);
+        let heard = state.peers.iter().filter(|(_, peer)| {
+            peer.heard.as_ref().is_some_and(|heard| state.followers.values().any(|one| one.id == heard.id))
+        });
+        unheard.chain(heard.map(|(at, _)| *at)).chain(state.live.iter().copied()).collect()
+    }
+
     /// All of them but those that have ended: before that they have sent their proxies to others.
     pub fn members(&self) -> Vec<Member> {
         let state = self.state.lock();
@@ -47,5 +118,12 @@ impl State {
         });
         let unheard = move |one: &&Follower| one.id != own && !self.peers.values().any(|peer| peer.is(&one.id));
         followed.chain(self.followers.values().filter(unheard).map(|one| (one.name.clone(), None)))
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.replicas.state.lock().followers.remove(&self.number);
+        self.replicas.bump();
     }
 }

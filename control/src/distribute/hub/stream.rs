@@ -1,0 +1,83 @@
+//! One open stream, and who is at its other end.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::Session;
+use crate::auth::Proved;
+use crate::model::Name;
+
+/// Who is at the other end of a stream.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// Whose sidecar it is.
+    pub workload: Name,
+    /// What its certificate proves.
+    pub proved: Proved,
+    /// What its build can enforce; `None`: all that this build knows ([`weft_api::FEATURES`]), and no more.
+    pub features: Option<Box<[String]>>,
+    /// A number of this run of the proxy, if it says one: another one means that it was started anew.
+    pub instance: Option<String>,
+    /// Where it calls from.
+    pub addr: SocketAddr,
+    /// Of its build, as it says.
+    pub version: String,
+}
+
+/// One open stream.
+#[derive(Debug)]
+pub struct Stream {
+    pub(in crate::distribute) id: u64,
+    /// Who is at the other end.
+    pub client: Client,
+    /// When it was opened.
+    pub since: Instant,
+    pub(super) session: Mutex<Session>,
+    /// There may be something to send.
+    pub wake: Notify,
+    /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod, or that is revoked.
+    pub revoked: CancellationToken,
+    /// It ends because its proxy is to go to another replica.
+    sent_away: AtomicBool,
+}
+
+impl Stream {
+    /// A new one.
+    pub(super) fn new(id: u64, client: Client, session: Session) -> Self {
+        Self {
+            id,
+            session: Mutex::new(session),
+            client,
+            since: Instant::now(),
+            wake: Notify::new(),
+            revoked: CancellationToken::new(),
+            sent_away: AtomicBool::new(false),
+        }
+    }
+
+    /// Whether there may be something to send and the proxy can take it.
+    pub fn has_work(&self) -> bool {
+        self.session.lock().has_work()
+    }
+
+    /// Ends it so that its proxy goes to another replica.
+    pub(crate) fn send_away(&self) {
+        self.sent_away.store(true, Ordering::Release);
+        self.revoked.cancel();
+    }
+
+    /// Whether that has been done.
+    pub(crate) fn is_sent_away(&self) -> bool {
+        self.sent_away.load(Ordering::Acquire)
+    }
+
+    /// Looks at its state.
+    pub fn session<T>(&self, look: impl FnOnce(&Session) -> T) -> T {
+        look(&self.session.lock())
+    }
+}
