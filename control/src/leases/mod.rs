@@ -36,11 +36,15 @@ impl Default for Timing {
     }
 }
 
+/// A number of a run of control. Nobody else has it; without the kernel's randomness, nobody else of this machine.
+pub fn run_id() -> String {
+    weft_certs::files::random_hex(16).unwrap_or_else(|_| std::process::id().to_string())
+}
+
 /// A name for this run of control: that of its machine or pod, and something that no other run has.
 pub fn identity() -> String {
     let host = std::env::var("HOSTNAME").ok().filter(|name| !name.is_empty());
-    let run = weft_certs::files::random_hex(4).unwrap_or_else(|_| std::process::id().to_string());
-    format!("{}_{run}", host.as_deref().unwrap_or("control"))
+    format!("{}_{}", host.as_deref().unwrap_or("control"), run_id())
 }
 
 #[cfg(test)]

@@ -35,7 +35,9 @@ use weft_api::wire::replicas::ask::About;
 pub use asked::{Others, Question};
 pub use members::Seen;
 
+use crate::leases::run_id;
 use crate::model::Name;
+
 /// What other replicas have to hear at once.
 #[derive(Clone, Debug)]
 pub enum Moved {
@@ -115,15 +117,10 @@ struct Follower {
     back: SocketAddr,
 }
 
-/// Of this run. Nobody else has it; without the kernel's randomness, nobody else of this machine.
-fn identity() -> String {
-    weft_certs::files::random_hex(16).unwrap_or_else(|_| std::process::id().to_string())
-}
-
 impl Default for Replicas {
     fn default() -> Self {
         Self {
-            id: identity(),
+            id: run_id(),
             name: Mutex::default(),
             state: Mutex::default(),
             heard: watch::Sender::new(0),
