@@ -87,7 +87,7 @@ impl State {
     }
 
     /// Replicas that are there and have not answered.
-    fn silent(&self, own: &str, question: u64) -> Vec<String> {
+    pub(super) fn silent(&self, own: &str, question: u64) -> Vec<String> {
         let answered = |heard: &Heard| heard.answers.get(&question).is_some_and(|answer| answer.whole);
         let silent = self.there(own, |_| true).filter(|(_, heard)| !heard.is_some_and(answered));
         silent.map(|(name, _)| name).collect()

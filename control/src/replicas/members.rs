@@ -127,3 +127,41 @@ impl Drop for Following {
         self.replicas.bump();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use weft_api::wire::replicas as wire;
+
+    use super::*;
+    use crate::distribute::Hub;
+    use crate::distribute::session::Limits;
+    use crate::metrics::Metrics;
+
+    #[test]
+    fn who_said_that_it_ends_and_has_ended_is_not_asked_and_who_is_lost_is_named() {
+        let hub = Hub::new(Limits::default(), Arc::new(Metrics::new().unwrap()));
+        let [ends, dies]: [SocketAddr; 2] = ["10.0.0.1:1", "10.0.0.2:1"].map(|at| at.parse().unwrap());
+        let peer = |name: &str, stopping| {
+            let heard = Heard { id: name.to_owned(), name: name.to_owned(), whole: true, stopping, ..Heard::default() };
+            Peer { heard: Some(heard), ..Peer::default() }
+        };
+        {
+            let mut state = hub.replicas.state.lock();
+            state.peers = [(ends, peer("ends", true)), (dies, peer("dies", false))].into();
+            state.live = [ends, dies].into();
+        }
+        let names = |of: &Hub| of.replicas.members().into_iter().map(|member| member.name).collect::<Vec<_>>();
+        assert_eq!(names(&hub), ["ends", "dies"]);
+        hub.replicas.lost(&hub, ends);
+        hub.replicas.lost(&hub, dies);
+        // Their Leases have not run out.
+        assert_eq!(names(&hub), ["10.0.0.2:1"]);
+        assert_eq!(hub.replicas.roll(), [("10.0.0.2:1".to_owned(), false)]);
+        // Decisions wait for both: it may have kept a proxy.
+        assert_eq!(hub.replicas.state.lock().silent("", 1), ["10.0.0.1:1", "10.0.0.2:1"]);
+        // Another one at the same address is as new.
+        let told = wire::Told { id: "anew".to_owned(), name: "anew".to_owned(), ..wire::Told::default() };
+        assert!(hub.replicas.told(&hub, ends, told));
+        assert_eq!(names(&hub), ["anew", "10.0.0.2:1"]);
+    }
+}

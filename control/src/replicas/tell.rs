@@ -239,6 +239,8 @@ impl<'h> Teller<'h> {
         };
         if let About::Objects(_) = about {
             self.objects = Some((ask.question, self.hub.status.listen()));
+            // What was before may be anything.
+            self.next.all_stirred = true;
             self.answered.push(ask.question);
             return;
         }
@@ -260,12 +262,12 @@ impl<'h> Teller<'h> {
         self.gathers = None;
         let Some((_, ear)) = &self.objects else { return };
         let heard = ear.take();
-        let names = heard.names.iter().map(|name| name.to_string());
-        if !self.next.all_stirred && !heard.all {
-            self.next.stirred.extend(names);
-        }
-        if heard.all || self.next.stirred.len() > MOST_TOLD {
+        let room = MOST_TOLD.saturating_sub(self.next.stirred.len());
+        if heard.all || heard.names.len() > room {
+            self.hub.metrics.bound("stirred", 1);
             (self.next.all_stirred, self.next.stirred) = (true, Vec::new());
+        } else if !self.next.all_stirred {
+            self.next.stirred.extend(heard.names.iter().map(ToString::to_string));
         }
     }
 

@@ -88,10 +88,13 @@ fn without_absent<T>(all: impl Iterator<Item = T>, how: impl Fn(&T) -> (&String,
     all.into_iter().filter(|one| how(one).1 || !connected.contains(how(one).0)).collect()
 }
 
+/// By kind and name.
+type Pictures = HashMap<(String, String), ObjectPicture>;
+
 /// What other replicas say of some objects.
 #[derive(Debug, Default)]
 pub struct Elsewhere {
-    said: Vec<(String, HashMap<(String, String), ObjectPicture>)>,
+    said: Vec<(String, Pictures)>,
     /// Those that have not answered, as they call themselves.
     silent: Vec<String>,
     /// Those of them that could have: the numbers of their runs.

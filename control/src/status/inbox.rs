@@ -116,11 +116,9 @@ impl Inbox {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Another replica listens. What was before it has not heard: it begins with all.
+    /// Another replica listens from now on.
     pub fn listen(&self) -> Arc<Ear> {
         let ear = Arc::new(Ear::default());
-        *ear.waiting.lock() = Stirred::all();
-        ear.arrived.notify_one();
         let mut ears = self.ears.lock();
         ears.retain(|ear| ear.strong_count() > 0);
         ears.push(Arc::downgrade(&ear));

@@ -17,14 +17,13 @@ use weft_api::wire::replicas::ask::About;
 use super::Key;
 use crate::distribute::Hub;
 use crate::replicas::Question;
-use crate::replicas::members::Member;
 use crate::replicas::whole::Elsewhere;
 
 /// Objects in one question.
 pub const AT_A_TIME: usize = 32;
 const ASKS: usize = 2;
 /// A refusal elsewhere has to be on its object within two seconds, also while a third replica hangs.
-const PATIENCE: Duration = Duration::from_millis(700);
+const PATIENCE: Duration = Duration::from_millis(500);
 const SULKS: Duration = Duration::from_secs(5);
 /// After one was lost its proxies come to others, which is told of each object that they use, and its Lease runs out. Only then all objects are
 /// looked at: else each would be `Unknown` for a moment.
@@ -75,12 +74,10 @@ impl Others {
     /// Asks about these. Where nobody can be asked that is the answer.
     pub fn ask(&mut self, keys: &[Key], now: Instant) -> Option<Elsewhere> {
         self.sulking.retain(|_, until| *until > now);
-        let members: Vec<Member> = self.hub.replicas.members();
-        let quiet = |member: Member| match self.sulking.contains_key(&member.id) {
-            true => Member { way: None, ..member },
-            false => member,
-        };
-        let members: Vec<Member> = members.into_iter().map(quiet).collect();
+        let mut members = self.hub.replicas.members();
+        for member in &mut members {
+            member.way = member.way.take().filter(|_| !self.sulking.contains_key(&member.id));
+        }
         if members.iter().all(|member| member.way.is_none()) {
             return Some(Elsewhere::without(members));
         }

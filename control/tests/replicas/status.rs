@@ -186,15 +186,19 @@ async fn a_refusal_at_another_replica_is_on_the_object_within_two_seconds() {
 async fn a_replica_that_is_not_heard_or_has_another_version_is_named_on_the_object() {
     let mesh = Mesh::start().await;
     mesh.edit("route.yaml", &route(1));
-    let other = Replica::start(&mesh, any(), &[mesh.listen]).await;
-    heard(&[&mesh.hub, &other.hub], 1).await;
-    has_route(&[&mesh.hub, &other.hub]).await;
+    has_route(&[&mesh.hub]).await;
     let _here = [sidecar(&mesh, mesh.listen, "web-1", "web").await, sidecar(&mesh, mesh.listen, "web-2", "web").await];
-    let _there = sidecar(&mesh, other.listen, "cart-1", "cart").await;
+    let moves = sidecar(&mesh, mesh.listen, "cart-1", "cart").await;
     let (api, stop) = (Api::default(), CancellationToken::new());
     let _writer = writes(&api, &mesh.hub, &stop);
     let all = "True Programmed: applied by 3 of 3 proxies";
     says(&api, all).await;
+    // It comes when the other writes already.
+    let other = Replica::start(&mesh, any(), &[mesh.listen]).await;
+    heard(&[&mesh.hub, &other.hub], 1).await;
+    has_route(&[&other.hub]).await;
+    drop(moves);
+    let _there = sidecar(&mesh, other.listen, "cart-1", "cart").await;
 
     // What it has compiled is not what we have: its proxies run something else.
     let key = ("HTTPRoute".to_owned(), Name::new("shop", "web"));
@@ -220,6 +224,50 @@ async fn a_replica_that_is_not_heard_or_has_another_version_is_named_on_the_obje
     says(&api, &format!("Unknown Pending: applied by 3 of 3 proxies; {silent}")).await;
     drop((out, told));
     says(&api, all).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_hangs_delays_no_refusal_at_another_one() {
+    let mesh = Mesh::start().await;
+    mesh.edit("route.yaml", &route(1));
+    // It has one thread of its own, which can be kept busy.
+    let apart = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let others = [mesh.listen];
+    let starts = Replica::start(&mesh, any(), &others);
+    let third = tokio::task::block_in_place(|| apart.handle().block_on(starts));
+    let other = Replica::start(&mesh, any(), &[mesh.listen]).await;
+    heard(&[&mesh.hub], 2).await;
+    has_route(&[&mesh.hub, &other.hub, &third.hub]).await;
+    let _here = [sidecar(&mesh, mesh.listen, "web-1", "web").await, sidecar(&mesh, mesh.listen, "web-2", "web").await];
+    let there = sidecar(&mesh, other.listen, "cart-1", "cart").await;
+    let (api, stop) = (Api::default(), CancellationToken::new());
+    let _writer = writes(&api, &mesh.hub, &stop);
+    says(&api, "True Programmed: applied by 3 of 3 proxies").await;
+    let name = mesh.hub.replicas.seen()[0].name.clone();
+    let silent = format!("not counted, as they have not said how their proxies are: control {name}");
+    // Nobody knows yet that it hangs.
+    let hangs = Arc::new(AtomicBool::new(true));
+    let (until_then, (began, begun)) = (Arc::clone(&hangs), tokio::sync::oneshot::channel());
+    apart.spawn(async move {
+        began.send(()).unwrap();
+        while until_then.load(Relaxed) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    });
+    begun.await.unwrap();
+    there.refuses.store(true, Relaxed);
+    mesh.edit("route.yaml", &route(2));
+    until("the refusal", || there.refused.lock().is_some()).await;
+    says(&api, &format!("False Refused: applied by 2 of 3 proxies, 1 refused: bad: no; {silent}")).await;
+    let nacked = there.refused.lock().unwrap();
+    assert!(nacked.elapsed() < SEEN, "{:?}", nacked.elapsed());
+    println!("ok  while a third replica hangs: on the object {:?} after the refusal", nacked.elapsed());
+    // By now it is known that it hangs.
+    there.refuses.store(false, Relaxed);
+    mesh.edit("route.yaml", &route(3));
+    says(&api, &format!("Unknown Pending: applied by 3 of 3 proxies; {silent}")).await;
+    hangs.store(false, Relaxed);
+    apart.shutdown_background();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -256,6 +304,7 @@ async fn only_who_asks_is_told_what_stirs_and_more_than_can_be_named_is_all() {
     let many: Vec<Arc<str>> = (0..2000).map(|number| format!("HTTPRoute/shop/r-{number}").into()).collect();
     mesh.hub.status.changed(many.iter());
     while !told.message().await.unwrap().unwrap().all_stirred {}
+    assert!(mesh.get("/metrics").await.contains("weft_control_bound_hits_total{bound=\"stirred\"} 1\n"));
     // It is asked no more.
     out.send(wire::Ask { question: 7, ..Default::default() }).await.unwrap();
     let ear = mesh.hub.status.listen();
