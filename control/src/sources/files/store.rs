@@ -65,7 +65,7 @@ pub(super) enum News {
     Nothing,
     /// Some objects are others, and everything is as well as it was.
     Edit(Vec<Change>),
-    All(Loaded),
+    All(Box<Loaded>),
 }
 
 pub(super) struct Store {
@@ -155,7 +155,7 @@ impl Store {
                 self.behind = true;
                 News::Edit(changes)
             }
-            None => News::All(self.load(failures)),
+            None => News::All(Box::new(self.load(failures))),
         }
     }
 

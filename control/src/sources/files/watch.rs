@@ -140,7 +140,7 @@ impl Teller {
         let was_behind = self.store.behind;
         match self.store.look() {
             News::Nothing => {}
-            News::All(loaded) => self.tell(loaded),
+            News::All(loaded) => self.tell(*loaded),
             News::Edit(changes) => {
                 if !was_behind {
                     self.since = Instant::now();
