@@ -36,9 +36,8 @@ impl Kind {
             // What they do between two waits adds up.
             Self::Waits => 4,
             // Two would have more bytes under way than the kernel holds for all sockets of the machine.
-            Self::Fills => 1,
+            Self::Fills | Self::Measures => 1,
             Self::Works => 2,
-            Self::Measures => 1,
         }
     }
 
