@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,14 @@ pub fn stands_still() {
     }
     let clients = vec![mesh.pod("ann-0").clone(), mesh.pod("bob-0").clone()];
     let plan = Plan { clients, http: mesh.address("web"), tcp: mesh.address("echo"), rate: RATE };
+    let sessions = plan.sessions();
     let mut load = Load::start(plan);
+    // What nobody has called before would be asked of the one that is silent.
+    replicas.mesh.until("everybody to have called what is called", || {
+        let [one, two] = load.tally.requests.each_ref().map(|count| count.load(Ordering::Relaxed));
+        let good = load.tally.open.load(Ordering::Relaxed) == sessions && one.min(two) > u64::from(RATE);
+        if good { Ok(()) } else { Err(load.tally.to_string()) }
+    });
     replicas.all_connected();
     let all = replicas.mesh.members.len() as f64;
     let connected = replicas.connected();
