@@ -10,13 +10,13 @@ use http::Method;
 use rustix::process::Signal;
 use weft::lab::{Answer, Pod, http_get};
 use weft_tests::client::{Session, get, request, run};
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_that_waits};
 
 pub fn tests() -> Vec<Trial> {
     vec![
         test("drain_a_pod_that_leaves_under_load_costs_no_request", a_pod_that_leaves_under_load),
         test("drain_wait_waits_for_every_proxy", waits_for_every_proxy),
-        test("drain_wait_is_bounded_without_control", bounded_without_control),
+        test_that_waits("drain_wait_is_bounded_without_control", bounded_without_control),
     ]
 }
 

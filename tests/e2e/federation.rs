@@ -12,15 +12,15 @@ use weft_certs::ca::rotation::Kind;
 use weft_certs::token::{self, Uses};
 use weft_engine::identity::Identity;
 use weft_tests::mesh::SOON;
-use weft_tests::{Mesh, Service, Trial, test, test_with};
+use weft_tests::{Mesh, Service, Trial, test_that_waits, test_that_waits_with};
 
 use crate::STRICT;
 use crate::opaque::{App, ByHand, MYSQL, issue, mysql_greeting, sidecar};
 
 pub fn tests() -> Vec<Trial> {
     vec![
-        test("federation_of_two_meshes_through_a_root_rotation", two_meshes),
-        test_with("federation_with_an_agent_under_another_root", &["curl"], an_agent_under_another_root),
+        test_that_waits("federation_of_two_meshes_through_a_root_rotation", two_meshes),
+        test_that_waits_with("federation_with_an_agent_under_another_root", &["curl"], an_agent_under_another_root),
     ]
 }
 
@@ -30,6 +30,9 @@ const OTHERS: (u16, u16) = (25012, 25014);
 const BUNDLES: (u16, u16) = (15443, 25443);
 /// As fast as they may: an endpoint is read every ten seconds at most.
 const PUBLISHING: [&str; 2] = ["--bundle-refresh=10s", "--leaf-ttl=6s"];
+
+/// Between two calls: each is a handshake, and a phase lasts for seconds.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The entry for a mesh, with the roots that it had when this was written to begin with.
 fn list(domain: &str, port: u16, ca_dir: &Path, file: &Path) {
@@ -163,6 +166,7 @@ fn two_meshes() {
             calls += 1;
             called.unwrap_or_else(|error| panic!("{direction}, {:?} into the rotation: {error}", begun.elapsed()));
         }
+        std::thread::sleep(PAUSE);
         assert!(begun.elapsed() < 8 * SOON, "the rotation does not end");
     }
     eprintln!(

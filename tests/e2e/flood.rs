@@ -15,15 +15,15 @@ use tokio::runtime::Runtime;
 use tokio::time::{MissedTickBehavior, interval};
 use weft::lab::{Pod, until};
 use weft_tests::client::{Session, request};
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_that_fills};
 
 pub fn tests() -> Vec<Trial> {
     vec![
-        test("flood_slow_heads", slow_heads),
+        test_that_fills("flood_slow_heads", slow_heads),
         test("flood_rapid_reset", rapid_reset),
         test("flood_continuation", continuation),
         test("flood_a_head_of_100_mb", a_head_of_100_mb),
-        test("flood_10000_idle_connections", idle_connections),
+        test_that_fills("flood_10000_idle_connections", idle_connections),
         test("flood_one_source_cannot_take_all_connections", one_source),
         test("flood_no_file_descriptors_left", no_file_descriptors),
         test("flood_no_memory_left", no_memory),

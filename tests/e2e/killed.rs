@@ -16,10 +16,10 @@ use weft_control::compile::Compiled;
 use weft_control::distribute::describe::{Difference, Held};
 use weft_tests::load::{Load, Plan};
 use weft_tests::mesh::{SOON, write_by_rename};
-use weft_tests::{Mesh, Service, Trial, test_alone};
+use weft_tests::{Mesh, Service, Trial, test};
 
 pub fn tests() -> Vec<Trial> {
-    vec![test_alone("killed_control_costs_no_request", costs_no_request)]
+    vec![test("killed_control_costs_no_request", costs_no_request)]
 }
 
 const REPLICAS: usize = 3;

@@ -10,7 +10,7 @@ use weft::lab::sum;
 use weft_tests::client::{Session, get, request, run};
 use weft_tests::mesh::SOON;
 use weft_tests::sniff::contains;
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_alone, test_that_waits};
 
 use crate::grpc;
 
@@ -19,8 +19,8 @@ pub fn tests() -> Vec<Trial> {
         test("life_proxies_serve_on_without_control", proxies_serve_on_without_control),
         test("life_a_restarted_proxy_starts_from_its_last_good_state", a_restarted_proxy_starts_from_state),
         test("life_a_restarted_control_resends_nothing", a_restarted_control_resends_nothing),
-        test("life_sigterm_loses_nothing_in_flight", sigterm_loses_nothing_in_flight),
-        test("life_leaves_of_ten_seconds_cost_no_request", leaves_of_ten_seconds),
+        test_alone("life_sigterm_loses_nothing_in_flight", sigterm_loses_nothing_in_flight),
+        test_that_waits("life_leaves_of_ten_seconds_cost_no_request", leaves_of_ten_seconds),
     ]
 }
 

@@ -38,7 +38,13 @@ metadata:
 ";
 
 fn main() -> ExitCode {
+    // Those first that take longest.
     let mut trials = Vec::new();
+    trials.extend(rotation::tests());
+    trials.extend(away::tests());
+    trials.extend(life::tests());
+    trials.extend(replicas::tests());
+    trials.extend(federation::tests());
     trials.extend(lab::tests());
     trials.extend(wire::tests());
     trials.extend(opaque::tests());
@@ -51,17 +57,12 @@ fn main() -> ExitCode {
     trials.extend(discovery::tests());
     trials.extend(explain::tests());
     trials.extend(telemetry::tests());
-    trials.extend(life::tests());
     trials.extend(drain::tests());
     trials.extend(flood::tests());
     trials.extend(slow::tests());
-    trials.extend(away::tests());
-    trials.extend(federation::tests());
     trials.extend(revoked::tests());
     trials.extend(killed::tests());
     trials.extend(rollout::tests());
-    trials.extend(replicas::tests());
-    trials.extend(rotation::tests());
     trials.extend(docs::tests());
     weft_tests::main(env!("CARGO_BIN_EXE_weft-under-test"), trials)
 }

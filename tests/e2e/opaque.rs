@@ -18,7 +18,7 @@ use weft::lab::Pod;
 use weft_certs::ca::Ca;
 use weft_tests::mesh::SOON;
 use weft_tests::sniff::{Sniffer, contains};
-use weft_tests::{Mesh, Service, Trial, test, test_with};
+use weft_tests::{Mesh, Service, Trial, test, test_alone, test_alone_with};
 
 pub use self::greeters::{App, MYSQL, mysql_greeting};
 use self::greeters::{Protocol, SMTP};
@@ -30,13 +30,13 @@ use crate::attacks::audited;
 pub fn tests() -> Vec<Trial> {
     // An ordinary user has one uid, and sshd wants another to shut itself in.
     let ssh = if crate::wire::was_root() {
-        test_with("opaque_ssh", &["sshd", "ssh", "ssh-keygen"], ssh::session)
+        test_alone_with("opaque_ssh", &["sshd", "ssh", "ssh-keygen"], ssh::session)
     } else {
         test("opaque_ssh", ssh::session).with_ignored_flag(true)
     };
     vec![
-        test("opaque_a_server_that_speaks_first_on_permissive_ports", || speaks_first(false)),
-        test("opaque_a_server_that_speaks_first_on_strict_ports", || speaks_first(true)),
+        test_alone("opaque_a_server_that_speaks_first_on_permissive_ports", || speaks_first(false)),
+        test_alone("opaque_a_server_that_speaks_first_on_strict_ports", || speaks_first(true)),
         test("opaque_meshed_and_plain_clients_of_one_port", meshed_and_plain),
         test("opaque_a_sidecar_that_is_late_is_none_that_waits", late_sidecar),
         test("opaque_who_may_not_call_hears_no_greeting", who_may_not),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use weft_tests::client::{Session, echo, get, request, run};
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_alone};
 
 pub fn tests() -> Vec<Trial> {
     vec![
@@ -13,7 +13,7 @@ pub fn tests() -> Vec<Trial> {
         test("policy_deny_wins", deny_wins),
         test("policy_a_broken_one_closes_and_its_last_good_version_stays", a_broken_one_closes),
         test("policy_withdrawn_permission_closes_an_idle_session", withdrawn_permission),
-        test("policy_rate_limit_admits_rate_times_time_plus_burst", rate_limit),
+        test_alone("policy_rate_limit_admits_rate_times_time_plus_burst", rate_limit),
     ]
 }
 

@@ -2,6 +2,8 @@
 //! request notices, every proxy has what is true afterwards, and the pod that leaves hears when all know it.
 #![allow(clippy::print_stderr, reason = "the figures are shown")]
 
+mod silent;
+
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
@@ -10,10 +12,13 @@ use serde_json::Value;
 use weft::lab::{NODE, Process, http_get, sum};
 use weft_tests::load::{Load, Plan};
 use weft_tests::mesh::SOON;
-use weft_tests::{Mesh, Service, Trial, test_alone};
+use weft_tests::{Mesh, Service, Trial, test_that_waits};
 
 pub fn tests() -> Vec<Trial> {
-    vec![test_alone("replicas_are_replaced_and_die_without_notice", are_replaced_and_die)]
+    vec![
+        test_that_waits("replicas_one_stands_still_and_goes_on", silent::stands_still),
+        test_that_waits("replicas_are_replaced_and_die_without_notice", are_replaced_and_die),
+    ]
 }
 
 const REPLICAS: u16 = 3;
@@ -21,6 +26,12 @@ const REPLICAS: u16 = 3;
 const RATE: u32 = 100;
 /// How often one is killed at random.
 const KILLS: usize = 4;
+
+/// What a sidecar is told of where they are.
+fn control_flag() -> String {
+    let all = (0..REPLICAS).map(|replica| serves(replica).to_string());
+    format!("--control={}", all.collect::<Vec<_>>().join(","))
+}
 
 fn serves(replica: u16) -> SocketAddr {
     SocketAddr::from((NODE, 15_012 + 10 * replica))
@@ -33,11 +44,14 @@ fn shows(replica: u16) -> SocketAddr {
 struct Replicas {
     mesh: Mesh,
     running: Vec<Option<Process>>,
+    /// Flags of each of them.
+    flags: Vec<String>,
 }
 
 impl Replicas {
-    fn new() -> Self {
-        let mut replicas = Self { mesh: Mesh::without_control(), running: Vec::new() };
+    fn with(flags: &[&str]) -> Self {
+        let flags = flags.iter().map(ToString::to_string).collect();
+        let mut replicas = Self { mesh: Mesh::without_control(), running: Vec::new(), flags };
         for replica in 0..REPLICAS {
             replicas.running.push(None);
             replicas.start(replica);
@@ -56,6 +70,7 @@ impl Replicas {
         args.push(format!("--listen={}", serves(replica)));
         args.push(format!("--metrics={}", shows(replica)));
         args.extend((0..REPLICAS).map(|other| format!("--replica={}", serves(other))));
+        args.extend(self.flags.iter().cloned());
         self.running[usize::from(replica)] = Some(self.mesh.weft(&format!("control-{replica}"), &args));
         self.mesh.until("a control to serve", || {
             match http_get(lab_node(&self.mesh), shows(replica), "/healthz/ready") {
@@ -63,11 +78,24 @@ impl Replicas {
                 other => Err(format!("{other:?}")),
             }
         });
+        self.hears_the_others(replica);
+    }
+
+    fn hears_the_others(&self, replica: u16) {
         let others = self.running.iter().flatten().count() - 1;
         self.mesh.until("it to hear the others", || {
             let heard = self.metric(replica, "weft_control_replicas", &["state=\"heard\""]);
             if (heard - others as f64).abs() < 0.5 { Ok(()) } else { Err(format!("it hears {heard} of {others}")) }
         });
+    }
+
+    /// Each of them hears each other one.
+    fn all_heard(&self) {
+        (0..REPLICAS).for_each(|replica| self.hears_the_others(replica));
+    }
+
+    fn signal(&mut self, replica: u16, signal: Signal) {
+        self.running[usize::from(replica)].as_mut().unwrap().signal(signal);
     }
 
     fn metric(&self, replica: u16, name: &str, labels: &[&str]) -> f64 {
@@ -89,8 +117,8 @@ impl Replicas {
 
     /// Told to stop, as in a rolling update: it ends by itself, with code 0.
     fn stop(&mut self, replica: u16) {
+        self.signal(replica, Signal::TERM);
         let process = self.running[usize::from(replica)].as_mut().unwrap();
-        process.signal(Signal::TERM);
         let ended = process.wait(SOON).unwrap();
         assert!(ended.success(), "{ended}");
         self.running[usize::from(replica)] = None;
@@ -132,9 +160,8 @@ fn lab_node(mesh: &Mesh) -> &weft_capture::netns::NetNs {
 }
 
 fn are_replaced_and_die() {
-    let mut replicas = Replicas::new();
-    let control = (0..REPLICAS).map(|replica| serves(replica).to_string()).collect::<Vec<_>>().join(",");
-    let control = format!("--control={control}");
+    let mut replicas = Replicas::with(&[]);
+    let control = control_flag();
     let mesh = &mut replicas.mesh;
     mesh.deploy(Service::http("web").pods(3).sidecar_arg(&control));
     mesh.deploy(Service::tcp("echo").sidecar_arg(&control));

@@ -6,19 +6,19 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use weft::lab::Pod;
 use weft_tests::client::{echo, get, run};
 use weft_tests::mesh::write_by_rename;
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test_that_waits};
 
 use crate::{STRICT, grpc};
 
 pub fn tests() -> Vec<Trial> {
-    vec![test("revoked_an_identity_loses_what_it_has_and_its_neighbours_nothing", loses_what_it_has)]
+    vec![test_that_waits("revoked_an_identity_loses_what_it_has_and_its_neighbours_nothing", loses_what_it_has)]
 }
 
 /// Control reads its list every second; from when a sidecar has heard of it a connection ends within another.
@@ -67,19 +67,22 @@ impl Client {
     }
 }
 
-/// Asks until it is told to stop; how often, and what went wrong.
-fn asks(mesh: &Mesh, client: &Client, stop: &Arc<AtomicBool>) -> JoinHandle<(usize, Vec<String>)> {
-    let (pod, to, stop) = (client.pod.clone(), mesh.address("web"), Arc::clone(stop));
+/// How often the neighbour asks, at least.
+const ASKED: usize = 51;
+
+/// Asks until it is told to stop, and counts; gives what went wrong.
+fn asks(mesh: &Mesh, client: &Client, stop: &Arc<AtomicBool>, asked: &Arc<AtomicUsize>) -> JoinHandle<Vec<String>> {
+    let (pod, to, stop, asked) = (client.pod.clone(), mesh.address("web"), Arc::clone(stop), Arc::clone(asked));
     std::thread::spawn(move || {
-        let (mut asked, mut wrong) = (0, Vec::new());
+        let mut wrong = Vec::new();
         while !stop.load(Ordering::Relaxed) {
-            asked += 1;
+            asked.fetch_add(1, Ordering::Relaxed);
             let got = get(&pod, to, "/");
             if got.outcome().0 != 200 {
                 wrong.push(format!("{:?}", got.outcome()));
             }
         }
-        (asked, wrong)
+        wrong
     })
 }
 
@@ -99,7 +102,8 @@ fn loses_what_it_has() {
     let (mesh, file) = meshed();
     let (mut ann, mut bob) = (Client::start(&mesh, "ann-0"), Client::start(&mesh, "bob-0"));
     let stop = Arc::new(AtomicBool::new(false));
-    let bystander = asks(&mesh, &bob, &stop);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let bystander = asks(&mesh, &bob, &stop, &asked);
     std::thread::sleep(Duration::from_millis(500));
     assert!(ann.says("again") && bob.says("again") && !ann.stream.is_finished());
 
@@ -130,9 +134,13 @@ fn loses_what_it_has() {
 
     // The others have noticed nothing.
     assert!(bob.says("still") && !bob.stream.is_finished());
+    mesh.until("the neighbour to have asked often enough", || match asked.load(Ordering::Relaxed) {
+        ASKED.. => Ok(()),
+        asked => Err(format!("{asked} times")),
+    });
     stop.store(true, Ordering::Relaxed);
-    let (asked, wrong) = bystander.join().unwrap();
-    assert!(asked > 50 && wrong.is_empty(), "{asked}: {wrong:?}");
+    let wrong = bystander.join().unwrap();
+    assert!(wrong.is_empty(), "{wrong:?}");
 
     write_by_rename(&file, "[]\n");
     let forgiven = Instant::now();

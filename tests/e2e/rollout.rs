@@ -17,10 +17,10 @@ use rustix::process::Signal;
 use weft::lab::{Pod, http_get};
 use weft_tests::client::{request, try_send};
 use weft_tests::load::{Load, Plan};
-use weft_tests::{Mesh, Service, Trial, test_alone};
+use weft_tests::{Mesh, Service, Trial, test_that_waits};
 
 pub fn tests() -> Vec<Trial> {
-    vec![test_alone("rollout_costs_no_request", costs_no_request)]
+    vec![test_that_waits("rollout_costs_no_request", costs_no_request)]
 }
 
 const REPLICAS: usize = 3;

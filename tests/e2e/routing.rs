@@ -8,7 +8,7 @@ use http::Method;
 use weft_tests::client::{Got, Session, get, request, run, try_send};
 use weft_tests::dns::Dns;
 use weft_tests::manifests::Family;
-use weft_tests::{Mesh, Service, Trial, test};
+use weft_tests::{Mesh, Service, Trial, test, test_alone};
 
 use crate::ipv6::has_ipv6;
 
@@ -23,7 +23,7 @@ pub fn tests() -> Vec<Trial> {
         test("routing_external_name_moves_with_its_ttl", external_name_moves_with_its_ttl),
         test("routing_an_address_that_leads_nowhere_costs_little", an_address_that_leads_nowhere_costs_little)
             .with_ignored_flag(!has_ipv6()),
-        test("routing_a_slow_endpoint_gets_little", a_slow_endpoint_gets_little),
+        test_alone("routing_a_slow_endpoint_gets_little", a_slow_endpoint_gets_little),
         test("routing_a_killed_endpoint_loses_no_get", a_killed_endpoint_loses_no_get),
     ]
 }

@@ -23,26 +23,26 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::time::timeout;
 use weft::lab::until;
-use weft_tests::{Mesh, Service, Trial, test_alone};
+use weft_tests::{Mesh, Service, Trial, test_that_fills};
 
 pub fn tests() -> Vec<Trial> {
     vec![
-        test_alone("slow_readers_over_http1", || {
+        test_that_fills("slow_readers_over_http1", || {
             readers(&Load { protocol: Protocol::H1, connections: PEERS, streams: 1 });
         }),
-        test_alone("slow_readers_over_http2", || {
+        test_that_fills("slow_readers_over_http2", || {
             readers(&Load { protocol: Protocol::H2, connections: PEERS, streams: 1 });
         }),
-        test_alone("slow_readers_share_connections", || {
+        test_that_fills("slow_readers_share_connections", || {
             readers(&Load { protocol: Protocol::H2, connections: PEERS / 100, streams: 100 });
         }),
-        test_alone("slow_uploads_over_http1", || {
+        test_that_fills("slow_uploads_over_http1", || {
             uploads(&Load { protocol: Protocol::H1, connections: PEERS, streams: 1 });
         }),
-        test_alone("slow_uploads_over_http2", || {
+        test_that_fills("slow_uploads_over_http2", || {
             uploads(&Load { protocol: Protocol::H2, connections: PEERS, streams: 1 });
         }),
-        test_alone("slow_uploads_share_connections", || {
+        test_that_fills("slow_uploads_share_connections", || {
             uploads(&Load { protocol: Protocol::H2, connections: PEERS / 100, streams: 100 });
         }),
     ]

@@ -11,10 +11,12 @@
 //! - `ca.json` is replaced as a whole, after the files that it newly names and before those that it no longer names are removed: a crash
 //!   leaves the CA of before or the one of after, and files that nobody reads.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use super::CaError;
 use super::store::{Content, Held, MANIFEST, MAX_BYTES, Store, Version, is_ours};
@@ -24,6 +26,11 @@ const KEYS: &str = "keys";
 const ROOT: &str = "root.pem";
 /// How unfinished `keys/` directories begin.
 const UNFINISHED: &str = ".keys.";
+
+/// How long another process may hold the lock, who writes some small files meanwhile.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two attempts to have it.
+const RETRY: Duration = Duration::from_millis(5);
 
 /// A directory, made with mode 0700 when a CA is made in it.
 #[derive(Clone, Debug)]
@@ -38,11 +45,11 @@ impl Directory {
         Self { dir: dir.to_owned(), keys: dir.join(KEYS) }
     }
 
-    /// Held until the file is dropped, also by the death of the process.
+    /// Held until the file is dropped, also by the death of the process. Who waits for one that stands still is told so.
     fn lock(&self) -> Result<File, CaError> {
         let path = self.dir.join("lock");
         let file = OpenOptions::new().create(true).truncate(false).write(true).mode(PRIVATE_FILE).open(&path);
-        file.and_then(|file| file.lock().map(|()| file)).map_err(failed("lock", &path))
+        file.and_then(|file| lock(&file).map(|()| file)).map_err(failed("lock", &path))
     }
 
     fn is_there(&self) -> Result<bool, CaError> {
@@ -176,6 +183,25 @@ impl Store for Directory {
     }
 }
 
+/// Tries for [`PATIENCE`]: the kernel would wait for as long as a process that is stopped has the lock.
+fn lock(file: &File) -> io::Result<()> {
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if begun.elapsed() < PATIENCE => sleep(RETRY),
+            Err(TryLockError::WouldBlock) => {
+                let why = format!(
+                    "another process has held it for {} s: is one stopped that uses this CA?",
+                    PATIENCE.as_secs()
+                );
+                return Err(io::Error::new(io::ErrorKind::TimedOut, why));
+            }
+        }
+    }
+}
+
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
@@ -185,4 +211,24 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CaError {
     let path: PathBuf = path.to_owned();
     move |source| CaError::File { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_somebody_holds_for_good_is_an_error_and_one_that_is_given_back_is_had() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::new(dir.path());
+        let held = directory.lock().unwrap();
+        let begun = Instant::now();
+        let error = directory.lock().unwrap_err().to_string();
+        assert!(begun.elapsed() >= PATIENCE && error.contains("is one stopped"), "{error}");
+        let other = directory.clone();
+        let waiting = std::thread::spawn(move || other.lock().map(drop));
+        sleep(10 * RETRY);
+        drop(held);
+        waiting.join().unwrap().unwrap();
+    }
 }

@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -40,6 +43,37 @@ fn what_is_found_says_what_to_do() {
         let steps = looks.into_iter().map(|(at, found)| claim.found(found, start + SECOND * at)).last();
         assert_eq!(steps, Some(want), "{name}");
     }
+}
+
+/// Holders write the time that is on their walls, for people. One whose clock is stepped an hour forward and back is neither taken for one that has
+/// ceased to renew, nor for one that holds longer than it said.
+#[test]
+fn the_clock_on_a_holders_wall_neither_frees_a_lease_nor_keeps_it() {
+    let start = Instant::now();
+    let hours = |hours: i64| Timestamp::now().saturating_add(SignedDuration::from_hours(hours)).unwrap();
+    let written = |version: u64, wall: i64| {
+        let spec = LeaseSpec {
+            holder_identity: Some("b".to_owned()),
+            lease_duration_seconds: Some(15),
+            renew_time: Some(MicroTime(hours(wall))),
+            acquire_time: Some(MicroTime(hours(0))),
+            ..LeaseSpec::default()
+        };
+        let metadata = ObjectMeta { resource_version: Some(version.to_string()), ..ObjectMeta::default() };
+        Record::from(&Lease { metadata, spec: Some(spec) })
+    };
+    let mut claim = Claim::new("a".to_owned(), Timing::default());
+    // Renewed each ten seconds: ahead by an hour, behind by one, as it was.
+    for (version, wall) in [(1, 0), (2, 1), (3, -1), (4, 0)] {
+        for later in [0, 9] {
+            let at = start + SECOND * (10 * u32::try_from(version).unwrap() + later);
+            assert_eq!(claim.found(Some(written(version, wall)), at), Step::Wait, "{version} {wall}");
+        }
+    }
+    // It has ceased, an hour from now by its own clock.
+    let mut claim = Claim::new("a".to_owned(), Timing::default());
+    assert_eq!(claim.found(Some(written(5, 1)), start), Step::Wait);
+    assert_eq!(claim.found(Some(written(5, 1)), start + SECOND * 15), Step::Take);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! ([`super::presence`]), and who follows us.
 //! Ourselves among them we know by our own number.
 //!
-//! A replica that is silent is found out by HTTP/2 pings within 8 s.
+//! A replica that is silent is found out by HTTP/2 pings: by whom it follows ([`crate::server`]) within 12 s, as who follows it finds out.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -31,7 +31,8 @@ use crate::server::tls::CurrentDoors;
 /// Of a message: the names of 1,024 proxies with their answers.
 const MAX_TOLD: usize = 4 << 20;
 const CONNECT_TIME: Duration = Duration::from_secs(3);
-const PING: Duration = Duration::from_secs(4);
+/// Between two pings, and for the answer to one; in both directions.
+pub const PING: Duration = Duration::from_secs(4);
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LONGEST_WAIT: Duration = Duration::from_secs(2);
 /// Ourselves, or one that is heard elsewhere: another may have the address later.

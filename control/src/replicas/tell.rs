@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 use weft_api::wire::replicas as wire;
 use weft_api::wire::replicas::ask::About;
+use weft_api::wire::replicas::replicas_server::SERVICE_NAME;
 use weft_certs::tls::control_identity;
 
 use super::Moved;
@@ -43,6 +44,12 @@ const IN_HAND: usize = 2;
 const LONGEST_TEXT: usize = 128;
 
 type Told = Result<wire::Told, Status>;
+
+/// Whether a request is for this service.
+pub(crate) fn is_for<B>(request: &http::Request<B>) -> bool {
+    let path = request.uri().path().strip_prefix('/');
+    path.and_then(|path| path.strip_prefix(SERVICE_NAME)).is_some_and(|method| method.starts_with('/'))
+}
 
 /// The gRPC service.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ use tower::Service as _;
 use super::tls::{Connection, Spoke};
 use crate::auth::Peer;
 use crate::distribute::ads::Ads;
+use crate::replicas::follow::PING;
+use crate::replicas::tell;
 
 /// Streams on one connection: discovery, a drain, a certificate.
 const MAX_STREAMS: u32 = 16;
@@ -80,7 +83,8 @@ async fn exchanges(
     services: &Services,
     stopping: &CancellationToken,
 ) {
-    let mut dead = pin!(silent(connection.ping_pong(), spoke, services.keepalive));
+    let replica = AtomicBool::new(false);
+    let mut dead = pin!(silent(connection.ping_pong(), spoke, services.keepalive, &replica));
     let mut stop = pin!(stopping.cancelled());
     let (mut stops, mut open) = (false, Vec::<Exchange>::with_capacity(1));
     poll_fn(|cx| {
@@ -95,7 +99,11 @@ async fn exchanges(
             // First what they have to say: it goes out with what the connection writes then.
             open.retain_mut(|exchange| exchange.as_mut().poll(cx).is_pending());
             match connection.poll_accept(cx) {
-                Poll::Ready(Some(Ok((request, respond)))) => open.extend(exchange(services, peer, request, respond)),
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    // Whoever says so without being one is only asked more often.
+                    replica.fetch_or(tell::is_for(&request), Ordering::Relaxed);
+                    open.extend(exchange(services, peer, request, respond));
+                }
                 Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
@@ -104,10 +112,18 @@ async fn exchanges(
     .await;
 }
 
-/// Returns when the peer is dead.
-async fn silent(pings: Option<PingPong>, spoke: Spoke, (interval, patience): (Duration, Duration)) {
+/// Returns when the peer is dead. Another control is asked as often as it asks us: while it may be there, decisions wait for it.
+async fn silent(
+    pings: Option<PingPong>,
+    spoke: Spoke,
+    (interval, patience): (Duration, Duration),
+    replica: &AtomicBool,
+) {
     let Some(mut pings) = pings else { return std::future::pending().await };
     loop {
+        let replica = replica.load(Ordering::Relaxed);
+        let bounded = |time: Duration| if replica { time.min(PING) } else { time };
+        let (interval, patience) = (bounded(interval), bounded(patience));
         tokio::time::sleep(interval).await;
         if !spoke.take() && tokio::time::timeout(patience, pings.ping(Ping::opaque())).await.is_err() {
             return;

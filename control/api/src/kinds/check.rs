@@ -1,5 +1,8 @@
 //! Values that a type cannot check: durations, names, paths, regular expressions. Each fault stands at the value.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use http::{HeaderName, HeaderValue, Method};
 use weft_engine::authz::normalise_path;
 use weft_engine::route::whole_regex;
@@ -41,6 +44,21 @@ impl Checker {
     pub fn at_most<T>(&mut self, at: Position, list: &[T], most: usize, what: &str) {
         if list.len() > most {
             self.fault(at, format!("{} {what}, at most {most} are allowed", list.len()));
+        }
+    }
+}
+
+/// Names of a route's rules: each stands for one of them (Gateway API).
+pub(super) fn names_once<'a>(names: impl Iterator<Item = Option<&'a At<String>>>, checker: &mut Checker) {
+    let mut seen = BTreeMap::new();
+    for (index, name) in names.enumerate() {
+        let Some(name) = name else { continue };
+        match seen.entry(name.as_str()) {
+            Entry::Vacant(free) => drop(free.insert(index)),
+            Entry::Occupied(first) => {
+                let both = format!("rules[{}] and rules[{index}] are both called `{}`", first.get(), name.value);
+                checker.fault(name.at, format!("{both}: a name is that of one rule in its route"));
+            }
         }
     }
 }

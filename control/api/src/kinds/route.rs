@@ -89,6 +89,7 @@ pub(super) fn http_route(spec: &HttpRouteSpec, context: &Context<'_>, checker: &
     if let Some(rule) = spec.rules.get(16) {
         checker.fault(rule.at, "at most 16 rules are allowed");
     }
+    check::names_once(spec.rules.iter().map(|rule| rule.name.as_ref()), checker);
     for (index, rule) in spec.rules.iter().enumerate() {
         checker.at_most(rule.at, &rule.matches, 64, "matches");
         let (request, backend_request) = rule.timeouts.as_ref().map_or((0, 0), |limits| timeouts(limits, checker));
@@ -129,6 +130,7 @@ pub(super) fn grpc_route(spec: &GrpcRouteSpec, context: &Context<'_>, checker: &
     if let Some(rule) = spec.rules.get(16) {
         checker.fault(rule.at, "at most 16 rules are allowed");
     }
+    check::names_once(spec.rules.iter().map(|rule| rule.name.as_ref()), checker);
     for (index, rule) in spec.rules.iter().enumerate() {
         checker.at_most(rule.at, &rule.matches, 64, "matches");
         if rule.backend_refs.is_empty() {

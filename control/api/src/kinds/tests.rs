@@ -43,6 +43,19 @@ fn route(text: &str) -> Route {
 const PARENT: &str = "parentRefs: [{group: \"\", kind: Service, name: web}]\n";
 
 #[test]
+fn a_rules_name_is_that_of_one_rule() {
+    let two =
+        "rules:\n- name: canary\n  backendRefs: [{name: web, port: 80}]\n- backendRefs: [{name: web, port: 80}]\n";
+    for kind in [Kind::HttpRoute, Kind::GrpcRoute] {
+        assert_eq!(faults(kind, &format!("{PARENT}{two}- name: rest\n")), [""; 0]);
+        let found = faults(kind, &format!("{PARENT}{two}- name: canary\n- name: canary\n"));
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found[0].contains("rules[0] and rules[2] are both called `canary`"), "{found:?}");
+        assert!(found[1].contains("rules[0] and rules[3] are both called `canary`"), "{found:?}");
+    }
+}
+
+#[test]
 fn a_file_is_cut_at_its_markers() {
     let text = "# only a comment\n---\na: 1\n--- # next\n\nb: |\n  text\n  --- not a marker\n...\n%YAML 1.2\n---\nc: 3\n---\n---\n";
     let found = documents(text);
