@@ -130,6 +130,9 @@ enum Part {
     /// A process of simulated proxies
     #[command(hide = true)]
     ScaleClient(at_scale::ClientArgs),
+    /// A mesh in memory whose changes are counted
+    #[command(hide = true)]
+    ScaleCounted(at_scale::CountedArgs),
 }
 
 fn main() -> ExitCode {
@@ -142,6 +145,7 @@ fn main() -> ExitCode {
         Some(Part::Load(command)) => load::run(command).map(|()| true),
         Some(Part::Scale(args)) => at_scale::run(&args),
         Some(Part::ScaleClient(args)) => at_scale::play(&args).map(|()| true),
+        Some(Part::ScaleCounted(args)) => at_scale::count(&args).map(|()| true),
         None => bench(&cli),
     };
     match done {

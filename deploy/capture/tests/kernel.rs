@@ -17,6 +17,7 @@ use rustix::fd::{AsFd as _, AsRawFd as _};
 use socket2::{Domain, SockRef, Socket, Type};
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use weft_capture::netns::{NetNs, enter_user_namespace};
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
         eprintln!("these tests need namespaces: {error}");
         return ExitCode::from(3);
     }
-    let nft = Command::new("nft").arg("--version").output().is_ok();
+    let nft = nft().is_file();
     let strict = std::env::var_os("WEFT_SKIP_IS_FAILURE").is_some();
     // An absent program or right makes a test ignored, which the summary counts; in CI it fails instead.
     let needs = |trial: Trial, met: bool| trial.with_ignored_flag(!met && !strict);
@@ -48,6 +49,14 @@ fn main() -> ExitCode {
     ];
     let conclusion = libtest_mimic::run(&Arguments::from_args(), trials);
     conclusion.exit_code()
+}
+
+/// The machine's, or that of `tests/tools/get` (which `weft_tests::tools` finds in the same way).
+fn nft() -> PathBuf {
+    let unpacked = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/tools");
+    let unpacked = std::env::var_os("WEFT_TOOLS").map_or(unpacked, PathBuf::from).join("bin/nft");
+    let installed = ["/usr/sbin/nft", "/usr/bin/nft", "/sbin/nft"].map(PathBuf::from);
+    installed.into_iter().find(|path| path.is_file()).unwrap_or(unpacked)
 }
 
 fn sample() -> Capture {
@@ -67,7 +76,7 @@ fn nft_reads_back_every_rule() -> Result<(), Failed> {
     let net = NetNs::create()?;
     let listed = inside(&net, || {
         install(&sample()).unwrap();
-        Command::new("nft").args(["list", "ruleset"]).output().unwrap()
+        Command::new(nft()).args(["list", "ruleset"]).output().unwrap()
     });
     let text = String::from_utf8(listed.stdout)?;
     for line in [

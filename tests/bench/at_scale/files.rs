@@ -37,6 +37,11 @@ impl Files {
         Ok(files)
     }
 
+    /// Where they are.
+    pub fn watched(&self) -> &Path {
+        &self.watched
+    }
+
     /// Flags by which control reads it.
     pub fn flags(&self) -> [String; 2] {
         ["--files".to_owned(), self.watched.display().to_string()]

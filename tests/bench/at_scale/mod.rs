@@ -5,9 +5,11 @@
 //! - `files`: them as manifests, and changes of them.
 //! - `processes`: control and the clients, as the conductor sees them.
 //! - `client`, `sim`, `grpc`: a process of proxies, one proxy, its stream.
+//! - `counted`: what one change costs in instructions.
 //! - `phases`: what is measured. `report`: the figures with their bounds.
 
 mod client;
+mod counted;
 mod files;
 mod grpc;
 mod phases;
@@ -26,6 +28,7 @@ use weft_certs::ca::Ca;
 use super::account::Machine;
 use super::{Error, QUIET, say};
 pub use client::{Args as ClientArgs, run as play};
+pub use counted::{Args as CountedArgs, run as count};
 use phases::{Phase, Run};
 use report::Report;
 use world::{TRUST_DOMAIN, World};

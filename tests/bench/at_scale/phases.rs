@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::super::table::Metric;
 use super::super::{Error, say};
+use super::counted;
 use super::files::Files;
 use super::processes::{Clients, Control, Counted, How};
 use super::report::{Bound, Report};
@@ -30,6 +31,8 @@ const GROWTH_PROXIES: usize = 100;
 const GROWTH_CHANGES: usize = 5;
 /// The smaller mesh has so many times less.
 const GROWTH: usize = 10;
+/// Instructions that count as the same: a table of ten times the size is looked up in a few steps more.
+const SAME: f64 = 1.1;
 
 /// A part of a run
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -333,7 +336,13 @@ pub fn growth(args: &Args, world: World, report: &mut Report) -> Result<(), Erro
         let cpu = all.iter().map(|(_, cpu)| cpu).sum::<f64>() / changes;
         report.add(phase, millis("CPU of control"), cpu * 1e3, Bound::Shown);
         report.add(phase, millis("time to compile"), (after.1 - before.1) / changes * 1e3, Bound::Shown);
-        sizes = vec![compiled, resources, bytes];
+        let counted = counted::instructions(&world, GROWTH_CHANGES, &scratch.0)?;
+        let most = sizes.get(3).map_or(Bound::Shown, |small: &f64| Bound::Most(small * SAME));
+        match counted {
+            Some(counted) => report.add(phase, Metric::less("instructions", "instructions"), counted, most),
+            None => say("  instructions are not counted: valgrind is not on this machine"),
+        }
+        sizes = vec![compiled, resources, bytes, counted.unwrap_or(f64::INFINITY)];
     }
     Ok(())
 }

@@ -39,14 +39,7 @@ impl Proxy {
     pub fn new(world: &World, index: usize, to: SocketAddr, tls: TlsConnector) -> Self {
         let (service, member) = world.place(index);
         let (namespace, pod) = (World::namespace(service), World::pod(service, member));
-        let own: Arc<str> = names::workload(&namespace, &pod).into();
-        let mut machine = Machine::new(Arc::clone(&own), TRUST_DOMAIN.into(), Limits::default());
-        let mut roots = vec![own, names::MESH_EXTENT.into()];
-        for service in world.calls(index) {
-            let address: Arc<str> = World::address(service).into();
-            machine.subscribe(&address, Duration::ZERO);
-            roots.push(address);
-        }
+        let (machine, roots) = machine(world, index);
         Self { index, machine, roots, node: node(&format!("{namespace}/{pod}"), index), to, tls, in_sync: false }
     }
 
@@ -124,6 +117,20 @@ impl Proxy {
             && table.reach(self.roots.iter()).iter().all(|name| table.holds(name))
             && table.collections.values().all(weft_proxy::discovery::table::Collection::is_steady)
     }
+}
+
+/// The sidecar's end for a pod of this world, and the names that it asks for.
+pub fn machine(world: &World, index: usize) -> (Machine, Vec<Arc<str>>) {
+    let (service, member) = world.place(index);
+    let own: Arc<str> = names::workload(&World::namespace(service), &World::pod(service, member)).into();
+    let mut machine = Machine::new(Arc::clone(&own), TRUST_DOMAIN.into(), Limits::default());
+    let mut roots = vec![own, names::MESH_EXTENT.into()];
+    for service in world.calls(index) {
+        let address: Arc<str> = World::address(service).into();
+        machine.subscribe(&address, Duration::ZERO);
+        roots.push(address);
+    }
+    (machine, roots)
 }
 
 /// The time at which something that came had been written.
