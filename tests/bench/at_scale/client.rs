@@ -32,7 +32,7 @@ use weft_proxy::discovery::machine::{Change, Heard};
 use super::super::{Error, say};
 use super::grpc::Broken;
 use super::sim::Proxy;
-use super::world::{TRUST_DOMAIN, World};
+use super::world::{Size, TRUST_DOMAIN, World};
 
 /// Handshakes at a time: a fleet that comes back does so by back-off, and control takes 256.
 const HANDSHAKES: usize = 64;
@@ -48,21 +48,8 @@ const SAID: u64 = 5;
 /// Which proxies this process plays
 #[derive(clap::Args, Debug, Clone)]
 pub struct Args {
-    /// Services of the mesh
-    #[arg(long)]
-    services: usize,
-    /// Endpoints of the mesh
-    #[arg(long)]
-    endpoints: usize,
-    /// Proxies of the mesh
-    #[arg(long)]
-    proxies: usize,
-    /// Services that each calls
-    #[arg(long)]
-    per_proxy: usize,
-    /// Every so many proxies one calls the hot service
-    #[arg(long)]
-    hot_every: usize,
+    #[command(flatten)]
+    size: Size,
     /// The first of ours
     #[arg(long)]
     from: usize,
@@ -179,8 +166,7 @@ impl Shared {
 pub fn run(args: &Args) -> Result<(), Error> {
     let failed = |reason: String| Error::Program { name: "scale-client".to_owned(), reason };
     super::many_files();
-    let world =
-        World { hot_every: args.hot_every, ..World::new(args.services, args.endpoints, args.proxies, args.per_proxy)? };
+    let world = args.size.world()?;
     let tls = certificates(&world, args).map_err(failed)?;
     let many = args.to - args.from;
     let shared = Arc::new(Shared {

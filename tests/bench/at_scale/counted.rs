@@ -25,7 +25,7 @@ use super::super::Error;
 use super::Scratch;
 use super::files::Files;
 use super::sim;
-use super::world::{self, HOT, TRUST_DOMAIN, World};
+use super::world::{self, HOT, Size, TRUST_DOMAIN, World};
 
 /// Said by the process when it may begin, and when it has ended.
 const READY: &str = "ready";
@@ -34,18 +34,8 @@ const DONE: &str = "done";
 /// A mesh in memory, and changes of it
 #[derive(clap::Args, Debug)]
 pub struct Args {
-    /// Services
-    #[arg(long)]
-    services: usize,
-    /// Endpoints, the same number for each service
-    #[arg(long)]
-    endpoints: usize,
-    /// Proxies that call the service that changes
-    #[arg(long)]
-    proxies: usize,
-    /// Services that each calls
-    #[arg(long)]
-    per_proxy: usize,
+    #[command(flatten)]
+    size: Size,
     /// Changes
     #[arg(long)]
     changes: usize,
@@ -102,8 +92,7 @@ fn refused(violation: impl std::fmt::Display) -> Error {
 
 /// The process that is counted.
 pub fn run(args: &Args) -> Result<(), Error> {
-    let world = World::new(args.services, args.endpoints, args.proxies, args.per_proxy)?;
-    let world = World { hot_every: 1, ..world };
+    let world = args.size.world()?;
     let model = model(&world)?;
     let metrics = Metrics::new().map_err(refused)?;
     let hub = Hub::new(Limits::default(), Arc::new(metrics));
@@ -115,7 +104,7 @@ pub fn run(args: &Args) -> Result<(), Error> {
     let (name, mut slice) = (name.clone(), slice.clone());
     drop(model);
     let mut subscribers = Vec::new();
-    for index in 0..args.proxies {
+    for index in 0..world.proxies {
         let mut one = Subscriber::open(&hub, &world, index)?;
         one.settle(&hub)?;
         subscribers.push(one);
@@ -135,8 +124,8 @@ pub fn run(args: &Args) -> Result<(), Error> {
     }
     say(DONE)?;
     heard()?;
-    if told != args.changes * args.proxies {
-        return Err(Error::Usage(format!("{told} responses were sent, not {}", args.changes * args.proxies)));
+    if told != args.changes * world.proxies {
+        return Err(Error::Usage(format!("{told} responses were sent, not {}", args.changes * world.proxies)));
     }
     Ok(())
 }
@@ -163,12 +152,10 @@ pub fn instructions(world: &World, changes: usize, dir: &Path) -> Result<Option<
     let failed = |reason: String| Error::Program { name: "callgrind".to_owned(), reason };
     let out = dir.join("callgrind.out");
     let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
-    let numbers = [world.services, world.endpoints(), world.proxies, world.calls, changes];
-    let flags = ["--services", "--endpoints", "--proxies", "--per-proxy", "--changes"];
     let mut command = Command::new("valgrind");
     command.args(["--quiet", "--tool=callgrind", "--instr-atstart=no"]);
     command.arg(format!("--callgrind-out-file={}", out.display())).arg(program).arg("scale-counted");
-    command.args(flags.iter().zip(numbers).flat_map(|(flag, number)| [(*flag).to_owned(), number.to_string()]));
+    command.args(world.flags()).arg(format!("--changes={changes}"));
     let mut child = match command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

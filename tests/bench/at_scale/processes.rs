@@ -228,20 +228,9 @@ impl Clients {
             if from == to {
                 continue;
             }
-            let numbers = [
-                ("--services", world.services),
-                ("--endpoints", world.endpoints()),
-                ("--proxies", world.proxies),
-                ("--per-proxy", world.calls),
-                ("--hot-every", world.hot_every),
-                ("--from", from),
-                ("--to", to),
-            ];
             let mut command = Command::new(&own);
             command.arg("scale-client").arg("--control").arg(control.to_string()).arg("--ca-dir").arg(ca_dir(dir));
-            for (flag, number) in numbers {
-                command.arg(flag).arg(number.to_string());
-            }
+            command.args(world.flags()).arg(format!("--from={from}")).arg(format!("--to={to}"));
             let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
             let mut child = child.map_err(|source| Error::File { path: own.clone(), source })?;
             let (told, answers) = (child.stdin.take(), child.stdout.take());

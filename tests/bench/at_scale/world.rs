@@ -40,6 +40,34 @@ pub struct World {
     pub hot_every: usize,
 }
 
+/// The same, as one process tells it to another
+#[derive(clap::Args, Debug, Clone)]
+pub struct Size {
+    /// Services of the mesh
+    #[arg(long)]
+    services: usize,
+    /// Endpoints of the mesh
+    #[arg(long)]
+    endpoints: usize,
+    /// Proxies of the mesh
+    #[arg(long)]
+    proxies: usize,
+    /// Services that each calls
+    #[arg(long)]
+    per_proxy: usize,
+    /// Every so many proxies one calls the hot service
+    #[arg(long)]
+    hot_every: usize,
+}
+
+impl Size {
+    /// The mesh of this size, if there can be one.
+    pub fn world(&self) -> Result<World, Error> {
+        let world = World::new(self.services, self.endpoints, self.proxies, self.per_proxy)?;
+        Ok(World { hot_every: self.hot_every, ..world })
+    }
+}
+
 /// When something was written, in microseconds of the kernel's monotonic clock, as it travels: an endpoint's zone, a header of a route. All
 /// processes of a machine share that clock, so whoever sees a mark knows its age.
 pub fn mark(micros: u64) -> String {
@@ -74,6 +102,18 @@ impl World {
             return say("--per-proxy: at least one, and fewer than --services");
         }
         Ok(Self { services, members: endpoints / services, proxies, calls, hot_every: 10 })
+    }
+
+    /// As another process is told of it ([`Size`]).
+    pub fn flags(&self) -> impl Iterator<Item = String> {
+        let numbers = [
+            ("--services", self.services),
+            ("--endpoints", self.endpoints()),
+            ("--proxies", self.proxies),
+            ("--per-proxy", self.calls),
+            ("--hot-every", self.hot_every),
+        ];
+        numbers.into_iter().flat_map(|(flag, number)| [flag.to_owned(), number.to_string()])
     }
 
     /// How many endpoints there are.
