@@ -7,7 +7,7 @@
 //! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it.
 
 mod drain_wait;
-mod health;
+pub(crate) mod health;
 mod local;
 mod metrics;
 #[cfg(test)]

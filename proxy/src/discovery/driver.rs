@@ -396,6 +396,9 @@ impl Driver<'_> {
         self.send(replies);
         self.discovery().counters.set_held(self.machine.table.counts());
         self.discovery().heard();
+        if self.machine.caught_up() {
+            self.discovery().from_disk.store(false, std::sync::atomic::Ordering::Relaxed);
+        }
         self.discovery().set_connected(true);
     }
 

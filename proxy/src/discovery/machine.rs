@@ -135,6 +135,8 @@ pub struct Machine {
     claimed: HashSet<Arc<str>>,
     /// Since when addresses have been asked for without any answer.
     unanswered: Option<Duration>,
+    /// Types whose first question on this stream has no answer yet.
+    owed: Vec<String>,
     /// Whether control has answered about addresses since the tables were read from disk.
     confirmed: bool,
     /// Whether nothing was missing when it was looked last, and no address was added since.
@@ -158,6 +160,7 @@ impl Machine {
             open: false,
             claimed: HashSet::new(),
             unanswered: None,
+            owed: Vec::new(),
             confirmed: true,
             whole: false,
             partial_since: None,
@@ -192,6 +195,11 @@ impl Machine {
         self.unanswered
     }
 
+    /// Whether everything that was asked for when the stream was opened has been answered: what is held is what control says now.
+    pub fn caught_up(&self) -> bool {
+        self.open && self.owed.is_empty()
+    }
+
     /// Whether what is held is known to be true as of some moment of this process's life.
     pub fn confirmed(&self) -> bool {
         self.confirmed
@@ -219,6 +227,7 @@ impl Machine {
             requests.extend(self.first_addresses());
             self.unanswered = Some(now);
         }
+        self.owed = requests.iter().map(|request| request.type_url.clone()).collect();
         requests
     }
 
@@ -304,6 +313,7 @@ impl Machine {
     pub fn hear(&mut self, response: DeltaDiscoveryResponse, now: Duration) -> Heard {
         let mut heard = Heard::default();
         let mut touched = HashSet::new();
+        self.owed.retain(|owed| *owed != response.type_url);
         if response.type_url == v1::Address::TYPE_URL {
             self.unanswered = None;
             if !self.confirmed {

@@ -351,7 +351,6 @@ impl Discovery {
 
     fn heard(&self) {
         self.heard_at.store(millis(self.clock.now()), Ordering::Relaxed);
-        self.from_disk.store(false, Ordering::Relaxed);
     }
 
     fn set_connected(&self, connected: bool) {

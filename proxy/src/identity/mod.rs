@@ -30,13 +30,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use rustls::{ClientConfig, ServerConfig};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use weft_certs::svid::{Life, Lives, Svid};
 use weft_certs::tls::{self, ClientAuth, Roots, TlsError};
 use weft_engine::identity::Identity;
 use weft_engine::reason::Reason;
 
+use self::check::check;
 use self::trust::Believed;
 
 /// ALPN of HTTP/1 between sidecars.
@@ -68,6 +70,8 @@ pub struct Current {
     pub not_after: SystemTime,
     /// When it and those that it leads to are valid.
     pub lives: Lives,
+    /// Whether it leads to what is believed: else whoever is told the same as we refuses it.
+    pub believed: bool,
     /// The key and the chain.
     svid: Arc<Svid>,
 }
@@ -95,6 +99,7 @@ impl Current {
             control: tls::control_client_config(Some(&svid), roots, trust_domain)?,
             not_after: svid.not_after(),
             lives: svid.lives(),
+            believed: true,
             svid,
         })
     }
@@ -114,14 +119,24 @@ impl Current {
 /// Holds the certificate in use.
 pub struct IdentityStore {
     current: ArcSwapOption<Current>,
+    /// Held while one is made from the one before.
+    changing: Mutex<()>,
     changes: watch::Sender<u64>,
+    /// Tells that the certificate in use is not believed any more.
+    disbelieved: Notify,
     /// What became of renewals, for metrics.
     pub counters: Counters,
 }
 
 impl Default for IdentityStore {
     fn default() -> Self {
-        Self { current: ArcSwapOption::empty(), changes: watch::Sender::new(0), counters: Counters::default() }
+        Self {
+            current: ArcSwapOption::empty(),
+            changing: Mutex::new(()),
+            changes: watch::Sender::new(0),
+            disbelieved: Notify::new(),
+            counters: Counters::default(),
+        }
     }
 }
 
@@ -155,17 +170,35 @@ impl IdentityStore {
     /// # Errors
     /// [`TlsError`]: the one before goes on.
     pub fn believe(&self, believed: &Believed) -> Result<(), TlsError> {
+        let _changing = self.changing.lock();
         if let Some(current) = self.current.load_full() {
-            let again = Current::believing(Arc::clone(&current.svid), believed)?;
+            let mut again = Current::believing(Arc::clone(&current.svid), believed)?;
+            again.believed = check(&again).is_ok();
+            let disbelieved = !again.believed;
             self.current.store(Some(Arc::new(again)));
+            if disbelieved {
+                self.disbelieved.notify_waiters();
+            }
         }
         Ok(())
     }
 
     /// Takes a certificate into use.
     pub fn install(&self, current: Arc<Current>) {
+        let _changing = self.changing.lock();
         self.current.store(Some(current));
         self.changes.send_modify(|count| *count += 1);
+    }
+
+    /// Returns when the certificate in use is not believed: the roots or the name that it is of were exchanged while its proxy was away.
+    pub async fn disbelieved(&self) {
+        loop {
+            let told = self.disbelieved.notified();
+            if self.current.load().as_ref().is_some_and(|current| !current.believed) {
+                return;
+            }
+            told.await;
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The renewal task: first certificate, then a new one at 2/3 of each one's life.
+//! The renewal task: first certificate, then a new one at 2/3 of each one's life, and at once where it is not believed any more.
 //!
 //! ```text
 //! start --> saved one, valid and ours? --yes--> in use --\
@@ -75,10 +75,15 @@ pub async fn run(
     let mut in_use = take_saved(store, settings, now()).await;
     loop {
         if let Some(current) = &in_use {
-            wait_until(current.svid.renew_at(jitter(JITTER)), &now).await;
+            tokio::select! {
+                () = wait_until(current.svid.renew_at(jitter(JITTER)), &now) => {}
+                () = store.disbelieved() => {
+                    tracing::info!(serial = &*current.serial, "the certificate in use is not believed any more; it is renewed now");
+                }
+            }
         }
         let renewed = ask_until_answered(store, proof, settings, authority, &now).await;
-        store.install(Arc::clone(&renewed));
+        install(store, settings, &renewed);
         Counters::add(&store.counters.issued);
         tracing::info!(
             identity = %settings.identity, serial = &*renewed.serial, until = ?renewed.not_after,
@@ -122,6 +127,14 @@ fn ours(svid: Svid, settings: &Settings, now: SystemTime) -> Result<Arc<Current>
     checked(svid, &settings.identity, now, |svid| Current::believing(svid, &settings.trust.now()))
 }
 
+/// Takes a certificate into use, with what is believed by then: control may have said more since it was checked.
+fn install(store: &IdentityStore, settings: &Settings, current: &Arc<Current>) {
+    store.install(Arc::clone(current));
+    if let Err(error) = store.believe(&settings.trust.now()) {
+        tracing::error!(%error, "roots cannot be used; those before go on");
+    }
+}
+
 /// The certificate that an earlier process saved, if it is still good.
 async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime) -> Option<Arc<Current>> {
     let dir = settings.state_dir.clone()?;
@@ -140,7 +153,7 @@ async fn take_saved(store: &IdentityStore, settings: &Settings, now: SystemTime)
     };
     match ours(svid, settings, now) {
         Ok(current) => {
-            store.install(Arc::clone(&current));
+            install(store, settings, &current);
             tracing::info!(identity = %settings.identity, serial = &*current.serial, "saved certificate taken into use");
             Some(current)
         }

@@ -30,14 +30,20 @@ fn shown(identity: Identity) -> Leaf {
     Leaf { identity, pod: None, number: serial.parse().unwrap(), serial, not_before: now, not_after: now + HOUR }
 }
 
-/// Whether a certificate with this identity would be taken, and who its holder is to us.
-fn believed(ca: &FakeCa<fn() -> SystemTime>, settings: &Settings, domain: &str) -> Option<Identity> {
+/// A certificate with this identity.
+fn issued(ca: &FakeCa<fn() -> SystemTime>, domain: &str) -> Svid {
     let old = Ca::open(&ca.dir.path().join("ca"), "cluster.local").unwrap();
     let issuer = if old.trust_domain() == domain { old } else { old.abort(SystemTime::now()).unwrap() };
     let key = KeyPair::generate().unwrap();
     let chain = issuer.issue(&key.csr(&web()).unwrap(), &web(), HOUR, SystemTime::now()).unwrap();
     let svid = Svid::new(key, &chain).unwrap();
     assert_eq!(&*svid.identity().trust_domain, domain);
+    svid
+}
+
+/// Whether a certificate with this identity would be taken, and who its holder is to us.
+fn believed(ca: &FakeCa<fn() -> SystemTime>, settings: &Settings, domain: &str) -> Option<Identity> {
+    let svid = issued(ca, domain);
     let holder = shown(svid.identity().clone());
     let taken = check::check(&Current::believing(Arc::new(svid), &settings.trust.now()).unwrap()).is_ok();
     taken.then(|| settings.trust.known(holder).identity)
@@ -62,6 +68,30 @@ async fn what_control_gives_in_another_name_is_taken_and_believed_until_it_says_
     // Control says more.
     settings.trust.tell(&told(&ca.ca, "cluster.local", &[])).unwrap();
     assert_eq!(believed(&ca, &settings, NEW), None);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_believed_no_more_is_renewed_at_once() {
+    let (ca, settings) = renamed();
+    issued(&ca, "cluster.local").save(&ca.state_dir()).unwrap();
+    let store = IdentityStore::default();
+    let steps = async {
+        let mut taken = store.changes();
+        taken.wait_for(|taken| *taken == 1).await.unwrap();
+        assert!(store.current().unwrap().believed, "the saved one");
+        // While this proxy was away, the name was changed and the one before withdrawn.
+        settings.trust.tell(&told(&ca.ca, NEW, &[])).unwrap();
+        store.believe(&settings.trust.now()).unwrap();
+        assert!(!store.current().unwrap().believed);
+        taken.wait_for(|taken| *taken == 2).await.unwrap();
+        let current = store.current().unwrap();
+        assert_eq!((&*current.identity.trust_domain, store.counters.issued()), (NEW, 1));
+    };
+    tokio::select! {
+        () = run(&store, &store, &settings, &ca, SystemTime::now) => unreachable!("the task never ends"),
+        done = timeout(Duration::from_secs(20), steps) => done.expect("renewed long before it is due"),
+    }
+    assert!(store.current().unwrap().believed);
 }
 
 #[tokio::test]
