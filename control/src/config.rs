@@ -68,6 +68,10 @@ pub struct Args {
     /// and follows those that have such Leases.
     #[arg(long, value_name = "ADDR", requires = "kubernetes")]
     pub advertise: Option<SocketAddr>,
+    /// The zone that this control runs in, as the label topology.kubernetes.io/zone of nodes has it: proxies of that zone are sent to it
+    /// [default: that of the pod whose address --advertise has].
+    #[arg(long, value_name = "ZONE")]
+    pub zone: Option<String>,
     /// What this replica is called where several are listed [default: its host's name and its port].
     #[arg(long, value_name = "NAME")]
     pub replica_name: Option<String>,
@@ -144,6 +148,8 @@ pub struct Config {
     pub replicas: Vec<String>,
     /// What this one is called.
     pub called: String,
+    /// The zone that it runs in, if that was said.
+    pub zone: Option<String>,
     /// The Lease that says that it is there.
     pub presence: Option<Presence>,
     /// Trust domain of all identities.
@@ -202,6 +208,7 @@ impl Config {
             issuer_from: None,
             replicas: Vec::new(),
             called: host(),
+            zone: None,
             presence: None,
             trust_domain: "cluster.local".to_owned(),
             leaf_ttl: Duration::from_hours(1),
@@ -258,6 +265,7 @@ impl From<Args> for Config {
             issuer_from: args.issuer_from,
             replicas: args.replica,
             called: called.clone(),
+            zone: args.zone,
             presence: args.advertise.map(|serves| Presence {
                 namespace: cluster::namespace(args.namespace.as_deref()),
                 name: called,

@@ -275,7 +275,8 @@ async fn whichever_replica_is_asked_shows_the_proxies_of_all() {
     heard(&[&mesh.hub, &other.hub], 1).await;
     let _web = [holder(&mesh, mesh.listen, "web-1", "web").await, holder(&mesh, mesh.listen, "web-2", "web").await];
     let mut cart = holder(&mesh, other.listen, "cart-1", "cart").await;
-    until("its proxy to be known", || mesh.hub.replicas.serving() == [1]).await;
+    let proxies = |hub: &Hub| hub.replicas.serving().iter().map(|other| other.proxies).collect::<Vec<_>>();
+    until("its proxy to be known", || proxies(&mesh.hub) == [1]).await;
     let proxies = mesh.json("/debug/proxies").await;
     let how = |at: usize| (proxies[at]["workload"].as_str().unwrap(), proxies[at]["connected"].as_bool().unwrap());
     assert_eq!([0, 1, 2].map(how), [("shop/cart-1", true), ("shop/web-1", true), ("shop/web-2", true)], "{proxies}");

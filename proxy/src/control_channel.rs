@@ -2,7 +2,8 @@
 //! for control, HTTP/2 with keep-alive.
 //!
 //! Control may have several replicas. Which one is called: those of the first `--control` before those of the next; among equals (the addresses of
-//! a name, or what stands in one flag between commas) whichever falls; and last those that have failed or sent us away within [`SHUN`].
+//! a name, or what stands in one flag between commas) whichever falls, but before them those to which control has sent us, until they fail; and last
+//! those that have failed or sent us away within [`SHUN`].
 //!
 //! Invariants
 //! - Nothing is sent before the server has proved to be control (the TLS configuration checks it, see
@@ -41,6 +42,8 @@ const MAX_ADDRESSES: usize = 8;
 const SHUN: Duration = Duration::from_secs(30);
 /// Of so many it is known that they failed.
 const MAX_SHUNNED: usize = 64;
+/// Of those to which control sends us so many are heeded.
+const MAX_PREFERRED: usize = 4;
 /// Time between keep-alive pings, idle or not.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// A ping that is unanswered for this long ends the connection.
@@ -59,7 +62,16 @@ pub struct Target {
     server_name: ServerName<'static>,
     mark: Option<u32>,
     resolver: MarkedResolver,
-    shunned: Arc<Mutex<HashMap<SocketAddr, Instant>>>,
+    known: Arc<Mutex<Known>>,
+}
+
+/// What is known of single replicas.
+#[derive(Default)]
+struct Known {
+    /// When they failed.
+    shunned: HashMap<SocketAddr, Instant>,
+    /// Control has sent us there.
+    preferred: Vec<SocketAddr>,
 }
 
 /// The text is not of the form `HOST:PORT`.
@@ -79,7 +91,7 @@ impl Target {
             return Err(bad());
         }
         let server_name = ServerName::try_from(CONTROL_SERVER_NAME).map_err(|_| bad())?;
-        Ok(Self { tiers, server_name, mark, resolver, shunned: Arc::default() })
+        Ok(Self { tiers, server_name, mark, resolver, known: Arc::default() })
     }
 
     /// The same, which is known by the name that we were started with for the trust domain: it may have others.
@@ -103,7 +115,7 @@ impl Target {
             }
             tiers.push(equals);
         }
-        let ordered = ordered(tiers, &mut self.shunned.lock(), Instant::now());
+        let ordered = ordered(tiers, &mut self.known.lock(), Instant::now());
         match failed {
             Some(error) if ordered.is_empty() => Err(error),
             _ => Ok(ordered),
@@ -119,9 +131,19 @@ impl Target {
     }
 
     fn shun(&self, address: SocketAddr) {
-        let mut shunned = self.shunned.lock();
-        if shunned.len() < MAX_SHUNNED || shunned.contains_key(&address) {
-            shunned.insert(address, Instant::now());
+        let mut known = self.known.lock();
+        known.preferred.retain(|preferred| *preferred != address);
+        if known.shunned.len() < MAX_SHUNNED || known.shunned.contains_key(&address) {
+            known.shunned.insert(address, Instant::now());
+        }
+    }
+
+    /// Control has sent us to these. Where the flags say an order, that is the one.
+    fn prefer(&self, addresses: &str) {
+        let preferred: Vec<_> =
+            addresses.split(',').filter_map(|address| address.parse().ok()).take(MAX_PREFERRED).collect();
+        if self.tiers.len() == 1 && !preferred.is_empty() {
+            self.known.lock().preferred = preferred;
         }
     }
 
@@ -165,11 +187,12 @@ fn host_port(address: &str) -> Result<(Arc<str>, u16), BadAddress> {
     Ok((bare.into(), port))
 }
 
-/// Tier by tier, in any order within each; last those that are shunned, the one that failed longest ago first.
-fn ordered(tiers: Vec<Vec<SocketAddr>>, shunned: &mut HashMap<SocketAddr, Instant>, now: Instant) -> Vec<SocketAddr> {
+/// Tier by tier, in any order within each, the preferred before them; last those that are shunned, the one that failed longest ago first.
+fn ordered(tiers: Vec<Vec<SocketAddr>>, known: &mut Known, now: Instant) -> Vec<SocketAddr> {
+    let Known { shunned, preferred } = known;
     shunned.retain(|_, since| now.duration_since(*since) < SHUN);
     let mut all: Vec<SocketAddr> = Vec::new();
-    for mut equals in tiers {
+    for mut equals in std::iter::once(preferred.clone()).chain(tiers) {
         // Every proxy would else begin with the same replica.
         fastrand::shuffle(&mut equals);
         equals.retain(|address| !all.contains(address));
@@ -188,6 +211,12 @@ pub struct Reached {
 }
 
 impl Reached {
+    /// It has sent us to others: those are tried first, if it named any. Says which it is.
+    pub fn moved(&self, to: &str) -> Option<SocketAddr> {
+        self.target.prefer(to);
+        self.shun()
+    }
+
     /// It has failed, or sent us away: others are tried first for a while. Says which it is.
     pub fn shun(&self) -> Option<SocketAddr> {
         let at = *self.at.lock();
@@ -264,12 +293,36 @@ mod tests {
         }
         assert_eq!(firsts.len(), 2, "equals are tried in any order");
         let now = Instant::now();
-        let mut shunned = HashMap::from([(address(1), now), (address(2), now + Duration::from_secs(1))]);
+        let shunned = HashMap::from([(address(1), now), (address(2), now + Duration::from_secs(1))]);
+        let mut known = Known { shunned, ..Known::default() };
         let tiers = || vec![vec![address(1), address(2)], vec![address(3)]];
         let (soon, later) = (now + SHUN, now + SHUN + Duration::from_secs(1));
-        assert_eq!(ordered(tiers(), &mut shunned, now), [3, 1, 2].map(address));
-        assert_eq!(ordered(tiers(), &mut shunned, soon), [1, 3, 2].map(address));
-        assert_eq!(ordered(tiers(), &mut shunned, later)[2], address(3));
-        assert!(shunned.is_empty());
+        assert_eq!(ordered(tiers(), &mut known, now), [3, 1, 2].map(address));
+        assert_eq!(ordered(tiers(), &mut known, soon), [1, 3, 2].map(address));
+        assert_eq!(ordered(tiers(), &mut known, later)[2], address(3));
+        assert!(known.shunned.is_empty());
+    }
+
+    #[tokio::test]
+    async fn where_control_sends_us_is_tried_first_until_it_fails() {
+        let address = |last: u8| SocketAddr::from(([10, 0, 0, last], 1));
+        let target = read(&["10.0.0.1:1,10.0.0.2:1,10.0.0.3:1"]).unwrap();
+        let reached = Reached { target: target.clone(), at: Arc::new(Mutex::new(Some(address(1)))) };
+        assert_eq!(reached.moved("10.0.0.3:1,nonsense,10.0.0.9:1"), Some(address(1)));
+        for _ in 0..20 {
+            let tried = target.addresses().await.unwrap();
+            let (mut first, rest) = (tried[..2].to_vec(), &tried[2..]);
+            first.sort();
+            assert_eq!((&*first, rest), (&[address(3), address(9)][..], &[address(2), address(1)][..]));
+        }
+        target.shun(address(9));
+        assert_eq!(target.addresses().await.unwrap(), [3, 2, 1].map(address), "one that no flag names is forgotten");
+        // An end without names takes nothing back.
+        reached.moved("1");
+        assert_eq!(target.addresses().await.unwrap()[0], address(3));
+        // An order that the operator has given stands.
+        let target = read(&["10.0.0.1:1", "10.0.0.2:1"]).unwrap();
+        Reached { target: target.clone(), at: Arc::default() }.moved("10.0.0.2:1");
+        assert_eq!(target.addresses().await.unwrap(), [1, 2].map(address));
     }
 }

@@ -2,6 +2,7 @@
 //! request notices, every proxy has what is true afterwards, and the pod that leaves hears when all know it.
 #![allow(clippy::print_stderr, reason = "the figures are shown")]
 
+mod near;
 mod silent;
 
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,6 +17,7 @@ use weft_tests::{Mesh, Service, Trial, test_that_waits};
 
 pub fn tests() -> Vec<Trial> {
     vec![
+        test_that_waits("replicas_nearby_have_the_proxies_of_their_zone", near::have_their_own),
         test_that_waits("replicas_one_stands_still_and_goes_on", silent::stands_still),
         test_that_waits("replicas_are_replaced_and_die_without_notice", are_replaced_and_die),
     ]
@@ -69,6 +71,7 @@ impl Replicas {
         args.push(format!("--state-dir={}", lab.dir().join(format!("control-{replica}")).display()));
         args.push(format!("--listen={}", serves(replica)));
         args.push(format!("--metrics={}", shows(replica)));
+        args.push(format!("--zone=zone-{replica}"));
         args.extend((0..REPLICAS).map(|other| format!("--replica={}", serves(other))));
         args.extend(self.flags.iter().cloned());
         self.running[usize::from(replica)] = Some(self.mesh.weft(&format!("control-{replica}"), &args));

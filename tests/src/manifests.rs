@@ -58,6 +58,8 @@ pub struct Service {
     pub sidecar: Vec<String>,
     /// Further annotations of its pods, as lines of YAML.
     pub annotations: String,
+    /// The node of its pods; empty if that is not said.
+    pub node: String,
 }
 
 impl Service {
@@ -77,6 +79,7 @@ impl Service {
             args: Vec::new(),
             sidecar: Vec::new(),
             annotations: String::new(),
+            node: String::new(),
         }
     }
 
@@ -104,6 +107,12 @@ impl Service {
     #[must_use]
     pub fn pods(self, pods: usize) -> Self {
         Self { pods, ..self }
+    }
+
+    /// With its pods on a node.
+    #[must_use]
+    pub fn node(self, node: &str) -> Self {
+        Self { node: node.to_owned(), ..self }
     }
 
     /// Called on `port`, its application on `target_port`.
@@ -199,7 +208,7 @@ spec:
 
     /// One of its Pods.
     pub fn pod(&self, pod: &str, ips: &[IpAddr]) -> String {
-        let Self { name, namespace, version, meshed, annotations, .. } = self;
+        let Self { name, namespace, version, meshed, annotations, node, .. } = self;
         format!(
             "apiVersion: v1
 kind: Pod
@@ -214,6 +223,7 @@ metadata:
     weft.dev/injected: \"{meshed}\"
 {annotations}spec:
   serviceAccountName: {name}
+  nodeName: \"{node}\"
 status:
   phase: Running
   podIP: {}

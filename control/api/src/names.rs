@@ -68,7 +68,8 @@ pub const RENEW_BY: &str = "weft-renew-by";
 /// Its value: a token has to be shown.
 pub const TOKEN: &str = "token";
 
-/// Metadata of the end of a stream: nothing is amiss, and the proxy goes to another replica of control if it knows one.
+/// Metadata of the end of a stream: nothing is amiss, and the proxy goes to another replica of control if it knows one. Its value names those
+/// that are to be preferred, `IP:PORT` with commas between them; anything else names none.
 pub const MOVE: &str = "weft-move";
 
 /// Whether this is the name of an [`v1::Address`], if it is one of ours at all.

@@ -110,6 +110,11 @@ impl Index {
         known.min_by_key(|(_, workload)| (workload.terminating, !workload.meshed))
     }
 
+    /// The zone of a workload's node; empty if it is not known.
+    pub(super) fn zone_of(&self, workload: &Workload) -> &str {
+        self.model.nodes.get(&workload.node).map_or("", |node| &node.zone)
+    }
+
     /// The workload that an endpoint is.
     pub(super) fn behind(&self, endpoint: &SliceEndpoint) -> Option<Name> {
         endpoint.workload.clone().or_else(|| self.workload_at(endpoint.ip).map(|(name, _)| name.clone()))

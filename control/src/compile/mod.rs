@@ -270,6 +270,16 @@ impl Compiled {
         !stays || self.index.draining.contains(workload)
     }
 
+    /// The zone of a workload's node; empty if it is not known.
+    pub fn zone_of(&self, workload: &Name) -> &str {
+        self.model().workloads.get(workload).map_or("", |found| self.index.zone_of(found))
+    }
+
+    /// The zone of the workload with this address; empty if it is not known.
+    pub fn zone_at(&self, ip: IpAddr) -> &str {
+        self.index.workload_at(ip).map_or("", |(_, found)| self.index.zone_of(found))
+    }
+
     /// Names that the endpoints of a workload have, or would have if they were in, in the sets of all its services.
     pub fn endpoints_of(&self, workload: &Name) -> Vec<Arc<str>> {
         let who = Who::Pod(workload.clone());

@@ -55,7 +55,7 @@ pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resou
         rate_limits,
         other_mode_ports,
         node: workload.node.clone(),
-        zone: index.model.nodes.get(&workload.node).map(|node| node.zone.clone()).unwrap_or_default(),
+        zone: index.zone_of(workload).to_owned(),
         requires,
     };
     Resource::new(&message, points_to)

@@ -61,7 +61,7 @@ impl Ads {
     /// A new stream costs most at its beginning: what comes all at once waits outside, so that those which are here are served meanwhile.
     fn admit(&self) -> Result<(), Status> {
         if self.hub.replicas.is_stopping() {
-            return Err(moved());
+            return Err(moved(&[]));
         }
         if self.hub.metrics.streams.get() >= self.most {
             self.hub.metrics.bound("streams", 1);
@@ -219,10 +219,13 @@ impl Responses {
     }
 }
 
-/// The answer to a proxy that is to go to another replica.
-fn moved() -> Status {
+/// The answer to a proxy that is to go to another replica: to one of these, if there are any.
+fn moved(to: &[SocketAddr]) -> Status {
     let mut why = MetadataMap::new();
-    why.insert(MOVE, MetadataValue::from_static("1"));
+    let to = to.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    // Addresses always are a value.
+    let to = MetadataValue::try_from(to).ok().filter(|to| !to.is_empty());
+    why.insert(MOVE, to.unwrap_or(MetadataValue::from_static("1")));
     Status::with_metadata(Code::Unavailable, "another control has more room; connect to that", why)
 }
 
@@ -322,8 +325,8 @@ async fn converse(
         tokio::select! {
             biased;
             () = stream.revoked.cancelled() => {
-                if stream.is_sent_away() {
-                    return Err(moved());
+                if let Some(to) = stream.sent_away() {
+                    return Err(moved(to));
                 }
                 let message = "the workload belongs to another identity now, or is another pod, or that is revoked";
                 return Err(Status::permission_denied(message));

@@ -6,7 +6,7 @@ use super::{Make, whole};
 use crate::replicas::Seen;
 
 /// Why a proxy is asked to move: the label `why`.
-const WHY: [&str; 2] = ["share", "stop"];
+const WHY: [&str; 3] = ["share", "near", "stop"];
 
 /// What is known of them.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub struct ReplicaMetrics {
 impl ReplicaMetrics {
     pub(super) fn new(make: &Make<'_>) -> prometheus::Result<Self> {
         let known = "Other replicas of control that are known, by whether what they tell is heard.";
-        let moved = "Proxies that were asked to go to another replica: this one had more than its share, or stops.";
+        let moved = "Proxies that were asked to go to another replica: this one had more than its share, that one is nearer, or this one stops.";
         let made = Self {
             known: make.gauges("replicas", known, "state")?,
             moved: make.counters("moved_proxies_total", moved, "why")?,
@@ -37,8 +37,8 @@ impl ReplicaMetrics {
         self.known.with_label_values(&["silent"]).set(whole(seen.len() - heard));
     }
 
-    /// A proxy was asked to move.
-    pub fn moved(&self, stops: bool) {
-        self.moved.with_label_values(&[if stops { "stop" } else { "share" }]).inc();
+    /// A proxy was asked to move, for one of the reasons that the metric has.
+    pub fn moved(&self, why: &'static str) {
+        self.moved.with_label_values(&[why]).inc();
     }
 }

@@ -53,6 +53,8 @@ pub struct Own {
     pub name: String,
     /// Where we serve.
     pub port: u16,
+    /// Where we are.
+    pub place: share::Place,
 }
 
 /// Begins to follow those that were named, and whoever follows us, until it is dropped.
@@ -67,7 +69,7 @@ pub fn start(own: Own, named: Vec<String>, listed: bool) -> AbortOnDropHandle<()
             own.hub.replicas.settled.send_replace(true);
             std::future::pending::<()>().await;
         };
-        tokio::join!(keep(&own, named), settling, share::keep(&own.hub));
+        tokio::join!(keep(&own, named), settling, share::keep(&own.hub, &own.place));
     }))
 }
 

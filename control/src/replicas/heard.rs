@@ -125,6 +125,9 @@ impl Heard {
         for question in told.answered.iter().filter(|number| asked.contains_key(number)) {
             self.answers.entry(*question).or_default().whole = true;
         }
+        if let Some(zone) = &told.zone {
+            self.zone.clone_from(zone);
+        }
         self.whole |= told.whole;
         self.serves |= told.serves;
         self.stopping |= told.stopping;

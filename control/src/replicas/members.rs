@@ -19,6 +19,17 @@ pub struct Member {
     pub way: Option<Channel>,
 }
 
+/// A replica that serves.
+#[derive(Clone, Debug)]
+pub struct Serving {
+    /// Where it is followed, which is where it serves proxies.
+    pub at: SocketAddr,
+    /// The zone that it runs in; empty if it has said none.
+    pub zone: String,
+    /// How many proxies are connected to it.
+    pub proxies: usize,
+}
+
 /// A replica as people see it.
 #[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub struct Seen {
@@ -26,6 +37,9 @@ pub struct Seen {
     pub name: String,
     /// Where it is followed.
     pub address: SocketAddr,
+    /// The zone that it runs in; empty if it has said none.
+    #[serde(default)]
+    pub zone: String,
     /// It tells what it knows.
     pub heard: bool,
     /// It is about to end.
@@ -42,11 +56,12 @@ pub(super) struct Following {
 }
 
 impl Replicas {
-    /// How many proxies each of those has to which others may be sent.
-    pub fn serving(&self) -> Vec<usize> {
+    /// Those to which proxies may be sent.
+    pub fn serving(&self) -> Vec<Serving> {
         let state = self.state.lock();
-        let serving = state.heard().filter(|heard| heard.whole && heard.serves && !heard.stopping);
-        serving.map(|heard| heard.proxies.len()).collect()
+        let heard = state.peers.iter().filter_map(|(at, peer)| Some((*at, peer.heard.as_ref()?)));
+        let serving = heard.filter(|(_, heard)| heard.whole && heard.serves && !heard.stopping);
+        serving.map(|(at, heard)| Serving { at, zone: heard.zone.clone(), proxies: heard.proxies.len() }).collect()
     }
 
     /// Those that are known, for people.
@@ -57,6 +72,7 @@ impl Replicas {
         seen.map(|(address, peer)| Seen {
             name: peer.heard.as_ref().map_or_else(|| address.to_string(), |heard| heard.name.clone()),
             address: *address,
+            zone: peer.heard.as_ref().map_or_else(String::new, |heard| heard.zone.clone()),
             heard: peer.heard.as_ref().is_some_and(|heard| heard.whole),
             stopping: peer.heard.as_ref().is_some_and(|heard| heard.stopping),
             proxies: peer.heard.as_ref().map_or(0, |heard| heard.proxies.len()),

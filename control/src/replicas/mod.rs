@@ -64,6 +64,8 @@ pub struct Replicas {
     settled: watch::Sender<bool>,
     /// We are about to end.
     stopping: watch::Sender<bool>,
+    /// The zone that we run in; empty until it is known.
+    zone: watch::Sender<String>,
 }
 
 #[derive(Debug, Default)]
@@ -99,6 +101,7 @@ struct Heard {
     whole: bool,
     serves: bool,
     stopping: bool,
+    zone: String,
     proxies: HashSet<Name>,
     answers: HashMap<u64, Answer>,
 }
@@ -127,6 +130,7 @@ impl Default for Replicas {
             asked: watch::Sender::default(),
             settled: watch::Sender::new(true),
             stopping: watch::Sender::new(false),
+            zone: watch::Sender::default(),
         }
     }
 }
@@ -159,6 +163,19 @@ impl Replicas {
 
     fn stop(&self) {
         self.stopping.send_replace(true);
+    }
+
+    /// The zone that we run in, as far as it is known.
+    pub fn zone(&self) -> String {
+        self.zone.borrow().clone()
+    }
+
+    fn is_in(&self, zone: &str) {
+        self.zone.send_if_modified(|before| {
+            let other = before != zone;
+            zone.clone_into(before);
+            other
+        });
     }
 
     /// What we call ourselves; empty where nothing was said.

@@ -198,8 +198,10 @@ impl<'h> Teller<'h> {
     async fn run(&mut self, incoming: &mut Streaming<wire::Ask>, out: &mpsc::Sender<Told>) -> Result<(), Status> {
         let mut told_all = false;
         let (mut loaded, mut stopping) = (self.hub.loaded(), self.hub.replicas.stopping.subscribe());
+        let mut zone = self.hub.replicas.zone.subscribe();
         loaded.mark_changed();
         stopping.mark_changed();
+        zone.mark_changed();
         loop {
             let due = !self.names.is_empty() || !self.answered.is_empty() || self.next != wire::Told::default();
             tokio::select! {
@@ -219,6 +221,7 @@ impl<'h> Teller<'h> {
                 },
                 Ok(()) = loaded.changed() => self.next.serves |= *loaded.borrow_and_update(),
                 Ok(()) = stopping.changed() => self.next.stopping |= *stopping.borrow_and_update(),
+                Ok(()) = zone.changed() => self.next.zone = Some(zone.borrow_and_update().clone()),
                 heard = heard(&mut self.progress) => match heard {
                     Ok(name) => drop(self.names.insert(name)),
                     // Of connections nothing was missed; of answers anything may have been.

@@ -24,6 +24,7 @@ use crate::distribute::Hub;
 use crate::distribute::ads::Ads;
 use crate::distribute::drain::DrainService;
 use crate::issue::Provers;
+use crate::replicas::share::Place;
 use crate::replicas::{follow, tell};
 use crate::rotation::Authority;
 use crate::svid_roots::Further;
@@ -64,6 +65,7 @@ pub async fn serve(
         doors: acceptor.doors(),
         name: config.called.clone(),
         port: listeners.discovery.local_addr()?.port(),
+        place: Place { zone: config.zone.clone(), ip: config.presence.as_ref().map(|presence| presence.serves.ip()) },
     };
     let _following = follow::start(own, config.replicas.clone(), config.presence.is_some());
     let replicas = tell::Service {

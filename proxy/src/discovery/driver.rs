@@ -36,6 +36,9 @@ const CONFIRM_EVERY: Duration = Duration::from_mins(1);
 const SWEEP_TICKS: u64 = 10;
 /// An open stream on which control has not answered for so long is ended.
 const SILENCE: Duration = Duration::from_secs(20);
+/// The same where all that was asked at the stream's beginning has been answered: what is asked then is answered in milliseconds, and somebody
+/// waits for it.
+const PAUSE: Duration = Duration::from_secs(4);
 /// Requests that wait for the stream at most; more, and the stream is ended: it does not move.
 const OUTBOX: usize = 16 * 1024;
 /// Of all addresses, this share makes room at once: looking for the oldest costs a look at each.
@@ -407,7 +410,8 @@ impl Driver<'_> {
         let now = self.now();
         let requests = self.machine.heal(now);
         self.send(requests);
-        if self.machine.unanswered().is_some_and(|since| now.saturating_sub(since) > SILENCE) {
+        let patience = if self.machine.caught_up() { PAUSE } else { SILENCE };
+        if self.machine.unanswered().is_some_and(|since| now.saturating_sub(since) > patience) {
             tracing::warn!("control does not answer on an open stream; it is opened anew");
             self.discovery().kick.notify_waiters();
         }

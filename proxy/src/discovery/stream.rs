@@ -55,8 +55,8 @@ enum Ended {
     Broke(String),
     /// It did not come to anything.
     Failed(String),
-    /// Control has sent us to another replica.
-    Moved,
+    /// Control has sent us to another replica: to one of those that it names, if any.
+    Moved(String),
     /// The driver is gone.
     Stop,
 }
@@ -86,10 +86,10 @@ pub async fn keep(shared: &Shared, target: &Target, events: mpsc::Sender<Event>)
         match ended {
             Ended::Stop => return,
             Ended::Renew => continue,
-            Ended::Moved => {
-                let from = reached.shun();
+            Ended::Moved(to) => {
+                let from = reached.moved(&to);
                 backoff = FIRST_BACKOFF;
-                tracing::info!(?from, "control has sent us to another replica");
+                tracing::info!(?from, to, "control has sent us to another replica");
                 sleep(FIRST_BACKOFF.mul_f64(fastrand::f64())).await;
                 continue;
             }
@@ -122,8 +122,7 @@ async fn one(shared: &Shared, channel: tonic::transport::Channel, events: &mpsc:
     let opening = client.delta_aggregated_resources(ReceiverStream::new(outgoing));
     let mut incoming = match timeout(OPEN_TIMEOUT, opening).await {
         Ok(Ok(response)) => response.into_inner(),
-        Ok(Err(status)) if status.metadata().contains_key(names::MOVE) => return Ended::Moved,
-        Ok(Err(status)) => return Ended::Failed(tell(&status)),
+        Ok(Err(status)) => return moved(&status).unwrap_or_else(|| Ended::Failed(tell(&status))),
         Err(_) => return Ended::Failed(format!("control did not answer within {} s", OPEN_TIMEOUT.as_secs())),
     };
     bump(&shared.discovery.counters().streams);
@@ -137,10 +136,15 @@ async fn one(shared: &Shared, channel: tonic::transport::Channel, events: &mpsc:
                 }
             }
             Ok(None) => return ended(worked, "control ended it".to_owned()),
-            Err(status) if status.metadata().contains_key(names::MOVE) => return Ended::Moved,
-            Err(status) => return ended(worked, tell(&status)),
+            Err(status) => return moved(&status).unwrap_or_else(|| ended(worked, tell(&status))),
         }
     }
+}
+
+/// Whether control has sent us away, and where.
+fn moved(status: &tonic::Status) -> Option<Ended> {
+    let to = status.metadata().get(names::MOVE)?;
+    Some(Ended::Moved(to.to_str().unwrap_or_default().to_owned()))
 }
 
 fn ended(worked: bool, error: String) -> Ended {

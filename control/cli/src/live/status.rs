@@ -43,7 +43,8 @@ fn print(status: &Status, now: SystemTime) {
             (true, true) => format!("is stopping, {} proxies", replica.proxies),
             (true, false) => format!("{} proxies", replica.proxies),
         };
-        output::out(format_args!("{} {} at {}: {how}", paint.faint("replica"), replica.name, replica.address));
+        let zone = if replica.zone.is_empty() { String::new() } else { format!(" in zone {}", replica.zone) };
+        output::out(format_args!("{} {} at {}{zone}: {how}", paint.faint("replica"), replica.name, replica.address));
     }
     let proxies = &status.proxies;
     output::out(format_args!(

@@ -1,7 +1,7 @@
 //! One open stream, and who is at its other end.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -42,8 +42,8 @@ pub struct Stream {
     pub wake: Notify,
     /// Cancelled when the stream has to end: its workload belongs to another identity now, or is another pod, or that is revoked.
     pub revoked: CancellationToken,
-    /// It ends because its proxy is to go to another replica.
-    sent_away: AtomicBool,
+    /// It ends because its proxy is to go to another replica: to one of these, if there are any.
+    sent_away: OnceLock<Box<[SocketAddr]>>,
 }
 
 impl Stream {
@@ -56,7 +56,7 @@ impl Stream {
             since: Instant::now(),
             wake: Notify::new(),
             revoked: CancellationToken::new(),
-            sent_away: AtomicBool::new(false),
+            sent_away: OnceLock::new(),
         }
     }
 
@@ -65,15 +65,16 @@ impl Stream {
         self.session.lock().has_work()
     }
 
-    /// Ends it so that its proxy goes to another replica.
-    pub(crate) fn send_away(&self) {
-        self.sent_away.store(true, Ordering::Release);
+    /// Ends it so that its proxy goes to another replica: to one of `to`, if it can.
+    pub(crate) fn send_away(&self, to: Vec<SocketAddr>) {
+        // Whoever was first has said where.
+        let _ = self.sent_away.set(to.into());
         self.revoked.cancel();
     }
 
-    /// Whether that has been done.
-    pub(crate) fn is_sent_away(&self) -> bool {
-        self.sent_away.load(Ordering::Acquire)
+    /// Where it was sent, if it was.
+    pub(crate) fn sent_away(&self) -> Option<&[SocketAddr]> {
+        self.sent_away.get().map(AsRef::as_ref)
     }
 
     /// Looks at its state.

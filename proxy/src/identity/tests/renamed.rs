@@ -45,7 +45,7 @@ fn issued(ca: &FakeCa<fn() -> SystemTime>, domain: &str) -> Svid {
 fn believed(ca: &FakeCa<fn() -> SystemTime>, settings: &Settings, domain: &str) -> Option<Identity> {
     let svid = issued(ca, domain);
     let holder = shown(svid.identity().clone());
-    let taken = check::check(&Current::believing(Arc::new(svid), &settings.trust.now()).unwrap()).is_ok();
+    let taken = check(&Current::believing(Arc::new(svid), &settings.trust.now()).unwrap()).is_ok();
     taken.then(|| settings.trust.known(holder).identity)
 }
 

@@ -46,8 +46,8 @@ async fn who_was_given_the_old_root_alone_joins_while_the_new_one_issues() {
     let current = store.current().unwrap();
     assert_eq!(current.svid.chain_pem()[1..], issued.issue(&csr(), &web(), HOUR, now).unwrap()[1..]);
     // And peers of both are believed until control says more.
-    check::check(&Current::believing(Arc::clone(&current.svid), &trust.now()).unwrap()).unwrap();
-    check::check(&Current::believing(Arc::new(svid(&before)), &trust.now()).unwrap()).unwrap();
+    check(&Current::believing(Arc::clone(&current.svid), &trust.now()).unwrap()).unwrap();
+    check(&Current::believing(Arc::new(svid(&before)), &trust.now()).unwrap()).unwrap();
 }
 
 #[tokio::test]
@@ -60,8 +60,8 @@ async fn a_root_that_comes_with_a_bad_certificate_is_not_believed() {
     timeout(limit, run(&store, &store, &settings, &ca, SystemTime::now)).await.unwrap_err();
     assert!(store.counters.failed(Failure::BadAnswer) > 0);
     let believed = settings.trust.now();
-    check::check(&Current::believing(Arc::new(svid(&stranger.ca)), &believed).unwrap()).unwrap();
-    check::check(&Current::believing(Arc::new(svid(&ca.ca)), &believed).unwrap()).unwrap_err();
+    check(&Current::believing(Arc::new(svid(&stranger.ca)), &believed).unwrap()).unwrap();
+    check(&Current::believing(Arc::new(svid(&ca.ca)), &believed).unwrap()).unwrap_err();
 }
 
 fn csr() -> String {
@@ -87,7 +87,7 @@ async fn the_given_file_may_be_exchanged_under_a_running_process() {
     let following = tokio::spawn(async move { given::follow(&following).await });
     let believed = |ca: &Ca| {
         let trust = shared.trust.now();
-        check::check(&Current::believing(Arc::new(svid(ca)), &trust).unwrap()).is_ok()
+        check(&Current::believing(Arc::new(svid(ca)), &trust).unwrap()).is_ok()
     };
     let until = async |ca: &Ca| {
         while !believed(ca) {
