@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use weft_engine::outcome::{Class, Failed, classify, may_retry};
 use weft_engine::reason::Reason;
 use weft_engine::retry::{Budget, Ended, Retry};
@@ -55,10 +55,18 @@ impl<'a> Goal<'a> {
 /// What a request's route says of its attempts.
 #[derive(Clone, Copy, Default)]
 pub struct Terms<'a> {
-    /// The time for one, until the response's head.
+    /// The time for one, until the whole response has come (GEP-1742).
     pub limit: Option<Duration>,
     /// Which are made beyond those that are safe anyway.
     pub retry: Option<&'a Retry>,
+}
+
+/// A response that is passed on.
+pub struct Answered<A> {
+    /// It.
+    pub answer: A,
+    /// When the time of its attempt is over.
+    pub until: Option<Instant>,
 }
 
 /// A request that can be sent.
@@ -126,7 +134,7 @@ pub async fn send<M: Message>(
     method: &Method,
     message: &mut M,
     terms: Terms<'_>,
-) -> Result<M::Answer, Reason> {
+) -> Result<Answered<M::Answer>, Reason> {
     let session = Arc::clone(&exchange.session);
     let shared = &session.shared;
     let mut asked = terms.retry.and_then(|retry| Asked::new(shared, goal, retry));
@@ -148,7 +156,8 @@ pub async fn send<M: Message>(
         let Some((picked, fresh)) = found else { return Err(last) };
         exchange.assign(&picked.endpoint, goal.label());
         let target = picked.target(shared);
-        let (ended, stale) = match bounded(message.attempt(target, fresh), terms.limit).await {
+        let until = terms.limit.map(|limit| Instant::now() + limit);
+        let (ended, stale) = match bounded(message.attempt(target, fresh), until).await {
             Ok((answer, connecting)) => {
                 exchange.connected_in(connecting);
                 let whole = message.is_replayable();
@@ -160,7 +169,7 @@ pub async fn send<M: Message>(
                 };
                 if !again(asked.as_mut(), method, ended, attempt, whole) {
                     message.commit();
-                    return Ok(answer);
+                    return Ok(Answered { answer, until });
                 }
                 exchange.answered(status.is_some_and(|status| classify(status, None) != Class::Failure));
                 message.discard(shared, &picked.endpoint, answer);
@@ -272,10 +281,10 @@ async fn next(
     }
 }
 
-async fn bounded<T>(attempt: impl Future<Output = Result<T, Failure>>, limit: Option<Duration>) -> Result<T, Failure> {
-    match limit {
+async fn bounded<T>(attempt: impl Future<Output = Result<T, Failure>>, until: Option<Instant>) -> Result<T, Failure> {
+    match until {
         None => attempt.await,
-        Some(limit) => timeout(limit, attempt).await.unwrap_or(Err(Failure {
+        Some(until) => timeout_at(until, attempt).await.unwrap_or(Err(Failure {
             what: Failed::NoResponseByte,
             reason: Reason::RequestTimeout,
             reused: false,

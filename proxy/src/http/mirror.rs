@@ -13,7 +13,7 @@ use http::Method;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::attempt::{Goal, Message, Terms, send};
+use super::attempt::{Answered, Goal, Message, Terms, send};
 use super::session::{Exchange, Session};
 use crate::discovery::snapshot::Backend;
 
@@ -80,7 +80,7 @@ async fn one<M: Message>(mut exchange: Exchange, backend: Arc<Backend>, method: 
     let sending = send(&mut exchange, Goal::Backend(&backend), &method, &mut message, Terms::default());
     let answered = timeout(PATIENCE, sending).await;
     match (answered, exchange.endpoint().cloned()) {
-        (Ok(Ok(answer)), Some(endpoint)) => {
+        (Ok(Ok(Answered { answer, .. })), Some(endpoint)) => {
             exchange.answered_with(M::status(&answer), None);
             message.discard(shared, &endpoint, answer);
             shared.telemetry.mirrors.answered.fetch_add(1, Ordering::Relaxed);

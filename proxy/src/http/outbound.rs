@@ -8,12 +8,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Sleep;
+use tokio::time::{Sleep, sleep_until};
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
 use weft_engine::route::{Called, Ended, Filters, HeaderEdit, Rule};
 
-use super::attempt::{Goal, Terms};
+use super::attempt::{Answered, Goal, Terms};
 use super::refuse::Reply;
 use super::session::Session;
 use crate::discovery::snapshot::{Backend, Destination};
@@ -96,18 +96,26 @@ impl Way<'_> {
 /// The time of a whole request, kept going while its response's body is passed on.
 pub type Deadline = Option<Pin<Box<Sleep>>>;
 
-/// Waits for an answer, not longer than that.
+/// Waits for an answer, not longer than that. What is left is the time for its body: the attempt's may be over sooner than the request's.
 ///
 /// # Errors
 /// The answer's; [`Reason::RequestTimeout`].
 pub async fn within<T>(
     deadline: &mut Deadline,
-    answering: impl Future<Output = Result<T, Reason>>,
+    answering: impl Future<Output = Result<Answered<T>, Reason>>,
 ) -> Result<T, Reason> {
-    let Some(sleep) = deadline else { return answering.await };
-    tokio::select! {
-        biased;
-        answer = answering => answer,
-        () = sleep.as_mut() => Err(Reason::RequestTimeout),
+    let Answered { answer, until } = match deadline {
+        None => answering.await?,
+        Some(sleep) => tokio::select! {
+            biased;
+            answered = answering => answered?,
+            () = sleep.as_mut() => return Err(Reason::RequestTimeout),
+        },
+    };
+    if let Some(until) = until
+        && deadline.as_ref().is_none_or(|sleep| until < sleep.deadline())
+    {
+        *deadline = Some(Box::pin(sleep_until(until)));
     }
+    Ok(answer)
 }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use weft_engine::route::{Backend as RouteBackend, Filter, HeaderEdit, Route, Rule};
 
 use super::app::{App, scripted_app};
+use super::http2::streams;
 use super::world::*;
 use crate::discovery::snapshot::Destination;
 
@@ -151,6 +153,43 @@ async fn a_request_that_takes_too_long_is_answered_504() {
     let (head, body) = client.send(GET).await;
     assert!(head.starts_with("HTTP/1.1 504") && head.contains("x-weft-reason: request_timeout"), "{head}");
     assert!(body.ends_with(".\n"), "{body}");
+}
+
+#[tokio::test]
+async fn a_response_that_takes_longer_than_its_attempt_may_breaks_off() {
+    let destination = |addr, limit, whole| {
+        let rule = Rule { backend_request_timeout: limit, request_timeout: whole, ..rule(&[("slow", 1)]) };
+        routed(backend("own", vec![]), vec![backend("slow", vec![endpoint(addr, None)])], route(rule))
+    };
+    let (short, long) = (Some(Duration::from_millis(50)), Some(Duration::from_mins(10)));
+    // HTTP/1: its head comes at once, and half of its body.
+    let addr = listen(|mut stream, _| async move {
+        let _ = stream.read(&mut [0; 1024]).await;
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf").await;
+        let _ = stream.read(&mut [0; 1024]).await;
+    })
+    .await;
+    for whole in [None, long] {
+        let calls = calls(cluster_ip(), Destination::Service(destination(addr, short, whole).into()));
+        let proxy = World::new().proxy("web", calls);
+        let mut client = TcpStream::connect(outbound_side(&proxy, cluster_ip()).await).await.unwrap();
+        client.write_all(GET.as_bytes()).await.unwrap();
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).await.unwrap_err();
+        assert!(all.ends_with(b"half"), "{}", all.escape_ascii());
+    }
+    // HTTP/2: the same.
+    let mut app = streams::App::start(false).await;
+    let calls = calls(cluster_ip(), Destination::Service(destination(app.addr, short, None).into()));
+    let proxy = World::new().proxy("web", calls);
+    let mut tx = streams::client(outbound_side(&proxy, cluster_ip()).await, 65_535).await;
+    let (response, _body) = tx.send_request(streams::post(), true).unwrap();
+    let (_request, mut respond) = app.next().await;
+    let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+    body.send_data("half".into(), false).unwrap();
+    assert_eq!(streams::reset_of(response.await.unwrap().body_mut()).await, h2::Reason::CANCEL);
+    // The application learns of it.
+    std::future::poll_fn(|cx| body.poll_reset(cx)).await.unwrap();
 }
 
 #[tokio::test]

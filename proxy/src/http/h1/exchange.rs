@@ -96,7 +96,7 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Me
     let answer = match send(exchange, inbound::goal(peer), method, sending, Terms::default()).await {
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => return Err(Box::new(Reason::NotProcessed.into())),
-        other => other.map_err(|reason| Box::new(reason.into()))?,
+        other => other.map(|answered| answered.answer).map_err(|reason| Box::new(reason.into()))?,
     };
     // An application does not speak for the mesh.
     let back = sending.returning(&answer, false, &[], None);

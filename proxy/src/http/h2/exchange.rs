@@ -78,7 +78,7 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending) -> Result<Answe
     let mut answer = match send(exchange, inbound::goal(peer), &method, sending, Terms::default()).await {
         // The client's sidecar may try another endpoint, whatever the method.
         Err(Reason::ConnectFailed) => return Err(refuse(Reason::NotProcessed)),
-        other => other.map_err(refuse)?,
+        other => other.map(|answered| answered.answer).map_err(refuse)?,
     };
     // An application does not speak for the mesh.
     strip_identity(answer.head.headers_mut());
