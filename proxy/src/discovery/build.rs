@@ -252,6 +252,7 @@ impl Builder {
             endpoints: ArcSwap::from_pointee(self.arranged(members, told.spread)),
             habit: Habit::default(),
             retries: Budget::default(),
+            unassigned: OnceLock::new(),
         });
         self.backends.insert(Arc::clone(&told.name), Arc::clone(&backend));
         Some(backend)

@@ -123,6 +123,8 @@ pub struct Backend {
     pub habit: Habit,
     /// What keeps retries that routes ask for from becoming a storm.
     pub retries: Budget,
+    /// Where requests count that went to none of its endpoints; resolved at the first.
+    pub unassigned: OnceLock<Arc<RequestSeries>>,
 }
 
 /// Members of a backend at one moment.

@@ -15,7 +15,7 @@ use weft_engine::reason::Reason;
 
 use super::inbound::Peer;
 use crate::Shared;
-use crate::discovery::snapshot::Endpoint;
+use crate::discovery::snapshot::{Backend, Destination, Endpoint};
 use crate::drain::InFlight;
 use crate::telemetry::counters::Retired;
 use crate::telemetry::{AccessRecord, Direction, RequestSeries, SeriesKey, Tls};
@@ -127,6 +127,13 @@ impl Exchange {
         self.ticket = Some(Ticket { endpoint: Arc::clone(endpoint), begun: now, head: None });
     }
 
+    /// It is answered here: it counts for the service that was called, unless it was an endpoint's before.
+    pub fn unassigned(&mut self, destination: &Destination) {
+        if let (None, Destination::Service(service)) = (&self.series, destination) {
+            self.series = Some(Arc::clone(unassigned_series(&self.session.shared, &service.own)));
+        }
+    }
+
     /// So much of the attempt went into a new connection, once for many requests: counted, it would make an endpoint that has just
     /// come look slow for as long as its estimate takes to decay.
     pub fn connected_in(&mut self, connecting: Duration) {
@@ -179,6 +186,20 @@ impl Exchange {
 /// Where requests and connections to an endpoint count; resolved at the first.
 pub fn outbound_series<'a>(shared: &Shared, endpoint: &'a Endpoint, label: &Arc<str>) -> &'a Arc<RequestSeries> {
     endpoint.state.series.get_or_init(|| shared.telemetry.request_series(&outbound_key(shared, endpoint, label)))
+}
+
+/// Where requests to a service count that go to no endpoint.
+fn unassigned_series<'a>(shared: &Shared, service: &'a Backend) -> &'a Arc<RequestSeries> {
+    service.unassigned.get_or_init(|| {
+        shared.telemetry.request_series(&SeriesKey {
+            direction: Direction::Outbound,
+            source: Arc::from(shared.config.workload.to_string()),
+            destination: Arc::clone(&service.label),
+            destination_workload: Arc::from(""),
+            tls: Tls::None,
+            sni: None,
+        })
+    })
 }
 
 /// The labels of what goes to an endpoint.

@@ -70,6 +70,8 @@ pub enum Tls {
     Plain,
     /// To a destination outside the mesh.
     Unmeshed,
+    /// No connection: this proxy has answered by itself.
+    None,
 }
 
 impl Tls {
@@ -79,6 +81,7 @@ impl Tls {
             Self::Mtls => "mtls",
             Self::Plain => "plain",
             Self::Unmeshed => "unmeshed",
+            Self::None => "none",
         }
     }
 }

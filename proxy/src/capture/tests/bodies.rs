@@ -161,6 +161,7 @@ async fn an_external_name_is_resolved_and_called_at_its_port() {
         endpoints: arc_swap::ArcSwap::default(),
         habit: crate::detect::Habit::default(),
         retries: weft_engine::retry::Budget::default(),
+        unassigned: std::sync::OnceLock::new(),
     };
     let destination = Destination::Service(service(Arc::new(external)).into());
     let proxy = World::new().proxy("web", calls(cluster_ip(), destination));

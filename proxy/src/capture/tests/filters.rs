@@ -10,6 +10,7 @@ use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use weft_engine::retry::Retry;
 use weft_engine::route::{
     Backend as RouteBackend, Cors, Filter, Listed, Mirror, Origin, Origins, PathEdit, Redirect, Rewrite, Route, Rule,
@@ -19,6 +20,7 @@ use super::app::{App, scripted_app};
 use super::world::*;
 use crate::Shared;
 use crate::discovery::snapshot::Destination;
+use crate::telemetry::{Direction, SeriesKey, Tls};
 
 /// A proxy with one rule, and where its application connects.
 async fn ruled(rule: Rule, members: &[(&str, SocketAddr)]) -> (Arc<Shared>, SocketAddr) {
@@ -68,7 +70,7 @@ async fn a_redirect_is_answered_without_any_backend_and_the_connection_goes_on()
         status: StatusCode::PERMANENT_REDIRECT,
     };
     let rule = Rule { filters: vec![Filter::Redirect(redirect)], ..Rule::default() };
-    let (_proxy, side) = ruled(rule, &[]).await;
+    let (proxy, side) = ruled(rule, &[]).await;
     let mut client = Client::connect(side).await;
     for body in ["", "body"] {
         let request = format!("POST /a/b?c HTTP/1.1\r\nHost: shop:81\r\nContent-Length: {}\r\n\r\n{body}", body.len());
@@ -80,6 +82,22 @@ async fn a_redirect_is_answered_without_any_backend_and_the_connection_goes_on()
     let (status, headers, body) = call_h2(side, request).await;
     assert_eq!((status, body.as_str()), (StatusCode::PERMANENT_REDIRECT, ""));
     assert_eq!(headers["location"], "http://example.org/z/b?c");
+    // It counts for the service, by both protocols, as soon as what was answered is dropped.
+    let key = SeriesKey {
+        direction: Direction::Outbound,
+        source: proxy.config.workload.to_string().into(),
+        destination: "shop/own".into(),
+        destination_workload: "".into(),
+        tls: Tls::None,
+        sni: None,
+    };
+    let series = proxy.telemetry.request_series(&key);
+    let counted = timeout(Duration::from_secs(5), async {
+        while series.requests() != [0, 0, 3, 0, 0] {
+            tokio::task::yield_now().await;
+        }
+    });
+    counted.await.unwrap();
 }
 
 #[tokio::test]
@@ -249,7 +267,7 @@ fn mirrored(service: &str) -> Filter {
 async fn copies(proxy: &Arc<Shared>, wanted: [u64; 3]) {
     let mirrors = &proxy.telemetry.mirrors;
     let told = || [&mirrors.answered, &mirrors.failed, &mirrors.dropped].map(|count| count.load(Ordering::SeqCst));
-    let waited = tokio::time::timeout(Duration::from_secs(20), async {
+    let waited = timeout(Duration::from_secs(20), async {
         while told() != wanted {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -99,6 +99,7 @@ pub fn backend(name: &str, members: Vec<Arc<Endpoint>>) -> Arc<Backend> {
         endpoints: ArcSwap::from_pointee(EndpointSet { members, ..EndpointSet::default() }),
         habit: Habit::default(),
         retries: Budget::default(),
+        unassigned: OnceLock::new(),
     })
 }
 

@@ -109,7 +109,8 @@ async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &M
     let destination = outbound::destination(&session).await.map_err(refuse)?;
     let request = view(sending.came, method);
     let called = Called { authority: sending.came.called(), address: session.destination };
-    let way = outbound::way(&destination, &request, &called).map_err(|ended| Box::new(ended.into()))?;
+    let way = outbound::way(&destination, &request, &called);
+    let way = way.inspect_err(|_| exchange.unassigned(&destination)).map_err(|ended| Box::new(ended.into()))?;
     let edits: Vec<&HeaderEdit> = way.filters.request_edits().collect();
     // The target of CONNECT is a name, not a path under one.
     let rewritten = if sending.came.is_connect() { Rewritten::default() } else { way.filters.rewritten(request.path) };
@@ -121,7 +122,7 @@ async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &M
     let answering = send(exchange, way.goal, method, sending, way.terms());
     let answered = outbound::within(&mut deadline, answering).await;
     session.shared.telemetry.mirrors.drop_all(&std::mem::take(&mut sending.mirrors));
-    let answer = answered.map_err(|reason| way.refused(reason))?;
+    let answer = answered.inspect_err(|_| exchange.unassigned(&destination)).map_err(|reason| way.refused(reason))?;
     let edits: Vec<&HeaderEdit> = way.response_edits().collect();
     let back = sending.returning(&answer, answer.meshed, &edits, deadline);
     Ok((answer, back))

@@ -97,7 +97,7 @@ async fn outbound(
     let authority = sending.head.uri().authority().map_or("", Authority::as_str).as_bytes();
     let called = Called { authority, address: session.destination };
     let way = outbound::way(&destination, &RequestView::of(&sending.head), &called);
-    let way = way.map_err(|ended| Box::new(ended.into()))?;
+    let way = way.inspect_err(|_| exchange.unassigned(&destination)).map_err(|ended| Box::new(ended.into()))?;
     for edit in way.filters.request_edits() {
         edit.apply(sending.head.headers_mut());
     }
@@ -112,7 +112,8 @@ async fn outbound(
     let answering = send(exchange, way.goal, &method, sending, way.terms());
     let answered = outbound::within(deadline, answering).await;
     session.shared.telemetry.mirrors.drop_all(&std::mem::take(&mut sending.mirrors));
-    let mut answer = answered.map_err(|reason| way.refused(reason))?;
+    let mut answer =
+        answered.inspect_err(|_| exchange.unassigned(&destination)).map_err(|reason| way.refused(reason))?;
     let headers = answer.head.headers_mut();
     if !answer.meshed {
         // Reason codes are the mesh's: from outside of it they are nobody's word.
