@@ -71,11 +71,21 @@ impl v1::RouteRule {
 
     /// Names of the services that it refers to, of backends and mirrors.
     pub fn services(&self) -> impl Iterator<Item = &str> {
+        self.references().map(|(service, _)| service)
+    }
+
+    /// Those of them that can be used.
+    pub fn usable(&self) -> impl Iterator<Item = &str> {
+        self.references().filter(|(_, invalid)| invalid.is_empty()).map(|(service, _)| service)
+    }
+
+    /// Each with why it cannot be used.
+    fn references(&self) -> impl Iterator<Item = (&str, &str)> {
         let mirrors = self.all_filters().filter_map(|filter| match filter {
-            v1::filter::Filter::Mirror(mirror) => Some(&*mirror.service),
+            v1::filter::Filter::Mirror(mirror) => Some((&*mirror.service, &*mirror.invalid)),
             _ => None,
         });
-        self.backends.iter().map(|backend| &*backend.service).chain(mirrors)
+        self.backends.iter().map(|backend| (&*backend.service, &*backend.invalid)).chain(mirrors)
     }
 
     /// Says of each reference to a service why it cannot be used; one that is known to be unusable stays so.

@@ -22,7 +22,7 @@ pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Re
     }
     for rule in &mut rules {
         rule.mark_unusable(|service| model.unusable(service));
-        for service in usable(rule) {
+        for service in rule.usable() {
             if !points_to.iter().any(|known| **known == *service) {
                 points_to.push(service.into());
             }
@@ -39,15 +39,6 @@ pub(super) fn resource(model: &Model, key: &(String, Name), route: &Route) -> Re
         requires,
     };
     Resource::new(&message, points_to)
-}
-
-/// The services that a proxy needs for a rule.
-fn usable(rule: &v1::RouteRule) -> impl Iterator<Item = &str> {
-    let backends = rule.backends.iter().filter(|to| to.invalid.is_empty()).map(|to| &*to.service);
-    backends.chain(rule.all_filters().filter_map(|filter| match filter {
-        v1::filter::Filter::Mirror(mirror) if mirror.invalid.is_empty() => Some(&*mirror.service),
-        _ => None,
-    }))
 }
 
 /// Features without which a proxy would do only part of what the route says.

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method};
 use tokio::time::Sleep;
 use weft_engine::framing::BodyLength;
 use weft_engine::head::{Asked, Kind, ResponseBody};
@@ -171,7 +171,7 @@ impl Sending<'_> {
     }
 
     async fn respond(mut self, mut exchange: Exchange, mut answer: Answer, back: Return) -> After {
-        let status = StatusCode::from_u16(answer.head.status).unwrap_or(StatusCode::BAD_GATEWAY);
+        let status = answer.status();
         let grpc_status = answer.value(Kind::GrpcStatus).and_then(|value| value.parse().ok());
         exchange.answered_with(status, grpc_status);
         // A refusal by another sidecar is its own to count; here it is told in the log.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use weft_engine::head::{Asked, Field, Kind, ResponseBody, ResponseHead, read_response};
+use weft_engine::head::{Asked, Field, ResponseBody, ResponseHead, read_response};
 use weft_engine::outcome::Failed;
 use weft_engine::reason::Reason;
 
@@ -19,7 +19,7 @@ use crate::Shared;
 use crate::discovery::snapshot::Endpoint;
 use crate::http::attempt::{Failure, Message};
 use crate::upstream::h1::H1Conn;
-use crate::upstream::{self, Pool, Target};
+use crate::upstream::{Pool, Target};
 
 /// A whole request.
 #[derive(Clone)]
@@ -72,11 +72,7 @@ impl Message for Copy {
             let mut fields = Vec::new();
             let limit = target.shared.config.limits.head_bytes;
             if let Some(head) = self.ask(&mut conn, limit, &mut fields).await {
-                let bytes = conn.wire.split(head.len);
-                let meshed = target.endpoint.identity.is_some();
-                let answer = Answer { conn, head, bytes, fields, meshed };
-                upstream::answered(target.endpoint, &answer.conn, answer.raw(Kind::KeepAlive));
-                return Ok((answer, connecting));
+                return Ok((Answer::came(target, conn, head, fields), connecting));
             }
             // One of the pool may have ended; a copy that comes twice does no harm.
             if conn.reused.is_none() || !conn.wire.held().is_empty() {
@@ -88,7 +84,7 @@ impl Message for Copy {
     }
 
     fn status(answer: &Answer) -> StatusCode {
-        StatusCode::from_u16(answer.head.status).unwrap_or(StatusCode::BAD_GATEWAY)
+        answer.status()
     }
 
     fn discard(&self, shared: &Arc<Shared>, endpoint: &Arc<Endpoint>, answer: Answer) {
@@ -102,6 +98,6 @@ impl Message for Copy {
     fn commit(&mut self) {}
 
     fn not_processed(answer: &Answer) -> bool {
-        answer.meshed && answer.reason() == Some(Reason::NotProcessed)
+        answer.says_not_processed()
     }
 }

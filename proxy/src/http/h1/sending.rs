@@ -46,6 +46,23 @@ pub(super) struct Answer {
 }
 
 impl Answer {
+    /// What has come by an endpoint's connection, which learns from it how long it may be kept.
+    pub(super) fn came(target: Target<'_>, mut conn: Box<H1Conn>, head: ResponseHead, fields: Vec<Field>) -> Self {
+        let bytes = conn.wire.split(head.len);
+        let answer = Self { conn, head, bytes, fields, meshed: target.endpoint.identity.is_some() };
+        upstream::answered(target.endpoint, &answer.conn, answer.raw(Kind::KeepAlive));
+        answer
+    }
+
+    pub(super) fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.head.status).unwrap_or(StatusCode::BAD_GATEWAY)
+    }
+
+    // Whether another sidecar says that its application has not seen the request.
+    pub(super) fn says_not_processed(&self) -> bool {
+        self.meshed && self.reason() == Some(Reason::NotProcessed)
+    }
+
     pub(super) fn value(&self, kind: Kind) -> Option<&str> {
         std::str::from_utf8(self.raw(kind)?).ok()
     }
@@ -268,13 +285,7 @@ impl Message for Sending<'_> {
             self.legible = false;
             let mut fields = Vec::new();
             let broke = match poll_fn(|cx| self.poll_head(cx, &mut conn, &mut fields)).await {
-                Ok(head) => {
-                    let bytes = conn.wire.split(head.len);
-                    let meshed = target.endpoint.identity.is_some();
-                    let answer = Answer { conn, head, bytes, fields, meshed };
-                    upstream::answered(target.endpoint, &answer.conn, answer.raw(Kind::KeepAlive));
-                    return Ok((answer, connecting));
-                }
+                Ok(head) => return Ok((Answer::came(target, conn, head, fields), connecting)),
                 Err(broke) => broke,
             };
             let failure = self.failure(&broke, &conn);
@@ -298,7 +309,7 @@ impl Message for Sending<'_> {
     }
 
     fn status(answer: &Answer) -> StatusCode {
-        StatusCode::from_u16(answer.head.status).unwrap_or(StatusCode::BAD_GATEWAY)
+        answer.status()
     }
 
     // One that is still being asked is of no use any more.
@@ -317,6 +328,6 @@ impl Message for Sending<'_> {
     }
 
     fn not_processed(answer: &Answer) -> bool {
-        answer.meshed && answer.reason() == Some(Reason::NotProcessed)
+        answer.says_not_processed()
     }
 }
