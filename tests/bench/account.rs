@@ -43,6 +43,11 @@ impl Memory {
         let field = |name: &str| number(&text, name).ok_or_else(|| unreadable(pid, "smaps_rollup"));
         Ok(Self { rss: field("Rss:")?, anonymous: field("Anonymous:")? })
     }
+
+    /// The most that this process ever had resident, in KiB.
+    pub fn peak(pid: u32) -> Result<f64, Error> {
+        number(&read(pid, "status")?, "VmHWM:").ok_or_else(|| unreadable(pid, "status"))
+    }
 }
 
 /// The machine's CPU time so far, in ticks.
@@ -155,6 +160,7 @@ mod tests {
     fn this_process_has_used_something() {
         let memory = Memory::of(std::process::id()).unwrap();
         assert!(memory.rss >= memory.anonymous && memory.anonymous > 0.0);
+        assert!(Memory::peak(std::process::id()).unwrap() >= memory.anonymous);
         assert!(Usage::of(std::process::id()).unwrap().switches > 0.0);
     }
 }

@@ -62,6 +62,9 @@ pub struct Args {
     /// Its CA, which issues our certificates
     #[arg(long)]
     ca_dir: PathBuf,
+    /// The uids of all proxies' pods, one a line, if they are not those of the world
+    #[arg(long)]
+    uids: Option<PathBuf>,
 }
 
 /// What has travelled.
@@ -283,6 +286,15 @@ fn sockets() -> usize {
 /// A key and a certificate for each of ours, by all cores.
 fn certificates(world: &World, args: &Args) -> Result<Vec<Arc<ClientConfig>>, String> {
     let ca = Ca::load(&*args.ca_dir).map_err(|error| error.to_string())?;
+    let uids = args.uids.as_ref().map(std::fs::read_to_string).transpose().map_err(|error| error.to_string())?;
+    let uids: Option<Vec<&str>> = uids.as_deref().map(|uids| uids.lines().collect());
+    let uid = |proxy: usize| match &uids {
+        Some(uids) => uids.get(proxy).map_or_else(String::new, |uid| (*uid).to_owned()),
+        None => {
+            let (service, member) = world.place(proxy);
+            World::uid(service, member)
+        }
+    };
     let many = args.to - args.from;
     let (next, made) = (AtomicUsize::new(0), Mutex::new(vec![None; many]));
     let failed: Mutex<Option<String>> = Mutex::new(None);
@@ -292,7 +304,7 @@ fn certificates(world: &World, args: &Args) -> Result<Vec<Arc<ClientConfig>>, St
         if at >= many || failed.lock().is_some() {
             return;
         }
-        match certificate(&ca, world, args.from + at) {
+        match certificate(&ca, world, args.from + at, &uid(args.from + at)) {
             Ok(config) => made.lock()[at] = Some(config),
             Err(error) => *failed.lock() = Some(error),
         }
@@ -310,13 +322,13 @@ fn certificates(world: &World, args: &Args) -> Result<Vec<Arc<ClientConfig>>, St
     }
 }
 
-fn certificate(ca: &Ca, world: &World, proxy: usize) -> Result<Arc<ClientConfig>, String> {
-    let (service, member) = world.place(proxy);
+fn certificate(ca: &Ca, world: &World, proxy: usize, uid: &str) -> Result<Arc<ClientConfig>, String> {
+    let (service, _) = world.place(proxy);
     let identity = Identity::new(TRUST_DOMAIN, &World::namespace(service), &World::service(service));
     let identity = identity.map_err(|error| error.to_string())?;
     let key = KeyPair::generate().map_err(|error| error.to_string())?;
     let csr = key.csr(&identity).map_err(|error| error.to_string())?;
-    let chain = ca.issue_to_pod(&csr, &identity, &World::uid(service, member), LIFE, SystemTime::now());
+    let chain = ca.issue_to_pod(&csr, &identity, uid, LIFE, SystemTime::now());
     let svid = Svid::new(key, &chain.map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
     control_client_config(Some(&svid), ca.roots(), TRUST_DOMAIN).map_err(|error| error.to_string())
 }

@@ -1,11 +1,10 @@
 //! The source `files`: manifests in few files a namespace, so that a change rewrites one small file.
-//!
-//! What another source must be able to do is what is public here: say control's flags, begin with a world, change slices, change a route.
 
-use std::ops::Range;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::super::Error;
+use super::objects::Object;
 use super::world::{HOT, World};
 
 /// A directory of manifests.
@@ -24,13 +23,17 @@ impl Files {
             std::fs::create_dir_all(dir).map_err(|source| Error::File { path: dir.clone(), source })?;
         }
         for namespace in 0..world.namespaces() {
-            files.write(&format!("services-{namespace:03}.yaml"), &world.services_of(namespace))?;
+            let services = world.in_namespace(namespace).map(World::service_object);
+            let all = std::iter::once(World::namespace_object(namespace)).chain(services);
+            files.write(&format!("services-{namespace:03}.yaml"), all)?;
         }
+        files.write("nodes.yaml", world.nodes())?;
         for file in 0..world.files() {
-            files.write(&format!("pods-{file:05}.yaml"), &world.pods(world.in_file(file)))?;
+            files
+                .write(&format!("pods-{file:05}.yaml"), world.in_file(file).flat_map(|service| world.pods(service)))?;
             files.slices(world, file, marks)?;
         }
-        files.write("pods-hot.yaml", &world.pods(HOT..HOT + 1))?;
+        files.write("pods-hot.yaml", world.pods(HOT))?;
         files.hot(world, marks)?;
         files.route("beside", 0)?;
         files.route("edited", 0)?;
@@ -43,27 +46,31 @@ impl Files {
     }
 
     /// Flags by which control reads it.
-    pub fn flags(&self) -> [String; 2] {
-        ["--files".to_owned(), self.watched.display().to_string()]
+    pub fn flags(&self) -> Vec<String> {
+        vec!["--files".to_owned(), self.watched.display().to_string()]
     }
 
     /// Changes the endpoints of the services of one file.
     pub fn slices(&self, world: &World, file: usize, marks: &[u64]) -> Result<(), Error> {
-        let services: Range<usize> = world.in_file(file);
-        self.write(&format!("slices-{file:05}.yaml"), &world.slices(services, marks))
+        let slices = world.in_file(file).flat_map(|service| world.slices(service, marks));
+        self.write(&format!("slices-{file:05}.yaml"), slices)
     }
 
     /// Changes endpoints of the hot service.
     pub fn hot(&self, world: &World, marks: &[u64]) -> Result<(), Error> {
-        self.write("slices-hot.yaml", &world.slices(HOT..HOT + 1, marks))
+        self.write("slices-hot.yaml", world.slices(HOT, marks))
     }
 
     /// Edits a route of the hot service.
     pub fn route(&self, name: &str, micros: u64) -> Result<(), Error> {
-        self.write(&format!("route-{name}.yaml"), &World::route(name, micros))
+        self.write(&format!("route-{name}.yaml"), [World::route(name, micros)])
     }
 
-    fn write(&self, name: &str, text: &str) -> Result<(), Error> {
+    fn write(&self, name: &str, objects: impl IntoIterator<Item = Object>) -> Result<(), Error> {
+        let mut text = String::new();
+        for object in objects {
+            let _ = writeln!(text, "---\n{}", object.body);
+        }
         let staged = self.staging.join(name);
         std::fs::write(&staged, text)
             .and_then(|()| std::fs::rename(&staged, self.watched.join(name)))

@@ -2,21 +2,28 @@
 //! docs/performance.md says what it measures.
 //!
 //! - `world`: which services, endpoints and proxies there are.
-//! - `files`: them as manifests, and changes of them.
+//! - `objects`: what they are as objects.
+//! - `source`: where control reads them: `files`, manifests; `api`, an API server (`rig`) that a `writer` writes them to.
 //! - `processes`: control and the clients, as the conductor sees them.
 //! - `client`, `sim`, `grpc`: a process of proxies, one proxy, its stream.
 //! - `counted`: what one change costs in instructions.
-//! - `phases`: what is measured. `report`: the figures with their bounds.
+//! - `phases`, `growth`: what is measured. `report`: the figures with their bounds.
 
+mod api;
 mod client;
 mod counted;
 mod files;
+mod growth;
 mod grpc;
+mod objects;
 mod phases;
 mod processes;
 mod report;
+mod rig;
 mod sim;
+mod source;
 mod world;
+mod writer;
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -50,7 +57,7 @@ pub struct Args {
     per_proxy: usize,
     /// Where control learns of the mesh
     #[arg(long, value_enum, default_value = "files")]
-    source: Source,
+    source: source::Kind,
     /// Only these phases; what they need is done too, and not judged
     #[arg(long, value_enum, value_delimiter = ',', value_name = "PHASE,...")]
     only: Vec<Phase>,
@@ -77,14 +84,6 @@ pub struct Args {
     json: Option<PathBuf>,
 }
 
-#[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
-enum Source {
-    /// A directory of manifests, watched
-    Files,
-    /// A real API server
-    Kubernetes,
-}
-
 impl Args {
     fn patience(&self) -> Duration {
         Duration::from_secs(self.patience)
@@ -93,9 +92,6 @@ impl Args {
 
 /// Runs it. Whether every bound holds.
 pub fn run(args: &Args) -> Result<bool, Error> {
-    if args.source == Source::Kubernetes {
-        return Err(Error::Usage("--source kubernetes is not measured yet; take --source files".to_owned()));
-    }
     let world = World::new(args.services, args.endpoints, args.proxies, args.per_proxy)?;
     many_files();
     let chosen = |phase: Phase| args.only.is_empty() || args.only.contains(&phase);
@@ -104,7 +100,7 @@ pub fn run(args: &Args) -> Result<bool, Error> {
         in_one_mesh(args, world, &chosen, &mut report)?;
     }
     if chosen(Phase::Growth) {
-        watched(Phase::Growth, &mut report, |report| phases::growth(args, world, report))?;
+        watched(Phase::Growth, &mut report, |report| growth::measure(args, world, report))?;
     }
     let _ = write!(std::io::stdout(), "{}", report.markdown());
     if let Some(path) = &args.json {

@@ -5,12 +5,11 @@ use std::time::{Duration, Instant};
 
 use super::super::table::Metric;
 use super::super::{Error, say};
-use super::counted;
-use super::files::Files;
 use super::processes::{Clients, Control, Counted, How};
 use super::report::{Bound, Report};
+use super::source::Source;
 use super::world::{self, HOT, World};
-use super::{Args, Scratch};
+use super::{Args, growth};
 
 /// Of all memory, in MiB.
 const MEMORY: f64 = 1_536.0;
@@ -26,13 +25,8 @@ const REST: Duration = Duration::from_millis(500);
 const GROWS: f64 = 2.0;
 /// Ages below this, in milliseconds, are no lag.
 const NO_LAG: f64 = 1_000.0;
-/// Proxies with which growth is measured, all of them subscribers.
-const GROWTH_PROXIES: usize = 100;
-const GROWTH_CHANGES: usize = 5;
-/// The smaller mesh has so many times less.
-const GROWTH: usize = 10;
-/// Instructions that count as the same: a table of ten times the size is looked up in a few steps more.
-const SAME: f64 = 1.1;
+/// Churn at less than this share of the rate that was asked for is said to be slower.
+const REACHED: f64 = 0.95;
 
 /// A part of a run
 #[derive(clap::ValueEnum, Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,7 +68,7 @@ pub struct Run<'a> {
     world: World,
     dir: &'a Path,
     marks: Vec<u64>,
-    source: Files,
+    source: Source,
     clients: Clients,
     // `None` only while it is restarted, or if that failed.
     control: Option<Control>,
@@ -85,7 +79,7 @@ const fn seconds(name: &'static str) -> Metric {
     Metric::less(name, "s")
 }
 
-const fn millis(name: &'static str) -> Metric {
+pub(super) const fn millis(name: &'static str) -> Metric {
     Metric::less(name, "ms")
 }
 
@@ -94,13 +88,14 @@ impl<'a> Run<'a> {
     pub fn begin(args: &'a Args, world: World, dir: &'a Path) -> Result<Self, Error> {
         say(&format!("{} services, {} endpoints, {} proxies", world.services, world.endpoints(), world.proxies));
         let marks = vec![0; world.endpoints()];
-        let source = Files::begin(dir, &world, &marks)?;
-        let how = How::new(&args.weft_control, &source, dir)?;
-        let clients = Clients::start(&world, how.listen, dir, usize::from(args.clients))?;
+        let source = Source::begin(args.source, dir, &world, &marks)?;
+        let how = How::new(&args.weft_control, source.flags(), dir)?;
+        let clients = Clients::start(&world, &how, dir, source.uids(), usize::from(args.clients))?;
         Ok(Self { args, world, dir, marks, source, clients, control: None, how })
     }
 
-    fn control(&mut self) -> Result<&mut Control, Error> {
+    /// Control, which runs but while it is restarted.
+    pub(super) fn control(&mut self) -> Result<&mut Control, Error> {
         self.control.as_mut().ok_or_else(|| Error::Usage("control does not run".to_owned()))
     }
 
@@ -112,12 +107,12 @@ impl<'a> Run<'a> {
             Phase::Route => self.route(report),
             Phase::Churn => self.churn(report),
             Phase::Reconnect => self.reconnect(report),
-            Phase::Growth => growth(self.args, self.world, report),
+            Phase::Growth => growth::measure(self.args, self.world, report),
         }
     }
 
     /// From nothing to all proxies in sync.
-    fn start(&mut self, report: &mut Report) -> Result<(), Error> {
+    pub(super) fn start(&mut self, report: &mut Report) -> Result<(), Error> {
         let (phase, patience, proxies) = ("start", self.args.patience(), self.world.proxies as f64);
         let mut control = Control::start(self.how.clone())?;
         control.ready(patience)?;
@@ -125,6 +120,19 @@ impl<'a> Run<'a> {
         report.add(phase, seconds("from start to ready"), since(started, world::now()), Bound::Shown);
         let (none, cpu) = (control.memory()?, control.cpu()?);
         report.add(phase, seconds("CPU until ready"), cpu, Bound::Shown);
+        report.add(phase, Metric::less("RSS without subscribers", "MiB"), none.rss / 1024.0, Bound::Shown);
+        report.add(
+            phase,
+            Metric::less("RSS until ready, at its highest", "MiB"),
+            control.peak()? / 1024.0,
+            Bound::Shown,
+        );
+        if let Some(servers) = self.source.servers()? {
+            report.add(phase, Metric::more("writes of the mesh a second", "1/s"), servers.writes, Bound::Shown);
+            let rss = |name| Metric::less(name, "MiB");
+            report.add(phase, rss("RSS of the API server"), servers.apiserver.rss / 1024.0, Bound::Shown);
+            report.add(phase, rss("RSS of etcd"), servers.etcd.rss / 1024.0, Bound::Shown);
+        }
         self.clients.connect(0, started, patience)?;
         let some = control.memory()?;
         let mut last = 0;
@@ -136,7 +144,6 @@ impl<'a> Run<'a> {
         let counted = self.clients.read()?;
         report.add(phase, seconds("from start to all in sync"), since(started, last), Bound::Shown);
         report.add(phase, seconds("CPU for the subscribers"), control.cpu()? - cpu, Bound::Shown);
-        report.add(phase, Metric::less("RSS without subscribers", "MiB"), none.rss / 1024.0, Bound::Shown);
         report.add(phase, Metric::less("RSS in all", "MiB"), all.rss / 1024.0, Bound::Most(MEMORY));
         let (each, later) =
             (Metric::less("RSS a subscriber", "KiB"), Metric::less("RSS a subscriber, the last ones", "KiB"));
@@ -156,18 +163,21 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// One change that all subscribers of the hot service hear of: what was counted for it, and the CPU of control.
-    fn once(&mut self, change: impl FnOnce(&mut Self, u64) -> Result<(), Error>) -> Result<(Counted, f64), Error> {
+    /// One change that all subscribers of the hot service hear of.
+    pub(super) fn once(&mut self, change: impl FnOnce(&mut Self, u64) -> Result<(), Error>) -> Result<Once, Error> {
         // Not for luck: a change alone is what is measured.
         std::thread::sleep(REST);
         self.clients.reset()?;
         let cpu = self.control()?.cpu()?;
-        change(self, world::now())?;
+        let begun = world::now();
+        change(self, begun)?;
+        let written = since(begun, world::now()) * 1e3;
         let counted = self.clients.acknowledged(self.args.patience())?;
-        Ok((counted, self.control()?.cpu()? - cpu))
+        Ok(Once { counted, written, cpu: self.control()?.cpu()? - cpu })
     }
 
-    fn change_one(&mut self, turn: usize, mark: u64) -> Result<(), Error> {
+    /// Changes an endpoint of the hot service.
+    pub(super) fn change_one(&mut self, turn: usize, mark: u64) -> Result<(), Error> {
         let one = self.world.of(HOT).start + turn % self.world.members;
         self.marks[one] = mark;
         self.source.hot(&self.world, &self.marks)
@@ -189,33 +199,43 @@ impl<'a> Run<'a> {
         for _ in 0..self.args.changes {
             all.push(self.once(|run, mark| run.source.route("edited", mark))?);
         }
-        let encoded = all.iter().map(|(counted, _)| counted.route_bytes).fold(0.0, f64::max);
+        let encoded = all.iter().map(|once| once.counted.route_bytes).fold(0.0, f64::max);
         report.add("route", Metric::less("the route, encoded", "B"), encoded, Bound::Shown);
         self.single("route", &all, Bound::Most(encoded + BYTES), Bound::Shown, report);
         Ok(())
     }
 
-    fn single(&self, phase: &'static str, all: &[(Counted, f64)], bytes: Bound, last: Bound, report: &mut Report) {
+    fn single(&self, phase: &'static str, all: &[Once], bytes: Bound, last: Bound, report: &mut Report) {
         let subscribers = self.world.subscribers(0..self.world.proxies) as f64;
-        let worst = |of: fn(&Counted) -> f64| all.iter().map(|(counted, _)| of(counted)).fold(0.0, f64::max);
+        let worst = |of: fn(&Counted) -> f64| all.iter().map(|once| of(&once.counted)).fold(0.0, f64::max);
         report.add(phase, Metric::more("subscribers", "proxies"), subscribers, Bound::Shown);
         report.add(phase, Metric::less("bytes a subscriber", "B"), worst(|counted| counted.bytes) / subscribers, bytes);
         let resources = worst(|counted| counted.resources) / subscribers;
         report.add(phase, Metric::less("resources a subscriber", "resources"), resources, Bound::Just(1.0));
         let messages = worst(|counted| counted.messages_in + counted.messages_out) / subscribers;
         report.add(phase, Metric::less("messages a subscriber", "messages"), messages, Bound::Shown);
-        let mut lasts: Vec<f64> = all.iter().map(|(counted, _)| counted.age(1.0)).collect();
-        lasts.sort_by(f64::total_cmp);
-        let at = |share: f64| lasts.get((lasts.len() as f64 * share).ceil() as usize - 1).copied().unwrap_or(f64::NAN);
-        report.add(
-            phase,
-            millis("to the first acknowledgement, median"),
-            median(all, |counted| counted.age(0.0)),
-            Bound::Shown,
-        );
-        report.add(phase, millis("to the last acknowledgement, median"), at(0.5), Bound::Shown);
-        report.add(phase, millis("to the last acknowledgement, p99"), at(0.99), last);
-        let cpu = all.iter().map(|(_, cpu)| cpu).sum::<f64>() / all.len() as f64;
+        let (first, to_last) = (|once: &Once| once.counted.age(0.0), |once: &Once| once.counted.age(1.0));
+        report.add(phase, millis("to the first acknowledgement, median"), at(all, 0.5, first), Bound::Shown);
+        report.add(phase, millis("to the last acknowledgement, median"), at(all, 0.5, to_last), Bound::Shown);
+        report.add(phase, millis("to the last acknowledgement, p99"), at(all, 0.99, to_last), last);
+        if matches!(self.source, Source::Kubernetes(_)) {
+            // Times begin when the write is sent; these, when it was answered.
+            let after = |once: &Once| once.counted.age(1.0) - once.written;
+            report.add(
+                phase,
+                millis("to the API server's answer, median"),
+                at(all, 0.5, |once| once.written),
+                Bound::Shown,
+            );
+            report.add(
+                phase,
+                millis("from that to the last acknowledgement, median"),
+                at(all, 0.5, after),
+                Bound::Shown,
+            );
+            report.add(phase, millis("from that to the last acknowledgement, p99"), at(all, 0.99, after), Bound::Shown);
+        }
+        let cpu = all.iter().map(|once| once.cpu).sum::<f64>() / all.len() as f64;
         report.add(phase, millis("CPU of control"), cpu * 1e3, Bound::Shown);
     }
 
@@ -224,7 +244,7 @@ impl<'a> Run<'a> {
         let phase = "churn";
         self.clients.reset()?;
         let half = Duration::from_secs(self.args.seconds) / 2;
-        let (begun, cpu) = (Instant::now(), self.control()?.cpu()?);
+        let (begun, cpu, servers) = (Instant::now(), self.control()?.cpu()?, self.source.servers()?);
         let mut turn = Churn::default();
         turn.go_on(self, half)?;
         let first = self.clients.read()?;
@@ -233,6 +253,7 @@ impl<'a> Run<'a> {
         let (written, took) = (world::now(), begun.elapsed().as_secs_f64());
         let second = self.clients.read()?;
         let cpu = self.control()?.cpu()? - cpu;
+        let behind = self.source.servers()?.zip(servers).map(|(now, then)| now.cpu - then.cpu);
         let file = self.dir.join("marks");
         let marks: Vec<String> = self.marks.iter().map(u64::to_string).collect();
         std::fs::write(&file, marks.join("\n")).map_err(|source| Error::File { path: file.clone(), source })?;
@@ -240,6 +261,9 @@ impl<'a> Run<'a> {
         let settled = since(written, world::now());
         let rate = turn.changed as f64 / took;
         report.add(phase, Metric::more("endpoint changes a second", "1/s"), rate, Bound::Shown);
+        if rate < self.args.rate as f64 * REACHED {
+            say(&format!("  {rate:.0} changes a second were reached, not {}", self.args.rate));
+        }
         let delivered = (first.resources + second.resources) / took;
         report.add(phase, Metric::more("delivered and acknowledged", "1/s"), delivered, Bound::Shown);
         let limit = (first.age(0.99) * GROWS).max(NO_LAG);
@@ -249,6 +273,10 @@ impl<'a> Run<'a> {
         report.add(phase, millis("age at acknowledgement, max"), first.age(1.0).max(second.age(1.0)), Bound::Shown);
         report.add(phase, seconds("until everybody holds the last of it"), settled, Bound::Most(limit / 1e3));
         report.add(phase, Metric::less("CPU of control", "cores"), cpu / took, Bound::Shown);
+        if let Some(behind) = behind {
+            let metric = Metric::less("CPU of etcd and the API server", "cores");
+            report.add(phase, metric, behind / took, Bound::Shown);
+        }
         let memory = self.control()?.memory()?;
         report.add(phase, Metric::less("RSS after", "MiB"), memory.rss / 1024.0, Bound::Most(MEMORY));
         Ok(())
@@ -305,63 +333,23 @@ impl Churn {
     }
 }
 
-/// The same change in a mesh and in one of a tenth of it, with the same subscribers.
-pub fn growth(args: &Args, world: World, report: &mut Report) -> Result<(), Error> {
-    let small = world.services / GROWTH;
-    let proxies = GROWTH_PROXIES.min(world.proxies).min(small * world.members);
-    let mut sizes = Vec::new();
-    for (phase, services) in [("growth-tenth", small), ("growth-whole", world.services)] {
-        let calls = world.calls.min(small.saturating_sub(1));
-        let world = World { hot_every: 1, ..World::new(services, services * world.members, proxies, calls)? };
-        let scratch = Scratch::new()?;
-        let mut run = Run::begin(args, world, &scratch.0)?;
-        run.start(&mut Report::default())?;
-        let before = run.pushed()?;
-        let mut all = Vec::new();
-        for turn in 0..GROWTH_CHANGES {
-            all.push(run.once(|run, mark| run.change_one(turn, mark))?);
-        }
-        let changes = GROWTH_CHANGES as f64;
-        let after = run.pushed()?;
-        let resources = all.iter().map(|(counted, _)| counted.resources).sum::<f64>() / changes;
-        let bytes = all.iter().map(|(counted, _)| counted.bytes).sum::<f64>() / changes;
-        let compiled = (after.0 - before.0) / changes;
-        let same = |at: usize| sizes.get(at).map_or(Bound::Shown, |small| Bound::Just(*small));
-        report.add(phase, Metric::less("services", "services"), services as f64, Bound::Shown);
-        report.add(phase, Metric::less("resources compiled that differ", "resources"), compiled, same(0));
-        report.add(phase, Metric::less("resources sent", "resources"), resources, same(1));
-        report.add(phase, Metric::less("bytes", "B"), bytes, same(2));
-        let last = median(&all, |counted| counted.age(1.0));
-        report.add(phase, millis("to the last acknowledgement, median"), last, Bound::Shown);
-        let cpu = all.iter().map(|(_, cpu)| cpu).sum::<f64>() / changes;
-        report.add(phase, millis("CPU of control"), cpu * 1e3, Bound::Shown);
-        report.add(phase, millis("time to compile"), (after.1 - before.1) / changes * 1e3, Bound::Shown);
-        let counted = counted::instructions(&world, GROWTH_CHANGES, &scratch.0)?;
-        let most = sizes.get(3).map_or(Bound::Shown, |small: &f64| Bound::Most(small * SAME));
-        match counted {
-            Some(counted) => report.add(phase, Metric::less("instructions", "instructions"), counted, most),
-            None => say("  instructions are not counted: valgrind is not on this machine"),
-        }
-        sizes = vec![compiled, resources, bytes, counted.unwrap_or(f64::INFINITY)];
-    }
-    Ok(())
-}
-
-impl Run<'_> {
-    /// Resources that were compiled anew so far, and the seconds that compiling took.
-    fn pushed(&mut self) -> Result<(f64, f64), Error> {
-        let control = self.control()?;
-        let compiled = control.metric("weft_control_resources_changed_total");
-        Ok((compiled, control.metric("weft_control_compile_duration_seconds_sum")))
-    }
+/// One change, and what came of it.
+pub(super) struct Once {
+    pub counted: Counted,
+    /// Until it was written, or answered, in milliseconds.
+    pub written: f64,
+    /// Of control, in seconds.
+    pub cpu: f64,
 }
 
 fn since(from: u64, to: u64) -> f64 {
     to.saturating_sub(from) as f64 / 1e6
 }
 
-fn median(all: &[(Counted, f64)], of: impl Fn(&Counted) -> f64) -> f64 {
-    let mut values: Vec<f64> = all.iter().map(|(counted, _)| of(counted)).collect();
+/// The value that this share of all did not exceed.
+pub(super) fn at(all: &[Once], share: f64, of: impl Fn(&Once) -> f64) -> f64 {
+    let mut values: Vec<f64> = all.iter().map(of).collect();
     values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(f64::NAN)
+    let place = ((values.len() as f64 * share).ceil() as usize).saturating_sub(1);
+    values.get(place).copied().unwrap_or(f64::NAN)
 }

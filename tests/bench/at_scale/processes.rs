@@ -11,7 +11,6 @@ use serde_json::{Value, json};
 
 use super::super::Error;
 use super::super::account::{Memory, Usage};
-use super::files::Files;
 use super::world::{self, World};
 
 /// How often control is asked whether it is ready.
@@ -33,17 +32,17 @@ pub struct How {
     flags: Vec<String>,
     log: PathBuf,
     /// Where proxies call.
-    pub listen: SocketAddr,
+    listen: SocketAddr,
     metrics: SocketAddr,
 }
 
 impl How {
     /// `program` is weft-control, or a `weft` that plays every part.
-    pub fn new(program: &Path, source: &Files, dir: &Path) -> Result<Self, Error> {
+    pub fn new(program: &Path, source: Vec<String>, dir: &Path) -> Result<Self, Error> {
         let (listen, metrics) = (free()?, free()?);
         let alone = program.file_name().is_some_and(|name| name == "weft-control");
         let mut flags: Vec<String> = (!alone).then(|| "control".to_owned()).into_iter().collect();
-        flags.extend(source.flags());
+        flags.extend(source);
         let text = |text: &str| text.to_owned();
         flags.extend([text("--ca-dir"), ca_dir(dir).display().to_string()]);
         flags.extend([text("--listen"), listen.to_string(), text("--metrics"), metrics.to_string()]);
@@ -57,7 +56,7 @@ pub fn ca_dir(dir: &Path) -> PathBuf {
 }
 
 /// A port that nobody listens on. It has to be known before, since control keeps it over a restart.
-fn free() -> Result<SocketAddr, Error> {
+pub fn free() -> Result<SocketAddr, Error> {
     let found = TcpListener::bind(("127.0.0.1", 0)).and_then(|listener| listener.local_addr());
     found.map_err(|source| Error::File { path: "127.0.0.1:0".into(), source })
 }
@@ -108,6 +107,11 @@ impl Control {
     /// What it holds.
     pub fn memory(&self) -> Result<Memory, Error> {
         Memory::of(self.child.id())
+    }
+
+    /// The most that it ever had resident, in KiB.
+    pub fn peak(&self) -> Result<f64, Error> {
+        Memory::peak(self.child.id())
     }
 
     /// CPU time that it has used, in seconds.
@@ -220,7 +224,7 @@ impl Counted {
 
 impl Clients {
     /// Starts so many processes, and waits until their certificates are made.
-    pub fn start(world: &World, control: SocketAddr, dir: &Path, many: usize) -> Result<Self, Error> {
+    pub fn start(world: &World, how: &How, dir: &Path, uids: Option<&Path>, many: usize) -> Result<Self, Error> {
         let own = std::env::current_exe().map_err(|source| Error::File { path: "/proc/self/exe".into(), source })?;
         let mut clients = Vec::new();
         for part in 0..many {
@@ -229,7 +233,8 @@ impl Clients {
                 continue;
             }
             let mut command = Command::new(&own);
-            command.arg("scale-client").arg("--control").arg(control.to_string()).arg("--ca-dir").arg(ca_dir(dir));
+            command.arg("scale-client").arg("--control").arg(how.listen.to_string()).arg("--ca-dir").arg(ca_dir(dir));
+            command.args(uids.into_iter().flat_map(|uids| ["--uids".as_ref(), uids.as_os_str()]));
             command.args(world.flags()).arg(format!("--from={from}")).arg(format!("--to={to}"));
             let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
             let mut child = child.map_err(|source| Error::File { path: own.clone(), source })?;

@@ -3,7 +3,6 @@
 //! Everything follows from four numbers, so that the conductor and its clients agree without a word. Names, addresses and marks have the
 //! same length in a mesh of any size: the bytes of two sizes can be compared.
 
-use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 use std::ops::Range;
 
@@ -17,13 +16,13 @@ pub const TRUST_DOMAIN: &str = "cluster.local";
 pub const HOT: usize = 0;
 /// The rule that an edit of a route changes stands in this header.
 pub const MARK_HEADER: &str = "x-weft-bench";
-/// Services in a namespace.
-const IN_NAMESPACE: usize = 100;
 /// Services whose slices stand in one file.
 const IN_FILE: usize = 10;
 /// Where pods' addresses begin, and services'.
 const PODS: u32 = 0x0A01_0000;
 const SERVICES: u32 = 0xAC14_0000;
+/// The range that an API server is told to give services' addresses from. It takes the first for itself, which is none of ours.
+pub const SERVICE_RANGE: &str = "172.16.0.0/13";
 
 /// Its size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,11 +138,6 @@ impl World {
         of.filter(|proxy| proxy.is_multiple_of(self.hot_every)).count()
     }
 
-    /// The namespace of a service.
-    pub fn namespace(service: usize) -> String {
-        format!("n-{:03}", service / IN_NAMESPACE)
-    }
-
     /// A service's name, and that of its pods' account.
     pub fn service(service: usize) -> String {
         format!("s-{service:05}")
@@ -161,7 +155,17 @@ impl World {
 
     /// What an application calls: the service's address and port.
     pub fn address(service: usize) -> String {
-        format!("{}:80", Ipv4Addr::from(SERVICES + 1 + service as u32))
+        format!("{}:80", Self::cluster_ip(service))
+    }
+
+    /// A service's address.
+    pub fn cluster_ip(service: usize) -> Ipv4Addr {
+        Ipv4Addr::from(SERVICES + 1 + service as u32)
+    }
+
+    /// The address of the pod of an endpoint.
+    pub fn pod_ip(endpoint: usize) -> Ipv4Addr {
+        Ipv4Addr::from(PODS + endpoint as u32)
     }
 
     /// Service and member of an endpoint, by the name of its resource.
@@ -185,82 +189,6 @@ impl World {
     /// A service's endpoints among all.
     pub fn of(&self, service: usize) -> Range<usize> {
         service * self.members..(service + 1) * self.members
-    }
-
-    /// The Namespace and the Services in it.
-    pub fn services_of(&self, namespace: usize) -> String {
-        let first = namespace * IN_NAMESPACE;
-        let name = Self::namespace(first);
-        let mut out = format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}}}\n");
-        for service in first..(first + IN_NAMESPACE).min(self.services) {
-            let (own, ip) = (Self::service(service), Ipv4Addr::from(SERVICES + 1 + service as u32));
-            let _ = write!(
-                out,
-                "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {own}, namespace: {name}}}\nspec: {{clusterIP: {ip}, \
-                 ports: [{{name: http, port: 80, targetPort: 8080}}]}}\n"
-            );
-        }
-        out
-    }
-
-    /// How many namespaces there are.
-    pub fn namespaces(&self) -> usize {
-        self.services.div_ceil(IN_NAMESPACE)
-    }
-
-    /// The Pods of some services.
-    pub fn pods(&self, services: Range<usize>) -> String {
-        let mut out = String::new();
-        for service in services {
-            let (namespace, account) = (Self::namespace(service), Self::service(service));
-            for member in 0..self.members {
-                let (pod, uid, ip) = (Self::pod(service, member), Self::uid(service, member), self.ip(service, member));
-                let _ = write!(
-                    out,
-                    "---\napiVersion: v1\nkind: Pod\nmetadata: {{name: {pod}, namespace: {namespace}, uid: {uid}, annotations: \
-                     {{weft.dev/injected: \"true\"}}}}\nspec: {{serviceAccountName: {account}}}\nstatus: {{podIP: {ip}}}\n"
-                );
-            }
-        }
-        out
-    }
-
-    fn ip(&self, service: usize, member: usize) -> Ipv4Addr {
-        Ipv4Addr::from(PODS + (service * self.members + member) as u32)
-    }
-
-    /// The EndpointSlices of some services, with these marks of all endpoints.
-    pub fn slices(&self, services: Range<usize>, marks: &[u64]) -> String {
-        let mut out = String::new();
-        for service in services {
-            let (namespace, name) = (Self::namespace(service), Self::service(service));
-            let _ = write!(
-                out,
-                "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\nmetadata: {{name: {name}-x, namespace: \
-                 {namespace}, labels: {{kubernetes.io/service-name: {name}}}}}\nports: [{{name: http, port: 8080}}]\nendpoints:\n"
-            );
-            for (member, micros) in self.of(service).zip(0..).map(|(at, member)| (member, marks.get(at).copied())) {
-                let (ip, pod) = (self.ip(service, member), Self::pod(service, member));
-                let zone = mark(micros.unwrap_or_default());
-                let _ = writeln!(
-                    out,
-                    "- {{addresses: [{ip}], conditions: {{ready: true}}, zone: {zone}, targetRef: {{kind: Pod, name: {pod}, \
-                     namespace: {namespace}}}}}"
-                );
-            }
-        }
-        out
-    }
-
-    /// One of the two routes of the hot service.
-    pub fn route(name: &str, micros: u64) -> String {
-        let (namespace, service, mark) = (Self::namespace(HOT), Self::service(HOT), mark(micros));
-        format!(
-            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: {name}, namespace: {namespace}}}\nspec:\n  \
-             parentRefs: [{{group: \"\", kind: Service, name: {service}, port: 80}}]\n  rules:\n  - matches: [{{path: {{type: PathPrefix, \
-             value: /{name}}}}}]\n    filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{set: [{{name: {MARK_HEADER}, \
-             value: {mark}}}]}}}}]\n    backendRefs: [{{name: {service}, port: 80}}]\n"
-        )
     }
 }
 
