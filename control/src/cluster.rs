@@ -162,7 +162,7 @@ impl Access {
         let (config, token) = match (&self.api, &self.kubeconfig) {
             (Some(url), _) => self.told(url)?,
             (None, None) if std::env::var_os(IN_POD).is_some() => (Config::incluster().map_err(setup)?, None),
-            (None, file) => (by_kubeconfig(file.as_deref(), self.context.clone()).await?, None),
+            (None, file) => by_kubeconfig(file.as_deref(), self.context.clone()).await?,
         };
         connect(&config, token)
     }
@@ -180,15 +180,20 @@ impl Access {
     }
 }
 
-async fn by_kubeconfig(file: Option<&Path>, context: Option<String>) -> Result<Config, ClusterError> {
+async fn by_kubeconfig(
+    file: Option<&Path>,
+    context: Option<String>,
+) -> Result<(Config, Option<SecretFile>), ClusterError> {
     let options = KubeConfigOptions { context, ..KubeConfigOptions::default() };
     let read = match file {
         Some(file) => Kubeconfig::read_from(file).map_err(setup)?,
         None => Kubeconfig::read().map_err(setup)?,
     };
-    let config = Config::from_custom_kubeconfig(read, &options).await.map_err(setup)?;
+    let mut config = Config::from_custom_kubeconfig(read, &options).await.map_err(setup)?;
+    // A token that stands in the kubeconfig itself goes before one in a file, as in the library.
+    let file = config.auth_info.token_file.take_if(|_| config.auth_info.token.is_none());
     match config.proxy_url {
-        None => Ok(config),
+        None => Ok((config, file.map(|file| SecretFile::new(Path::new(&file))))),
         Some(_) => Err(ClusterError::Setup("the kubeconfig names a proxy, which is not supported".to_owned())),
     }
 }
@@ -277,5 +282,21 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let said = refused(Access { kubeconfig: Some(file), ..Access::default() }).await;
         assert!(said.contains("proxy"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn a_token_file_of_a_kubeconfig_may_end_as_editors_end_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, token) = (dir.path().join("config"), dir.path().join("token"));
+        let text = format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: c\ncontexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+             users: [{{name: u, user: {{tokenFile: {}}}}}]\nclusters: [{{name: c, cluster: {{server: 'https://127.0.0.1:6443'}}}}]\n",
+            token.display()
+        );
+        std::fs::write(&file, text).unwrap();
+        std::fs::write(&token, "abc\n").unwrap();
+        let (config, token) = by_kubeconfig(Some(&file), None).await.unwrap();
+        assert!(config.auth_info.token_file.is_none(), "the library would read it too, and send what is at its end");
+        assert_eq!(token.unwrap().read().await.unwrap(), "abc");
     }
 }
