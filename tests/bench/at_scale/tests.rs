@@ -55,7 +55,8 @@ fn holds(ran: &(Vec<Value>, String)) {
 fn it_runs_whole_in_a_small_mesh() {
     let ran = run("files", &[]).unwrap();
     holds(&ran);
-    let same = |metric| (figure(&ran, "growth-tenth", metric) - figure(&ran, "growth-whole", metric)).abs() < f64::EPSILON;
+    let same =
+        |metric| (figure(&ran, "growth-tenth", metric) - figure(&ran, "growth-whole", metric)).abs() < f64::EPSILON;
     assert!(same("resources sent") && same("bytes"));
 }
 
