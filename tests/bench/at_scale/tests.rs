@@ -1,6 +1,6 @@
 //! The bench of control itself, in a mesh so small that it takes seconds: it runs whole, and what does not depend on size or speed holds.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::process::Command;
 
