@@ -53,8 +53,9 @@ use issue::signers::Keeper;
 use metrics::Metrics;
 use revoked::Revocations;
 use rotation::Authority;
-use sources::files;
+
 use sources::kubernetes::Kubernetes;
+use sources::{Keep, files};
 use svid_roots::SvidRoots;
 use trust::Trust;
 
@@ -158,7 +159,11 @@ impl Control {
         let kubernetes = match &config.kubernetes {
             Some(access) => {
                 let client = access.client().await.context("the API server cannot be watched")?;
-                Some((Kubernetes::watch(&client, &metrics), client))
+                let (watched, errors) = (client.clone(), Arc::clone(&metrics));
+                let keep = keep(&config, &metrics);
+                // It reads what was saved.
+                let watch = tokio::task::spawn_blocking(move || Kubernetes::watch(&watched, &errors, keep)).await?;
+                Some((watch.context("the API server cannot be watched")?, client))
             }
             None => None,
         };
@@ -251,14 +256,18 @@ async fn copies(config: &Config, ca: &Authority, hub: &Arc<Hub>) -> anyhow::Resu
     Ok(Some(copies::start(client, &config.copies, ca.clone(), Arc::clone(hub))))
 }
 
+/// Where last good versions are kept, if they are.
+fn keep(config: &Config, metrics: &Metrics) -> Option<Keep> {
+    config.state_dir.clone().map(|dir| Keep { dir, errors: metrics.saved_errors.clone() })
+}
+
 /// Begins to watch the manifests, if there are any.
 async fn files(config: &Config, metrics: &Metrics) -> anyhow::Result<Option<files::Watch>> {
     if config.files.is_empty() {
         return Ok(None);
     }
     let (files, trust_domain) = (config.files.clone(), config.trust_domain.clone());
-    let errors = metrics.saved_errors.clone();
-    let keep = config.state_dir.clone().map(|dir| files::Keep { dir, errors });
+    let keep = keep(config, metrics);
     let watch = tokio::task::spawn_blocking(move || files::watch(&files, &trust_domain, keep)).await?;
     watch.context("the files cannot be watched").map(Some)
 }

@@ -4,11 +4,13 @@
 use std::time::{Duration, Instant};
 
 pub use follow::follow;
+pub use saved::Keep;
 
 pub mod files;
 mod follow;
 pub mod join;
 pub mod kubernetes;
+mod saved;
 
 /// How much a source knows of the present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

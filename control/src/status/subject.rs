@@ -119,7 +119,7 @@ fn text(node: Option<&Node>) -> Option<String> {
     node.and_then(Node::text).map(str::to_owned)
 }
 
-fn json(node: &Node) -> Json {
+pub(crate) fn json(node: &Node) -> Json {
     match &node.value {
         Value::Null => Json::Null,
         Value::Bool(value) => (*value).into(),

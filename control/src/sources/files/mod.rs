@@ -5,7 +5,7 @@
 //! - `store`: all objects, and the last good version of each.
 //! - `edit`: what few files among many have changed in them.
 //! - `assemble`: objects -> [`Model`], references looked up.
-//! - `saved`: the last good versions on disk, for the next start.
+//! - `saved`: the last good versions, for the next start.
 //! - `watch`: all of it again when a file changes.
 //!
 //! What a broken object becomes: its last good version, if there is one, be it from before a restart. Else a policy closes its targets (`policy_invalid`), or its whole
@@ -32,7 +32,7 @@ use crate::model::Model;
 
 use super::State;
 pub use problem::{Problem, Report};
-pub use saved::Keep;
+pub(super) use scan::MAX_TOTAL_BYTES;
 pub use watch::{Edit, Watch, watch};
 
 /// All that the files say at one moment.

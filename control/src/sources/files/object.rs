@@ -8,6 +8,8 @@ use weft_api::kinds::{
     self, Body, Class, Document, Fault, Grant, Kind, Node, Place, Position, Refused, Route, Target, Value, classify,
 };
 
+pub(in crate::sources) use super::core::OWN_PREFIX;
+
 use super::core;
 use crate::model::{self, Change, Name, Namespace, Service, Slice, Workload};
 
@@ -90,7 +92,7 @@ pub(super) struct Item {
 
 /// A document as it was written.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Written {
+pub(in crate::sources) struct Written {
     pub text: String,
     /// Lines of the file before it.
     pub lines_before: u32,

@@ -1,89 +1,16 @@
-//! What survives a restart: `STATE_DIR/objects`, the last good version of each object, as it was written.
-//!
-//! A control that starts with a broken file serves the version that was good before (see `store`). What is kept is text, read again by the
-//! very code that reads the files: there is no second format of objects that could come to mean something else.
-//! Format: [`Saved`] in protobuf's encoding, with a checksum ([`Form`]). Only documents with an object in force are in it.
-//!
-//! Invariants
-//! - At every moment, a crash included, the name holds either the old objects or the new ones.
-//! - A file that is damaged, too large or of another format is not used, and does not keep control from starting.
-//! - What cannot be brought up to date is removed: a policy from before the last good one could let in whom that one shut out.
+//! The last good versions of objects in files, for the next start: [`crate::sources::saved`] keeps them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use prometheus::IntCounter;
-use prost::Message;
 use weft_api::kinds::Document;
-use weft_certs::files::{self, FileError, Form};
 
 use super::object::{Content, Key, Written, read_document};
-use super::scan::MAX_TOTAL_BYTES;
 use super::store::Origin;
+use crate::sources::saved::{Saved, Snapshot};
 
-/// All manifests that are read, and as much again for versions that only live here.
-const FORM: Form = Form { name: "weft-objects-2", max_bytes: 2 * MAX_TOTAL_BYTES };
-/// Its name in the state directory.
-const FILE: &str = "objects";
-/// Least time between two writes; changes meanwhile become one.
-const REST: Duration = Duration::from_millis(200);
-/// Longest time between two writes, however slow the disk is.
-const MAX_REST: Duration = Duration::from_secs(10);
-/// A write that failed is tried again after this long.
-const RETRY: Duration = Duration::from_secs(10);
-
-/// Where the last good versions are kept, and who counts what goes wrong with it.
-#[derive(Clone, Debug)]
-pub struct Keep {
-    /// The state directory; made (0700) at the first write.
-    pub dir: PathBuf,
-    /// Reads and writes of it that failed.
-    pub errors: IntCounter,
-}
-
-/// What is saved.
-#[derive(Clone, PartialEq, Message)]
-pub(super) struct Saved {
-    #[prost(message, repeated, tag = "1")]
-    documents: Vec<Entry>,
-}
-
-/// A document that has objects in force.
-#[derive(Clone, PartialEq, Message)]
-struct Entry {
-    /// As people know the file.
-    #[prost(string, tag = "1")]
-    file: String,
-    /// Lines of the file before the document.
-    #[prost(uint32, tag = "2")]
-    lines_before: u32,
-    #[prost(string, tag = "3")]
-    text: String,
-    /// Those of its objects that are meant, as `Kind/NAMESPACE/NAME`: of the others another version is in force.
-    #[prost(string, repeated, tag = "4")]
-    objects: Vec<String>,
-}
-
-/// Why saved objects are not used, or could not be saved.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum Error {
-    #[error(
-        "{0}; it is ignored and will be written anew: objects that are broken now have no good version to fall back on"
-    )]
-    Load(#[from] FileError),
-    #[error(
-        "{path} cannot be written: {error}; mend the state directory, or last good versions do not survive a restart"
-    )]
-    Write { path: PathBuf, error: io::Error },
-}
-
-/// Objects in force at one moment, to be saved.
-pub(super) type Snapshot = Vec<(Arc<str>, Arc<Written>, Vec<Key>)>;
+/// Their file in the state directory.
+pub(super) const FILE: &str = "objects";
 
 /// Gathers the documents of these objects; cheap, for it copies no text.
 pub(super) fn snapshot(objects: &BTreeMap<Key, Origin>) -> Snapshot {
@@ -102,152 +29,22 @@ pub(super) fn snapshot(objects: &BTreeMap<Key, Origin>) -> Snapshot {
     found
 }
 
-impl Saved {
-    fn of(snapshot: &Snapshot) -> Self {
-        let entry = |(file, written, keys): &(Arc<str>, Arc<Written>, Vec<Key>)| Entry {
-            file: file.as_ref().to_owned(),
-            lines_before: written.lines_before,
-            text: written.text.clone(),
-            objects: keys.iter().map(ToString::to_string).collect(),
-        };
-        Self { documents: snapshot.iter().map(entry).collect() }
-    }
-
-    /// Reads the objects. What this build does not find good any more is left out.
-    pub fn objects(&self) -> BTreeMap<Key, Origin> {
-        let mut found = BTreeMap::new();
-        for entry in &self.documents {
-            let file: Arc<str> = entry.file.as_str().into();
-            let document = Document { text: &entry.text, lines_before: entry.lines_before };
-            let mut items = Vec::new();
-            let meant: HashSet<&str> = entry.objects.iter().map(String::as_str).collect();
-            read_document(&file, document, true, &mut items);
-            for item in items {
-                let Content::Good { key, thing, warnings } = item.content else { continue };
-                if meant.contains(key.to_string().as_str()) {
-                    let (file, at, written) = (Arc::clone(&file), item.at, item.written);
-                    found.entry(key).or_insert(Origin { file, at, thing, warnings, written });
-                }
-            }
-        }
-        found
-    }
-}
-
-/// Reads what was saved; nothing if there is nothing.
-pub(super) fn load(dir: &Path) -> Result<Saved, Error> {
-    let path = dir.join(FILE);
-    let Some(found) = FORM.read(&path)? else { return Ok(Saved::default()) };
-    Saved::decode(&found.body[..]).map_err(|_| FileError::Damaged { path, what: "it does not decode" }.into())
-}
-
-fn save(dir: &Path, body: &[u8]) -> Result<(), Error> {
-    let path = dir.join(FILE);
-    FORM.write(&path, body).map_err(|error| {
-        // Best effort: the first error is the one worth telling.
-        let _ = files::remove(&path);
-        Error::Write { path, error }
-    })
-}
-
-/// Tells whether something else is to be written than before.
-fn print(body: &[u8]) -> u128 {
-    xxhash_rust::xxh3::xxh3_128(body)
-}
-
-/// Writes what it is given on a thread of its own, the newest only: a slow disk holds nobody up. Dropped, it writes what is left
-/// and waits for that.
-pub(super) struct Saver {
-    inbox: Arc<Inbox>,
-    thread: Option<JoinHandle<()>>,
-}
-
-#[derive(Default)]
-struct Inbox {
-    todo: Mutex<Todo>,
-    news: Condvar,
-}
-
-#[derive(Default)]
-struct Todo {
-    newest: Option<Snapshot>,
-    closed: bool,
-}
-
-impl Saver {
-    /// `before` is what the directory holds; `None` if it is to be written in any case.
-    ///
-    /// # Errors
-    /// If no thread can be started.
-    pub fn start(keep: Keep, before: Option<&Saved>) -> io::Result<Self> {
-        let inbox = Arc::new(Inbox::default());
-        let (theirs, written) = (Arc::clone(&inbox), before.map(|before| print(&before.encode_to_vec())));
-        let thread = std::thread::Builder::new().name("files-state".to_owned());
-        let thread = Some(thread.spawn(move || theirs.work(&keep, written))?);
-        Ok(Self { inbox, thread })
-    }
-
-    pub fn save(&self, snapshot: Snapshot) {
-        self.inbox.todo.lock().newest = Some(snapshot);
-        self.inbox.news.notify_all();
-    }
-}
-
-impl Drop for Saver {
-    fn drop(&mut self) {
-        self.inbox.todo.lock().closed = true;
-        self.inbox.news.notify_all();
-        // If it has panicked, the panic was said where it happened.
-        let _ = self.thread.take().map(JoinHandle::join);
-    }
-}
-
-impl Inbox {
-    fn work(&self, keep: &Keep, mut held: Option<u128>) {
-        while let Some(snapshot) = self.next() {
-            let start = Instant::now();
-            let body = Saved::of(&snapshot).encode_to_vec();
-            let print = print(&body);
-            if held == Some(print) {
-                continue;
-            }
-            match save(&keep.dir, &body) {
-                Ok(()) => {
-                    held = Some(print);
-                    self.rest((start.elapsed() * 9).clamp(REST, MAX_REST));
-                }
-                Err(error) => {
-                    keep.errors.inc();
-                    tracing::warn!("{error}");
-                    held = None;
-                    self.rest(RETRY);
-                    let mut todo = self.todo.lock();
-                    if !todo.closed {
-                        todo.newest.get_or_insert(snapshot);
-                    }
-                }
+/// Reads the objects. What this build does not find good any more is left out.
+pub(super) fn objects(saved: &Saved) -> BTreeMap<Key, Origin> {
+    let mut found = BTreeMap::new();
+    for entry in &saved.documents {
+        let file: Arc<str> = entry.file.as_str().into();
+        let document = Document { text: &entry.text, lines_before: entry.lines_before };
+        let mut items = Vec::new();
+        let meant: HashSet<&str> = entry.objects.iter().map(String::as_str).collect();
+        read_document(&file, document, true, &mut items);
+        for item in items {
+            let Content::Good { key, thing, warnings } = item.content else { continue };
+            if meant.contains(key.to_string().as_str()) {
+                let (file, at, written) = (Arc::clone(&file), item.at, item.written);
+                found.entry(key).or_insert(Origin { file, at, thing, warnings, written });
             }
         }
     }
-
-    /// Waits for something to write; `None` if nothing will come any more.
-    fn next(&self) -> Option<Snapshot> {
-        let mut todo = self.todo.lock();
-        loop {
-            if let Some(newest) = todo.newest.take() {
-                return Some(newest);
-            }
-            if todo.closed {
-                return None;
-            }
-            self.news.wait(&mut todo);
-        }
-    }
-
-    /// Rests so long, or until there is nobody left to wait for.
-    fn rest(&self, time: Duration) {
-        let until = Instant::now() + time;
-        let mut todo = self.todo.lock();
-        while !todo.closed && !self.news.wait_until(&mut todo, until).timed_out() {}
-    }
+    found
 }

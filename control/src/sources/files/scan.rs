@@ -14,7 +14,7 @@ pub(super) const MAX_FILES: usize = 10_000;
 /// Largest file, in bytes.
 pub(super) const MAX_FILE_BYTES: u64 = 8 << 20;
 /// Most bytes in all files together.
-pub(super) const MAX_TOTAL_BYTES: u64 = 256 << 20;
+pub(in crate::sources) const MAX_TOTAL_BYTES: u64 = 256 << 20;
 const MAX_DEPTH: usize = 32;
 const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 

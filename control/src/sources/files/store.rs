@@ -16,10 +16,11 @@ use weft_api::kinds::{Fault, Position};
 use super::assemble;
 use super::object::{Content, Item, Key, Thing, Written, read_file};
 use super::problem::Problem;
-use super::saved::{self, Saved, Snapshot};
+use super::saved;
 use super::scan::{Failure, Root, Scan, Stamp};
 use super::{Loaded, State};
 use crate::model::Change;
+use crate::sources::saved::{Saved, Snapshot};
 
 /// A file that was written this lately may be written again within the same tick of its clock: it is read once more.
 const RACY: Duration = Duration::from_millis(50);
@@ -208,7 +209,7 @@ impl Store {
             cached.items.is_err() || items.any(|item| matches!(item.content, Content::Broken { .. }))
         };
         if !failures.is_empty() || self.cache.values().any(broken) {
-            self.before = saved.objects();
+            self.before = saved::objects(saved);
         }
     }
 

@@ -15,9 +15,10 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{mpsc, watch};
 
 use super::Loaded;
-use super::saved::{self, Keep, Saved, Saver};
+use super::saved::FILE;
 use super::store::{Edited, News, Store};
 use crate::model::Change;
+use crate::sources::saved::{self, Keep, Saver};
 
 /// How often files are looked at without a notice.
 const POLL: Duration = Duration::from_secs(1);
@@ -64,8 +65,8 @@ pub fn watch(paths: &[PathBuf], trust_domain: &str, keep: Option<Keep>) -> std::
     let mut store = Store::new(paths, trust_domain);
     let mut saver = None;
     if let Some(keep) = keep {
-        let saved = recall(&keep);
-        saver = Some(Saver::start(keep, saved.as_ref())?);
+        let saved = saved::recall(&keep, FILE);
+        saver = Some(Saver::start(keep, FILE, saved.as_ref())?);
         store = store.keeping(saved.unwrap_or_default());
     }
     let (notices, inbox) = sync_channel(NOTICES);
@@ -175,20 +176,9 @@ impl Teller {
 
     fn save(&self) {
         if let Some((saver, snapshot)) = self.saver.as_ref().zip(self.store.snapshot()) {
-            saver.save(snapshot);
+            saver.save(|| snapshot);
         }
     }
-}
-
-/// What was saved; `None`, said and counted, if it cannot be used.
-fn recall(keep: &Keep) -> Option<Saved> {
-    let saved = saved::load(&keep.dir);
-    saved
-        .inspect_err(|error| {
-            keep.errors.inc();
-            tracing::warn!("{error}");
-        })
-        .ok()
 }
 
 enum Notice {

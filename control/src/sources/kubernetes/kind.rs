@@ -4,11 +4,16 @@
 
 use std::sync::Arc;
 
+use serde_json::{Map, Value as Json};
 use weft_api::kinds::{Fault, Kind, Node, Place};
 
 use crate::model::Name;
-use crate::sources::files::object::{Content, IMPORT, Thing, core_object, strict_object};
+use crate::sources::files::object::{Content, IMPORT, OWN_PREFIX, Thing, Written, core_object, strict_object};
+use crate::status::subject::json;
 use crate::status::{self, Subject};
+
+/// What of an object's metadata is kept.
+const METADATA: [&str; 4] = ["name", "namespace", "uid", "creationTimestamp"];
 
 /// A kind that is watched.
 #[derive(Debug)]
@@ -21,24 +26,30 @@ pub(super) struct Watched {
     pub versions: &'static [&'static str],
     /// Of Gateway API and ours: read strictly.
     strict: Option<Kind>,
+    /// Written by people: its last good versions are kept for the next start.
+    kept: bool,
 }
 
 const fn core(kind: &'static str, plural: &'static str, versions: &'static [&'static str]) -> Watched {
-    Watched { kind, plural, versions, strict: None }
+    Watched { kind, plural, versions, strict: None, kept: false }
 }
 
 const fn strict(kind: Kind) -> Watched {
-    Watched { kind: kind.name(), plural: kind.plural(), versions: kind.api_versions(), strict: Some(kind) }
+    Watched { kind: kind.name(), plural: kind.plural(), versions: kind.api_versions(), strict: Some(kind), kept: true }
+}
+
+const fn kept(watched: Watched) -> Watched {
+    Watched { kept: true, ..watched }
 }
 
 /// All of them.
 pub(super) static WATCHED: [Watched; 13] = [
-    core("Namespace", "namespaces", &["v1"]),
+    kept(core("Namespace", "namespaces", &["v1"])),
     core("Node", "nodes", &["v1"]),
-    core("Service", "services", &["v1"]),
+    kept(core("Service", "services", &["v1"])),
     core("EndpointSlice", "endpointslices", &["discovery.k8s.io/v1"]),
     core("Pod", "pods", &["v1"]),
-    core(IMPORT, "serviceimports", &["multicluster.x-k8s.io/v1alpha1"]),
+    kept(core(IMPORT, "serviceimports", &["multicluster.x-k8s.io/v1alpha1"])),
     strict(Kind::HttpRoute),
     strict(Kind::GrpcRoute),
     strict(Kind::TlsRoute),
@@ -77,13 +88,47 @@ impl Watched {
                 said: told(&warnings),
                 what: What::Good(Arc::unwrap_or_clone(thing)),
                 subject: subject(&[]),
+                uid: None,
+                written: None,
             },
             Content::Broken { faults, instead, .. } => {
                 let instead = instead.into_iter().next().map(|(_, thing)| Arc::unwrap_or_clone(thing));
-                Seen { name, said: told(&faults), what: What::Broken { instead }, subject: subject(&faults) }
+                let (said, what) = (told(&faults), What::Broken { instead });
+                Seen { name, said, what, subject: subject(&faults), uid: uid(node), written: None }
             }
-            Content::Skipped(_) => Seen { name, said: String::new(), what: What::Skipped, subject: subject(&[]) },
+            Content::Skipped(_) => {
+                let (said, what) = (String::new(), What::Skipped);
+                Seen { name, said, what, subject: subject(&[]), uid: None, written: None }
+            }
         })
+    }
+
+    /// What is kept of an object for the next start, if anything of its kind is: as much as [`Self::read`] makes the same of.
+    pub fn written(&self, node: &Node) -> Option<Arc<Written>> {
+        let meta = node.get("metadata").filter(|_| self.kept)?;
+        let part = |node: &Node, wanted: &dyn Fn(&str) -> bool| -> Map<String, Json> {
+            let wanted = node.entries().iter().filter(|entry| wanted(&entry.key));
+            wanted.map(|entry| (entry.key.clone(), json(&entry.node))).collect()
+        };
+        let mut metadata = part(meta, &|key| METADATA.contains(&key));
+        if let Some(annotations) = meta.get("annotations") {
+            metadata.insert("annotations".to_owned(), part(annotations, &|key| key.starts_with(OWN_PREFIX)).into());
+        }
+        let mut object = part(node, &|key| ["apiVersion", "kind", "spec"].contains(&key));
+        object.insert("metadata".to_owned(), metadata.into());
+        Some(Arc::new(Written { text: Json::from(object).to_string(), lines_before: 0 }))
+    }
+
+    /// Reads what was kept, if it is of the object with this uid (or of any) and if this build still finds it good.
+    pub fn recall(&self, written: &Written, uid: Option<&Option<String>>) -> Option<Thing> {
+        let node: Node = serde_json::from_str(&written.text).ok()?;
+        if uid.is_some_and(|uid| *uid != self::uid(&node)) {
+            return None;
+        }
+        match self.read(&node)?.what {
+            What::Good(thing) => Some(thing),
+            What::Broken { .. } | What::Skipped => None,
+        }
     }
 }
 
@@ -96,6 +141,10 @@ pub(super) struct Seen {
     pub said: String,
     /// What its status is made of; none if it gets none.
     pub subject: Option<Box<Subject>>,
+    /// Of a broken one, if it has one.
+    pub uid: Option<String>,
+    /// Of a good one, if that is wanted: what is kept for the next start.
+    pub written: Option<Arc<Written>>,
 }
 
 /// What an object is to the mesh.
@@ -113,6 +162,11 @@ pub(super) enum What {
 pub(super) fn name(node: &Node) -> Option<Name> {
     let namespace = text(node, &["metadata", "namespace"]).unwrap_or_default();
     Some(Name::new(namespace, text(node, &["metadata", "name"])?))
+}
+
+/// What tells it from another object of its name.
+fn uid(node: &Node) -> Option<String> {
+    text(node, &["metadata", "uid"]).map(str::to_owned)
 }
 
 /// A text below a node.

@@ -2,20 +2,22 @@
 //!
 //! Invariants
 //! - Nothing is removed before the server has said so: by the object's end, or by a whole list without it (mark and sweep).
-//! - A broken object keeps its last good version. A policy that was never good closes its targets.
+//! - A broken object keeps its last good version, be it from before a restart ([`super::kept`]). A policy that was never good closes its targets.
 //! - A kind that the server does not know any more keeps its objects: an API server that is just starting, or was restored, says so too.
-//! - Of an object only its name, and whether it was good, stay here; what it says goes on to the model.
+//! - Of an object only its name, and whether it was good, stay here (and its text, where texts are kept); what it says goes on to the model.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::kept::Texts;
 use super::kind::{Seen, WATCHED, Watched, What};
 use super::watch::Event;
 use crate::model::{Change, Name};
 use crate::sources::State;
-use crate::sources::files::object::change;
+use crate::sources::files::object::{Thing, change};
 use crate::status::subject::InForce;
 use crate::status::{Subject, Subjects};
 
@@ -45,6 +47,8 @@ pub(super) struct Store {
 #[derive(Debug)]
 struct OfKind {
     watched: &'static Watched,
+    /// What was good before the start, and is now; nothing where that is not kept.
+    texts: Option<Texts>,
     objects: BTreeMap<Name, Held>,
     /// Of the list that was begun last.
     round: u32,
@@ -73,6 +77,7 @@ impl Store {
     pub fn new(now: Instant) -> Self {
         let kind = |watched| OfKind {
             watched,
+            texts: None,
             objects: BTreeMap::new(),
             round: 0,
             listed: false,
@@ -81,6 +86,14 @@ impl Store {
             failing: None,
         };
         Self { kinds: WATCHED.iter().map(kind).collect(), started: now }
+    }
+
+    /// Starts with what a process before this one has saved, and keeps it up to date.
+    pub fn keeping(mut self, texts: &Texts) -> Self {
+        for kind in &mut self.kinds {
+            kind.texts = Some(texts.clone());
+        }
+        self
     }
 
     /// Takes what a watch tells of the kind of that number.
@@ -142,6 +155,7 @@ impl OfKind {
     }
 
     fn found(&mut self, seen: Seen, told: &mut Told) {
+        let before = self.keep(&seen);
         let (kind, name) = (self.watched.kind, seen.name);
         if let What::Skipped = seen.what {
             // Not for the mesh, or not any more.
@@ -155,6 +169,7 @@ impl OfKind {
         held.round = self.round;
         let is_good = matches!(seen.what, What::Good(_));
         held.broken = !is_good;
+        held.good |= before.is_some();
         let said = xxh3_64(seen.said.as_bytes());
         if std::mem::replace(&mut held.said, said) != said && !seen.said.is_empty() {
             let stays = if held.good && !is_good { " (the last good version stays)" } else { "" };
@@ -162,6 +177,7 @@ impl OfKind {
         }
         let in_force = match seen.what {
             What::Good(thing) => Some(thing),
+            What::Broken { .. } if before.is_some() => before,
             What::Broken { instead } if !held.good => instead,
             What::Broken { .. } | What::Skipped => None,
         };
@@ -179,7 +195,30 @@ impl OfKind {
         self.subject(name, subject, told);
     }
 
+    /// Keeps what is good of an object for the next start. Returns what was kept before this one, if it is needed now: the object is broken,
+    /// and was not good since.
+    fn keep(&self, seen: &Seen) -> Option<Thing> {
+        let (texts, kind) = (self.texts.as_ref()?, self.watched.kind);
+        match (&seen.what, &seen.written) {
+            (What::Good(_), Some(written)) => texts.put(kind, seen.name.clone(), Arc::clone(written)),
+            (What::Broken { .. }, _) if self.objects.get(&seen.name).is_some_and(|held| held.good) => {}
+            (What::Broken { .. }, _) => {
+                let before = texts.get(kind, &seen.name);
+                let before = before.and_then(|written| self.watched.recall(&written, Some(&seen.uid)));
+                if before.is_some() {
+                    return before;
+                }
+                texts.remove(kind, &seen.name);
+            }
+            (What::Good(_) | What::Skipped, _) => texts.remove(kind, &seen.name),
+        }
+        None
+    }
+
     fn gone(&self, name: Name, told: &mut Told) {
+        if let Some(texts) = &self.texts {
+            texts.remove(self.watched.kind, &name);
+        }
         told.changes.push(change(self.watched.kind, name.clone(), None));
         self.subject(name, None, told);
     }
@@ -197,6 +236,9 @@ impl OfKind {
             self.objects.extract_if(.., |_, held| held.round != round).map(|(name, _)| name).collect();
         for name in gone {
             self.gone(name, told);
+        }
+        if let Some(texts) = &self.texts {
+            texts.retain(self.watched.kind, |name| self.objects.contains_key(name));
         }
     }
 
@@ -222,165 +264,4 @@ impl OfKind {
 }
 
 #[cfg(test)]
-mod tests {
-    use weft_api::kinds::Node;
-
-    use super::*;
-    use crate::model::Model;
-
-    struct Scene {
-        store: Store,
-        model: Model,
-        now: Instant,
-    }
-
-    fn number(kind: &str) -> usize {
-        WATCHED.iter().position(|watched| watched.kind == kind).unwrap()
-    }
-
-    impl Scene {
-        fn new() -> Self {
-            let now = Instant::now();
-            Self { store: Store::new(now), model: Model::default(), now }
-        }
-
-        fn tell(&mut self, kind: &str, event: Event) {
-            let mut told = Told::default();
-            self.store.take(number(kind), event, self.now, &mut told);
-            for change in told.changes {
-                self.model.apply(change);
-            }
-        }
-
-        fn found(&mut self, kind: &str, json: &str) {
-            let node: Node = serde_json::from_str(json).unwrap();
-            self.tell(kind, Event::Found(Box::new(WATCHED[number(kind)].read(&node).unwrap())));
-        }
-
-        fn service(&mut self, name: &str) {
-            let spec = r#"{"clusterIP":"10.96.0.1","ports":[{"port":80}]}"#;
-            let json = format!(r#"{{"metadata":{{"name":"{name}","namespace":"shop"}},"spec":{spec}}}"#);
-            self.found("Service", &json);
-        }
-
-        fn policy(&mut self, action: &str) {
-            self.found(
-                "AuthorizationPolicy",
-                &format!(
-                    r#"{{"apiVersion":"weft.dev/v1alpha1","kind":"AuthorizationPolicy","metadata":{{"name":"pay","namespace":"shop"}},
-                        "spec":{{"action":"{action}","targetRefs":[{{"kind":"Service","name":"pay"}}],"rules":[{{}}]}}}}"#
-                ),
-            );
-        }
-
-        fn services(&self) -> Vec<&str> {
-            self.model.services.keys().map(|name| name.name.as_str()).collect()
-        }
-
-        fn invalid(&self) -> Option<&str> {
-            self.model.authorization.values().next().map(|found| found.policy.invalid.as_str())
-        }
-    }
-
-    #[test]
-    fn only_a_list_that_was_heard_to_its_end_removes_anything() {
-        let mut scene = Scene::new();
-        scene.tell("Service", Event::Begins);
-        scene.service("a");
-        scene.service("b");
-        scene.tell("Service", Event::Whole);
-        // Broken off: what was in it is no ground to remove the rest, now or at the end of the next one.
-        scene.tell("Service", Event::Begins);
-        scene.service("a");
-        scene.service("c");
-        scene.tell("Service", Event::Failed("cut".to_owned()));
-        assert_eq!(scene.services(), ["a", "b", "c"]);
-        scene.tell("Service", Event::Begins);
-        scene.service("b");
-        assert_eq!(scene.services(), ["a", "b", "c"]);
-        scene.tell("Service", Event::Whole);
-        assert_eq!(scene.services(), ["b"]);
-        scene.tell("Service", Event::Gone(Name::new("shop", "b")));
-        assert_eq!(scene.services(), [""; 0]);
-    }
-
-    #[test]
-    fn a_policy_that_was_never_good_closes_its_targets_and_one_that_was_stays() {
-        let mut scene = Scene::new();
-        scene.policy("Alow");
-        assert!(
-            scene.invalid().unwrap().contains("AuthorizationPolicy/shop/pay:spec.action: unknown"),
-            "{:?}",
-            scene.invalid()
-        );
-        assert_eq!(scene.store.broken(), 1);
-        scene.policy("Allow");
-        assert_eq!((scene.invalid(), scene.store.broken()), (Some(""), 0));
-        scene.policy("Alow");
-        assert_eq!((scene.invalid(), scene.store.broken()), (Some(""), 1));
-        scene.tell("AuthorizationPolicy", Event::Gone(Name::new("shop", "pay")));
-        assert_eq!((scene.invalid(), scene.store.broken()), (None, 0));
-    }
-
-    #[test]
-    fn what_is_not_for_the_mesh_any_more_is_gone() {
-        let mut scene = Scene::new();
-        let slice = |labels: &str| {
-            format!(
-                r#"{{"metadata":{{"name":"a-1","namespace":"shop","labels":{labels}}},"addressType":"IPv4","endpoints":[]}}"#
-            )
-        };
-        scene.found("EndpointSlice", &slice(r#"{"kubernetes.io/service-name":"a"}"#));
-        assert_eq!(scene.model.slices.len(), 1);
-        scene.found("EndpointSlice", &slice("{}"));
-        assert_eq!(scene.model.slices.len(), 0);
-    }
-
-    #[test]
-    fn it_is_complete_when_each_kind_was_listed_or_is_not_installed() {
-        let mut scene = Scene::new();
-        for watched in &WATCHED {
-            assert!(!scene.store.complete());
-            assert!(scene.store.missing().any(|missing| missing == watched.kind));
-            match watched.kind {
-                "TCPRoute" => scene.tell(watched.kind, Event::Absent),
-                _ => scene.tell(watched.kind, Event::Whole),
-            }
-        }
-        assert!(scene.store.complete());
-        assert_eq!(scene.store.state(), State::Synced);
-    }
-
-    #[test]
-    fn a_kind_that_vanishes_keeps_its_objects() {
-        let mut scene = Scene::new();
-        scene.policy("Allow");
-        scene.tell("AuthorizationPolicy", Event::Absent);
-        assert_eq!(scene.invalid(), Some(""));
-        assert!(matches!(scene.store.state(), State::Stale { .. }));
-        scene.tell("AuthorizationPolicy", Event::Begins);
-        scene.tell("AuthorizationPolicy", Event::Whole);
-        assert_eq!((scene.invalid(), scene.store.state()), (None, State::Synced));
-    }
-
-    #[test]
-    fn its_age_is_that_of_the_kind_that_was_heard_last_the_longest_ago() {
-        use std::time::Duration;
-        let mut scene = Scene::new();
-        let start = scene.now;
-        for watched in &WATCHED {
-            scene.tell(watched.kind, Event::Whole);
-        }
-        scene.now += Duration::from_secs(1);
-        scene.tell("Pod", Event::Alive);
-        scene.now += Duration::from_secs(1);
-        scene.tell("Pod", Event::Failed("cut".to_owned()));
-        assert_eq!(scene.store.state(), State::Stale { since: start + Duration::from_secs(1) });
-        for watched in &WATCHED {
-            scene.tell(watched.kind, Event::Failed("cut".to_owned()));
-        }
-        assert_eq!(scene.store.state(), State::Lost { since: start });
-        scene.tell("Pod", Event::Alive);
-        assert_eq!(scene.store.state(), State::Stale { since: start });
-    }
-}
+mod tests;

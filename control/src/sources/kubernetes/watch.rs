@@ -23,7 +23,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use weft_api::kinds::{Node, Value};
 
-use super::kind::{Seen, Watched, name, text};
+use super::kind::{Seen, Watched, What, name, text};
 use crate::metrics::Metrics;
 use crate::model::Name;
 
@@ -86,6 +86,8 @@ pub(super) struct Follower {
     watched: &'static Watched,
     out: Sender<(usize, Event)>,
     metrics: Arc<Metrics>,
+    /// Whether good objects are told with what is kept of them.
+    keeps: bool,
     /// The version of the kind that the server has.
     served: Option<&'static str>,
     /// Where the watch goes on; `None`: what is there has to be listed.
@@ -124,7 +126,12 @@ impl Follower {
         out: Sender<(usize, Event)>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { client, number, watched, out, metrics, served: None, resume: None, streams: true }
+        Self { client, number, watched, out, metrics, keeps: false, served: None, resume: None, streams: true }
+    }
+
+    /// The same; if it keeps, good objects are told with what is kept of them.
+    pub fn keeping(self, keeps: bool) -> Self {
+        Self { keeps, ..self }
     }
 
     /// Until nobody listens.
@@ -230,7 +237,10 @@ impl Follower {
 
     async fn found(&self, node: &Node, what: &'static str) -> Result<(), Ended> {
         self.metrics.source.event(self.watched.kind, what);
-        let seen = self.watched.read(node).ok_or_else(|| failed("an object without a name"))?;
+        let mut seen = self.watched.read(node).ok_or_else(|| failed("an object without a name"))?;
+        if self.keeps && matches!(seen.what, What::Good(_)) {
+            seen.written = self.watched.written(node);
+        }
         self.tell(Event::Found(Box::new(seen))).await
     }
 

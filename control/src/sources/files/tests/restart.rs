@@ -5,8 +5,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use prometheus::IntCounter;
 
 use super::super::object::Thing;
-use super::super::saved::{self, Saver};
+use super::super::saved::{FILE, objects};
 use super::*;
+use crate::sources::saved::{self, Keep, Saver};
 
 /// Files, a state directory, and the processes that use them one after the other.
 struct Kept {
@@ -24,7 +25,7 @@ impl Process {
     fn refresh(&mut self) -> Loaded {
         let loaded = self.store.refresh().expect("something has changed");
         if let Some(snapshot) = self.store.snapshot() {
-            self.saver.save(snapshot);
+            self.saver.save(|| snapshot);
         }
         loaded
     }
@@ -44,8 +45,8 @@ impl Kept {
     }
 
     fn start(&self) -> Process {
-        let saved = saved::load(&self.dir()).unwrap();
-        let saver = Saver::start(self.keep(), Some(&saved)).unwrap();
+        let saved = saved::load(&self.dir(), FILE).unwrap();
+        let saver = Saver::start(self.keep(), FILE, Some(&saved)).unwrap();
         Process { store: Store::new(&[self.files.path("")], "cluster.local").keeping(saved), saver }
     }
 
@@ -205,7 +206,8 @@ async fn damaged_state_is_counted_ignored_and_written_anew() {
         let watch = kept.watch();
         assert_eq!(kept.errors.get(), count as u64 + 1);
         assert!(invalid(&watch.borrow(), "web").is_some_and(|why| !why.is_empty()), "the policy closes its target");
-        within_seconds("sound state", || saved::load(&kept.dir()).is_ok_and(|saved| saved.objects().len() == 1)).await;
+        within_seconds("sound state", || saved::load(&kept.dir(), FILE).is_ok_and(|saved| objects(&saved).len() == 1))
+            .await;
     }
 }
 
@@ -215,7 +217,7 @@ async fn a_change_that_is_seen_is_saved_and_found_by_the_next_watch() {
     let mut watch = kept.watch();
     kept.files.write("a.yaml", &policy("web", "Deny"));
     let good = within_a_second(&mut watch, |loaded| action(loaded) == 1).await;
-    let saved = || saved::load(&kept.dir()).map(|saved| saved.objects()).unwrap_or_default();
+    let saved = || saved::load(&kept.dir(), FILE).map(|saved| objects(&saved)).unwrap_or_default();
     let deny = |thing: &Thing| matches!(thing, Thing::Authorization(policy) if policy.policy.action == 1);
     within_seconds("the change", || saved().values().any(|origin| deny(&origin.thing))).await;
     kept.files.write("a.yaml", &policy("web", "None"));
