@@ -16,6 +16,7 @@ pub struct SourceMetrics {
     events: IntCounterVec,
     lists: IntCounterVec,
     heard: IntGaugeVec,
+    forbidden: IntGaugeVec,
 }
 
 impl SourceMetrics {
@@ -32,6 +33,11 @@ impl SourceMetrics {
             lists: make.counters(
                 "source_lists_total",
                 "How often a kind was listed: once, and again where a watch could not go on.",
+                "kind",
+            )?,
+            forbidden: make.gauges(
+                "source_forbidden",
+                "1 for a kind that the API server does not let control read, and has not since control began.",
                 "kind",
             )?,
             heard: make.gauges(
@@ -59,6 +65,11 @@ impl SourceMetrics {
     /// A list of a kind begins.
     pub fn begins(&self, kind: &'static str) {
         self.lists.with_label_values(&[kind]).inc();
+    }
+
+    /// Whether a kind may not be read.
+    pub fn forbidden(&self, kind: &'static str, forbidden: bool) {
+        self.forbidden.with_label_values(&[kind]).set(i64::from(forbidden));
     }
 
     /// The API server said something about a kind.

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::plain::{accept, http1, plain, typed};
-use super::status::Status;
+use super::status::{Sources, Status};
 use crate::distribute::Hub;
 use crate::distribute::picture::KINDS;
 use crate::replicas::whole;
@@ -84,7 +84,7 @@ impl Admin {
                 plain(StatusCode::SERVICE_UNAVAILABLE, "control has no certificate of its own yet; its log says why\n")
             }
             "/healthz/ready" if *self.hub.loaded().borrow() => plain(StatusCode::OK, "ready\n"),
-            "/healthz/ready" => plain(StatusCode::SERVICE_UNAVAILABLE, "the sources have not been read yet\n"),
+            "/healthz/ready" => plain(StatusCode::SERVICE_UNAVAILABLE, &Sources::waits(&self.hub)),
             path if path.starts_with("/debug/") && !self.debug_remote && !addr.ip().to_canonical().is_loopback() => {
                 plain(StatusCode::FORBIDDEN, "loopback only; start control with --debug-remote\n")
             }

@@ -11,6 +11,7 @@ use crate::distribute::describe::Described;
 use crate::distribute::picture::ObjectPicture;
 use crate::metrics::Sample;
 use crate::replicas::{Seen, whole};
+use crate::sources::kubernetes;
 
 /// A proxy that has not answered for longer than this lags.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -52,6 +53,9 @@ pub struct Sources {
     pub problems: f64,
     /// Objects of kinds that are not read.
     pub skipped: f64,
+    /// Kinds that the API server does not let control read, and has not since control began.
+    #[serde(default)]
+    pub forbidden: Vec<String>,
 }
 
 /// How many proxies are how.
@@ -103,6 +107,7 @@ impl Status {
                     .to_owned(),
             );
         }
+        mend.extend(self.sources.forbidden());
         for (source, state) in self.sources.states.iter().filter(|(_, state)| *state != "synced") {
             let source = if source.is_empty() { "the source" } else { source };
             mend.push(format!(
@@ -147,16 +152,32 @@ fn named<T>(all: &[T], sentence: impl Fn(&T) -> String) -> Vec<String> {
 }
 
 impl Sources {
+    /// What may not be read, and what that costs.
+    fn forbidden(&self) -> impl Iterator<Item = String> {
+        self.forbidden.iter().filter_map(|kind| kubernetes::forbidden(kind))
+    }
+
+    /// Why nobody is answered yet, as far as it is known here.
+    pub fn waits(hub: &Hub) -> String {
+        let forbidden: Vec<String> = Self::of(&hub.metrics.samples("source_")).forbidden().collect();
+        match forbidden.is_empty() {
+            true => "the sources have not been read yet\n".to_owned(),
+            false => format!("the sources have not been read yet: {}\n", forbidden.join("; ")),
+        }
+    }
+
     fn of(samples: &[Sample]) -> Self {
         let sum = |name: &str| samples.iter().filter(|found| found.name == name).map(|found| found.value).sum();
         let oldest = samples.iter().filter(|found| found.name == "source_age_seconds").map(|found| found.value);
         let states = samples.iter().filter(|found| found.name == "source_state" && found.value > 0.0);
+        let forbidden = samples.iter().filter(|found| found.name == "source_forbidden" && found.value > 0.0);
         let label = |found: &Sample, label: &str| found.labels.get(label).cloned().unwrap_or_default();
         Self {
             states: states.map(|found| (label(found, "source"), label(found, "state"))).collect(),
             age_seconds: oldest.fold(0.0, f64::max),
             problems: sum("source_problems"),
             skipped: sum("source_skipped_objects"),
+            forbidden: forbidden.map(|found| label(found, "kind")).collect(),
         }
     }
 }
@@ -206,6 +227,14 @@ mod tests {
         assert_eq!((status.proxies.expected, status.proxies.in_sync), (2, 2));
         assert!(status.to_mend(50).is_empty());
         assert!(status.to_mend(100)[0].contains("certificate has ended"));
+    }
+
+    #[test]
+    fn a_kind_that_may_not_be_read_is_to_be_mended() {
+        let mut status = status(&[]);
+        status.sources.forbidden = vec!["TCPRoute".to_owned()];
+        let mend = status.to_mend(50);
+        assert!(mend.len() == 1 && mend[0].contains("tcproutes.gateway.networking.k8s.io"), "{mend:?}");
     }
 
     #[test]

@@ -44,7 +44,7 @@ pub(super) struct News {
 
 impl Texts {
     /// What a process before this one has saved.
-    pub fn of(saved: Saved) -> Self {
+    pub fn from(saved: Saved) -> Self {
         let mut held = Held::default();
         for entry in saved.documents {
             let written = Arc::new(Written { text: entry.text, lines_before: 0 });
@@ -58,6 +58,13 @@ impl Texts {
 
     pub fn get(&self, kind: &str, name: &Name) -> Option<Arc<Written>> {
         self.0.lock().kinds.get(kind)?.get(name).cloned()
+    }
+
+    /// Those of a kind.
+    pub fn of(&self, kind: &str) -> Vec<(Name, Arc<Written>)> {
+        let held = self.0.lock();
+        let texts = held.kinds.get(kind).into_iter().flatten();
+        texts.map(|(name, written)| (name.clone(), Arc::clone(written))).collect()
     }
 
     pub fn put(&self, kind: &'static str, name: Name, written: Arc<Written>) {

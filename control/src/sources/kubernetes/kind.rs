@@ -62,8 +62,18 @@ pub(super) static WATCHED: [Watched; 13] = [
 impl Watched {
     /// Where a version of it is listed, in all namespaces.
     pub fn path(&self, version: &str) -> String {
+        format!("{}/{}", Self::discovery(version), self.plural)
+    }
+
+    /// Whether it is there only where somebody has installed it.
+    pub fn is_installed_by_people(&self) -> bool {
+        self.strict.is_some() || self.kind == IMPORT
+    }
+
+    /// Where the server says what it has of a version's kinds.
+    pub fn discovery(version: &str) -> String {
         let root = if version.contains('/') { "apis" } else { "api" };
-        format!("/{root}/{version}/{}", self.plural)
+        format!("/{root}/{version}")
     }
 
     /// The kind, if its objects get a status.

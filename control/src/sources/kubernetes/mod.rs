@@ -1,6 +1,7 @@
 //! The source `kubernetes`: watches of an API server.
 //!
 //! - `kind`: which kinds are watched, and how one of their objects is read: by the code that reads files.
+//! - `rights`: what it means that a kind may not be read.
 //! - `watch`: one kind, listed and watched, whatever happens to the connection.
 //! - `store`: what of it is in force.
 //! - `kept`: the last good versions, for the next start.
@@ -12,6 +13,7 @@
 
 mod kept;
 mod kind;
+mod rights;
 mod store;
 mod watch;
 
@@ -25,6 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::kept::Texts;
 use self::kind::WATCHED;
+pub use self::rights::forbidden;
 use self::store::Store;
 pub use self::store::Told;
 use self::watch::{Event, Follower};
@@ -132,7 +135,7 @@ impl Keeping {
     fn start(keep: Keep) -> io::Result<Self> {
         let before = saved::recall(&keep, kept::FILE);
         let saver = Saver::start(keep, kept::FILE, before.as_ref())?;
-        Ok(Self { texts: Texts::of(before.unwrap_or_default()), saver })
+        Ok(Self { texts: Texts::from(before.unwrap_or_default()), saver })
     }
 
     /// Has what is new written, where nobody waits for it.

@@ -3,6 +3,7 @@
 //! Invariants
 //! - Nothing is removed before the server has said so: by the object's end, or by a whole list without it (mark and sweep).
 //! - A broken object keeps its last good version, be it from before a restart ([`super::kept`]). A policy that was never good closes its targets.
+//! - A kind that may not be read and is needed keeps the store from being complete; of one that can be spared what was kept is in force.
 //! - A kind that the server does not know any more keeps its objects: an API server that is just starting, or was restored, says so too.
 //! - Of an object only its name, and whether it was good, stay here (and its text, where texts are kept); what it says goes on to the model.
 
@@ -14,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::kept::Texts;
 use super::kind::{Seen, WATCHED, Watched, What};
+use super::rights::Need;
 use super::watch::Event;
 use crate::model::{Change, Name};
 use crate::sources::State;
@@ -52,13 +54,22 @@ struct OfKind {
     objects: BTreeMap<Name, Held>,
     /// Of the list that was begun last.
     round: u32,
-    /// Whether a list was whole once, or the kind is not installed.
+    /// Whether a list was whole once, or nothing more of it can be had: the kind is not installed, or may not be read and can be spared.
     listed: bool,
-    absent: bool,
+    missing: Option<Missing>,
     /// When the server said something last.
     heard: Option<Instant>,
     /// Why it cannot be followed now.
     failing: Option<String>,
+}
+
+/// Why there is nothing of a kind to follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Missing {
+    /// It is not installed.
+    Absent,
+    /// The server does not let us read it.
+    Forbidden,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +92,7 @@ impl Store {
             objects: BTreeMap::new(),
             round: 0,
             listed: false,
-            absent: false,
+            missing: None,
             heard: None,
             failing: None,
         };
@@ -119,7 +130,7 @@ impl Store {
     pub fn state(&self) -> State {
         let failing = || self.kinds.iter().filter(|kind| kind.failing.is_some());
         let Some(since) = failing().map(|kind| kind.heard.unwrap_or(self.started)).min() else { return State::Synced };
-        let lost = self.kinds.iter().all(|kind| kind.failing.is_some() || kind.absent);
+        let lost = self.kinds.iter().all(|kind| kind.failing.is_some() || kind.missing.is_some());
         if lost { State::Lost { since } } else { State::Stale { since } }
     }
 
@@ -134,6 +145,7 @@ impl OfKind {
     fn take(&mut self, event: Event, now: Instant, told: &mut Told) {
         match event {
             Event::Absent => return self.absent(),
+            Event::Forbidden(why) => return self.forbidden(&why, told),
             Event::Failed(why) => return self.failed(why),
             Event::Begins => self.round = self.round.wrapping_add(1),
             Event::Found(seen) => self.found(*seen, told),
@@ -151,7 +163,7 @@ impl OfKind {
         if self.failing.take().is_some() && self.listed {
             tracing::info!(kind = self.watched.kind, "followed again");
         }
-        (self.heard, self.absent) = (Some(now), false);
+        (self.heard, self.missing) = (Some(now), None);
     }
 
     fn found(&mut self, seen: Seen, told: &mut Told) {
@@ -249,10 +261,37 @@ impl OfKind {
             return self
                 .failed(format!("the API server does not know the kind any more; its {known} objects stay in force"));
         }
-        if !self.absent {
+        if self.missing.replace(Missing::Absent) != Some(Missing::Absent) {
             tracing::info!(kind, "is not installed: it is looked for again");
         }
-        (self.absent, self.listed, self.failing) = (true, true, None);
+        (self.listed, self.failing) = (true, None);
+    }
+
+    /// It may not be read, and was not since the start ([`super::rights`]).
+    fn forbidden(&mut self, why: &str, told: &mut Told) {
+        let sentence = self.watched.forbidden();
+        if self.missing.replace(Missing::Forbidden) != Some(Missing::Forbidden) {
+            tracing::warn!("{sentence}; it is tried again (the API server says: {why})");
+        }
+        if self.watched.need() == Need::Spared {
+            if !std::mem::replace(&mut self.listed, true) {
+                self.restore(told);
+            }
+            // Without objects nothing of it can be old.
+            self.failing = (!self.objects.is_empty()).then_some(sentence);
+        } else {
+            self.failing = Some(sentence);
+        }
+    }
+
+    /// Puts in force what was kept from before the start. A list that is whole says what of it is still there.
+    fn restore(&mut self, told: &mut Told) {
+        let (kind, round) = (self.watched.kind, self.round);
+        for (name, written) in self.texts.iter().flat_map(|texts| texts.of(kind)) {
+            let Some(thing) = self.watched.recall(&written, None) else { continue };
+            self.objects.insert(name.clone(), Held { round, good: true, ..Held::default() });
+            told.changes.push(change(kind, name, Some(thing)));
+        }
     }
 
     fn failed(&mut self, why: String) {

@@ -29,6 +29,8 @@ struct Served {
     objects: BTreeMap<String, BTreeMap<String, Value>>,
     watches: BTreeMap<String, Vec<UnboundedSender<Bytes>>>,
     version: u64,
+    /// What may not be read.
+    forbidden: Vec<&'static str>,
 }
 
 #[derive(Clone, Default)]
@@ -56,14 +58,23 @@ impl Server {
         let plural = request.uri().path().rsplit('/').next().unwrap().to_owned();
         let mut served = self.0.lock();
         let (out, lines) = unbounded_channel();
+        let frames = UnboundedReceiverStream::new(lines).map(|line| Ok(Frame::data(line)));
+        let frames = http_body_util::BodyExt::boxed_unsync(StreamBody::new(frames));
+        if served.forbidden.contains(&plural.as_str()) {
+            return Response::builder().status(403).body(frames).unwrap();
+        }
+        // All of Gateway API is installed.
+        if plural == "v1" {
+            out.send(Bytes::from(json!({"resources": [{"name": "tcproutes"}]}).to_string())).unwrap();
+            return Response::new(frames);
+        }
         for object in served.objects.entry(plural.clone()).or_default().values() {
             out.send(line("ADDED", object)).unwrap();
         }
         let metadata = json!({"resourceVersion": "1", "annotations": {"k8s.io/initial-events-end": "true"}});
         out.send(line("BOOKMARK", &json!({ "metadata": metadata }))).unwrap();
         served.watches.entry(plural).or_default().push(out);
-        let frames = UnboundedReceiverStream::new(lines).map(|line| Ok(Frame::data(line)));
-        Response::new(http_body_util::BodyExt::boxed_unsync(StreamBody::new(frames)))
+        Response::new(frames)
     }
 
     fn tell(&self, plural: &str, what: &str, object: &Value) {
@@ -112,6 +123,16 @@ fn route(backend: &str, rules: &str) -> Value {
         "web",
         "r",
         &json!({"parentRefs": parents, rules: [{"backendRefs": [{"name": backend, "port": 80}]}]}),
+    )
+}
+
+fn tcp(name: &str) -> Value {
+    let parents = json!([{"group": "", "kind": "Service", "name": name}]);
+    object(
+        "TCPRoute",
+        name,
+        name,
+        &json!({"parentRefs": parents, "rules": [{"backendRefs": [{"name": "v2", "port": 80}]}]}),
     )
 }
 
@@ -269,4 +290,52 @@ async fn damaged_state_is_counted_and_ignored() {
     let again = scene.start().await;
     assert!(invalid(&again.model, "pay").is_some_and(|why| !why.is_empty()));
     assert_eq!(scene.errors.get(), 1);
+}
+
+#[tokio::test]
+async fn of_a_kind_that_may_not_be_read_and_can_be_spared_what_was_kept_is_in_force() {
+    let scene = Scene::new();
+    for name in ["stays", "goes"] {
+        scene.server.put("tcproutes", tcp(name));
+    }
+    let mut first = scene.start().await;
+    first.until("both", |model| model.routes.len() == 2).await;
+    let good = first.model.clone();
+    drop(first);
+    scene.server.0.lock().forbidden = vec!["tcproutes"];
+    scene.server.delete("tcproutes", "goes");
+    let mut second = scene.start().await;
+    assert_eq!(second.model, good);
+    assert!(matches!(second.source.state(), State::Stale { .. }));
+    // Nothing is known of them without the state directory, and control begins all the same.
+    let without = scene.start_with(None).await;
+    assert_eq!((without.model.routes.len(), without.source.state()), (0, State::Synced));
+    // Allowed again, it is as the server has it.
+    scene.server.0.lock().forbidden.clear();
+    second.until("one", |model| model.routes.len() == 1).await;
+    assert_eq!(second.source.state(), State::Synced);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_policy_kind_that_may_not_be_read_keeps_control_from_answering() {
+    let scene = Scene::new();
+    scene.server.0.lock().forbidden = vec!["ratelimitpolicies", "v1alpha1"];
+    let metrics = Arc::new(Metrics::new().unwrap());
+    let mut source = Kubernetes::watch(&scene.server.client(), &metrics, None).unwrap();
+    let told = async {
+        while !source.missing().iter().any(|missing| missing.contains("ratelimitpolicies.weft.dev")) {
+            source.next().await;
+        }
+        std::future::pending::<()>().await;
+    };
+    assert!(tokio::time::timeout(Duration::from_mins(10), told).await.is_err());
+    assert!(!source.complete() && source.missing().len() == 1, "{:?}", source.missing());
+    let forbidden = |metrics: &Metrics| metrics.text().map(|text| String::from_utf8(text).unwrap()).unwrap();
+    let line = "weft_control_source_forbidden{kind=\"RateLimitPolicy\"}";
+    assert!(forbidden(&metrics).contains(&format!("{line} 1")));
+    scene.server.0.lock().forbidden.clear();
+    while !source.complete() {
+        source.next().await;
+    }
+    assert!(forbidden(&metrics).contains(&format!("{line} 0")));
 }

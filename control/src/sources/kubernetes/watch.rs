@@ -38,6 +38,8 @@ const PAGE: usize = 500;
 const MAX_LINE: usize = 16 << 20;
 /// Of an answer that is a refusal.
 const MAX_REFUSAL: usize = 64 << 10;
+/// Of what a server says that it has of a version.
+const MAX_DISCOVERY: usize = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// Whoever was heard for so long is not failing time and again.
@@ -60,6 +62,8 @@ pub(super) enum Event {
     Alive,
     /// The server does not know the kind.
     Absent,
+    /// The server does not let us read the kind, and has not yet; in its words.
+    Forbidden(String),
     /// What is known may be old by now.
     Failed(String),
 }
@@ -72,6 +76,8 @@ enum Ended {
     /// Where it was is too long ago: it has to be listed again.
     Expired,
     Absent,
+    /// 403.
+    Forbidden(String),
     /// The server has no streaming lists.
     Unstreamed(String),
     Failed(String),
@@ -94,6 +100,10 @@ pub(super) struct Follower {
     resume: Option<String>,
     /// Whether to try a streaming list.
     streams: bool,
+    /// Whether a list was whole once.
+    listed: bool,
+    /// Whether it may not be read, by the last answer.
+    forbidden: bool,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +118,18 @@ struct Page {
     metadata: PageMeta,
     #[serde(default)]
     items: Vec<Node>,
+}
+
+/// What a server has of a version.
+#[derive(Deserialize)]
+struct Resources {
+    #[serde(default)]
+    resources: Vec<Resource>,
+}
+
+#[derive(Deserialize)]
+struct Resource {
+    name: String,
 }
 
 #[derive(Deserialize)]
@@ -126,7 +148,20 @@ impl Follower {
         out: Sender<(usize, Event)>,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self { client, number, watched, out, metrics, keeps: false, served: None, resume: None, streams: true }
+        let (served, resume) = (None, None);
+        Self {
+            client,
+            number,
+            watched,
+            out,
+            metrics,
+            keeps: false,
+            served,
+            resume,
+            streams: true,
+            listed: false,
+            forbidden: false,
+        }
     }
 
     /// The same; if it keeps, good objects are told with what is kept of them.
@@ -159,10 +194,8 @@ impl Follower {
                     self.streams = false;
                     continue;
                 }
-                Ended::Absent => {
-                    (self.served, self.resume) = (None, None);
-                    self.tell(Event::Absent).await
-                }
+                Ended::Absent => self.absent().await,
+                Ended::Forbidden(why) => self.refused(why).await,
                 Ended::Failed(why) | Ended::Unstreamed(why) => {
                     self.metrics.source.event(self.watched.kind, "error");
                     self.tell(Event::Failed(why)).await
@@ -176,8 +209,53 @@ impl Follower {
         }
     }
 
+    async fn absent(&mut self) -> Result<(), Ended> {
+        (self.served, self.resume) = (None, None);
+        self.allowed();
+        self.tell(Event::Absent).await
+    }
+
+    /// It may not be read. A server says so too of what it does not have.
+    async fn refused(&mut self, why: String) -> Result<(), Ended> {
+        if self.watched.is_installed_by_people() && !self.is_installed().await {
+            return self.absent().await;
+        }
+        self.metrics.source.event(self.watched.kind, "error");
+        if self.listed {
+            return self.tell(Event::Failed(format!("403: {why}"))).await;
+        }
+        self.forbidden = true;
+        self.metrics.source.forbidden(self.watched.kind, true);
+        self.tell(Event::Forbidden(why)).await
+    }
+
+    fn allowed(&mut self) {
+        if std::mem::take(&mut self.forbidden) {
+            self.metrics.source.forbidden(self.watched.kind, false);
+        }
+    }
+
+    /// Whether the server has the kind in a version that is read; what cannot be told is taken for so.
+    async fn is_installed(&self) -> bool {
+        for version in self.watched.versions {
+            match self.has(version).await {
+                Ok(false) | Err(Ended::Absent) => {}
+                Ok(true) | Err(_) => return true,
+            }
+        }
+        false
+    }
+
+    /// Whether the server has the kind in this version.
+    async fn has(&self, version: &str) -> Result<bool, Ended> {
+        let body = Limited::new(self.get(Watched::discovery(version)).await?, MAX_DISCOVERY);
+        let text = timeout(ANSWER, body.collect()).await.map_err(failed)?.map_err(failed)?.to_bytes();
+        let found: Resources = serde_json::from_slice(&text).map_err(failed)?;
+        Ok(found.resources.iter().any(|resource| resource.name == self.watched.plural))
+    }
+
     async fn tell(&self, event: Event) -> Result<(), Ended> {
-        if !matches!(event, Event::Absent | Event::Failed(_)) {
+        if !matches!(event, Event::Absent | Event::Forbidden(_) | Event::Failed(_)) {
             self.metrics.source.heard(self.watched.kind);
         }
         self.out.send((self.number, event)).await.map_err(|_| Ended::Alone)
@@ -204,6 +282,7 @@ impl Follower {
         }
         let lines = self.open(&path).await?;
         self.served = Some(version);
+        self.allowed();
         self.listen(lines).await
     }
 
@@ -217,12 +296,14 @@ impl Follower {
             let page: Page = serde_json::from_slice(&page).map_err(failed)?;
             if more.is_empty() {
                 self.served = Some(version);
+                self.allowed();
                 self.begin().await?;
             }
             for node in &page.items {
                 self.found(node, "listed").await?;
             }
             if page.metadata.more.is_empty() {
+                self.listed = true;
                 self.resume = Some(page.metadata.resource_version);
                 return self.tell(Event::Whole).await;
             }
@@ -270,6 +351,7 @@ impl Follower {
                 let text = timeout(ANSWER, Limited::new(answer.into_body(), MAX_REFUSAL).collect()).await;
                 let text = text.ok().and_then(Result::ok).map(Collected::to_bytes).unwrap_or_default();
                 match status {
+                    StatusCode::FORBIDDEN => Err(Ended::Forbidden(refusal(&text))),
                     // How a server refuses what it does not have.
                     StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
                         Err(Ended::Unstreamed(refusal(&text)))
@@ -311,6 +393,7 @@ impl Follower {
                     let ends = text(&object, &["metadata", "annotations", END_OF_LIST]).is_some();
                     self.tell(if listing && ends { Event::Whole } else { Event::Alive }).await?;
                     listing &= !ends;
+                    self.listed |= ends;
                 }
                 "ERROR" => {
                     return Err(match error(&object) {

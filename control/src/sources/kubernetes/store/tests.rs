@@ -160,3 +160,33 @@ fn its_age_is_that_of_the_kind_that_was_heard_last_the_longest_ago() {
     scene.tell("Pod", Event::Alive);
     assert_eq!(scene.store.state(), State::Stale { since: start });
 }
+
+#[test]
+fn a_kind_that_may_not_be_read_keeps_it_from_being_complete_only_where_it_is_needed() {
+    for forbidden in &WATCHED {
+        let mut scene = Scene::new();
+        for watched in &WATCHED {
+            let event = if watched.kind == forbidden.kind { Event::Forbidden("no".to_owned()) } else { Event::Whole };
+            scene.tell(watched.kind, event);
+        }
+        let spared = forbidden.need() == Need::Spared;
+        assert_eq!(scene.store.complete(), spared, "{}", forbidden.kind);
+        assert_eq!(scene.store.missing().any(|missing| missing.contains("control may not list and watch")), !spared);
+        // What can be spared, and was never known, is not old.
+        assert_eq!(scene.store.state() == State::Synced, spared, "{}", forbidden.kind);
+        scene.tell(forbidden.kind, Event::Begins);
+        // It may be read now, and nothing that was complete is less so.
+        assert_eq!(scene.store.complete(), spared);
+        scene.tell(forbidden.kind, Event::Whole);
+        assert!(scene.store.complete() && scene.store.state() == State::Synced);
+    }
+}
+
+#[test]
+fn a_policy_kind_that_is_installed_later_and_may_not_be_read_is_said() {
+    let mut scene = Scene::new();
+    scene.tell("AuthorizationPolicy", Event::Absent);
+    assert_eq!(scene.store.state(), State::Synced);
+    scene.tell("AuthorizationPolicy", Event::Forbidden("no".to_owned()));
+    assert!(matches!(scene.store.state(), State::Stale { .. }));
+}

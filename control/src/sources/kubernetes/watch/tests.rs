@@ -56,6 +56,7 @@ async fn next(told: &mut Receiver<(usize, Event)>) -> String {
         Event::Found(seen) => format!("found {}", seen.name.name),
         Event::Gone(name) => format!("gone {}", name.name),
         Event::Failed(why) => format!("failed: {why}"),
+        Event::Forbidden(why) => format!("forbidden: {why}"),
         event => format!("{event:?}").to_lowercase(),
     }
 }
@@ -154,11 +155,33 @@ async fn a_refusal_is_told_and_tried_again_at_a_slowing_pace() {
     let refusals = (0..20).map(|_| Answer(403, "{\"message\":\"services is forbidden\"}", false));
     let (mut told, script) = follow("Service", refusals);
     for _ in 0..20 {
-        hears(&mut told, &["failed: 403: services is forbidden"]).await;
+        hears(&mut told, &["forbidden: services is forbidden"]).await;
     }
     let asked = &script.lock().asked;
     assert!(asked[1].1 - asked[0].1 <= FIRST_PAUSE);
     assert!(asked[19].1 - asked[18].1 >= MOST_PAUSE / 2 && asked[19].1 - asked[18].1 <= MOST_PAUSE + FIRST_PAUSE);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_may_not_be_read_and_is_not_installed_is_absent() {
+    let refused = || Answer(403, "{\"message\":\"no\"}", false);
+    let has = |text| Answer(200, text, false);
+    let nothing = || Answer(404, "404 page not found\n", false);
+    let others = r#"{"resources":[{"name":"httproutes"},{"name":"tcproutes/status"}]}"#;
+    let answers = [
+        // Neither version has it; then one does; then nobody says.
+        [refused(), nothing(), has(others)],
+        [refused(), nothing(), has(r#"{"resources":[{"name":"tcproutes"}]}"#)],
+        [refused(), has(others), Answer(500, "", false)],
+        // It may be read; then not any more.
+        [Answer(200, LIST, false), refused(), has(r#"{"resources":[{"name":"tcproutes"}]}"#)],
+    ];
+    let (mut told, script) = follow("TCPRoute", answers.into_iter().flatten());
+    hears(&mut told, &["absent", "forbidden: no", "forbidden: no"]).await;
+    hears(&mut told, &["begins", "found a", "found b", "whole", "failed: 403: no"]).await;
+    let asked: Vec<String> = script.lock().asked.iter().map(|(uri, _)| uri.clone()).collect();
+    assert!(asked[1].ends_with("/apis/gateway.networking.k8s.io/v1"), "{asked:?}");
+    assert!(asked[2].ends_with("/apis/gateway.networking.k8s.io/v1alpha2"), "{asked:?}");
 }
 
 #[test]
