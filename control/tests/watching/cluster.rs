@@ -1,7 +1,7 @@
 //! An API server for tests.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -51,7 +51,7 @@ impl Cluster {
         })
     }
 
-    async fn ask(&self, method: Method, path: &str, kind: &str, body: Value) -> Result<Value, kube::Error> {
+    pub async fn ask(&self, method: Method, path: &str, kind: &str, body: Value) -> Result<Value, kube::Error> {
         let request = Request::builder().method(method).uri(path).header("content-type", kind);
         self.admin.request(request.body(body.to_string().into_bytes()).unwrap()).await
     }
@@ -83,6 +83,14 @@ impl Cluster {
         for account in ["default", "web", "cart"] {
             let account = json!({"metadata": {"name": account}});
             self.post(&format!("/api/v1/namespaces/{name}/serviceaccounts"), account).await;
+        }
+    }
+
+    /// The same, if it is not there.
+    pub async fn namespace_once(&self, name: &str) {
+        let path = format!("/api/v1/namespaces/{name}");
+        if self.ask(Method::GET, &path, "application/json", Value::Null).await.is_err() {
+            self.namespace(name).await;
         }
     }
 
@@ -136,7 +144,29 @@ impl Cluster {
         self.control_with(by, None).await
     }
 
-    fn access(&self, by: SocketAddr) -> Access {
+    /// One that keeps last good versions there.
+    pub async fn control_keeping(&self, state: Option<&Path>) -> Mesh {
+        let (access, state) = (self.access(self.addr), state.map(Path::to_owned));
+        let mesh = Mesh::with(|config| {
+            (config.files, config.kubernetes, config.state_dir) = (Vec::new(), Some(access), state);
+        });
+        let mesh = mesh.await;
+        waits("control to have listed every kind", || *mesh.hub.loaded().borrow()).await;
+        mesh
+    }
+
+    /// One that may never be ready.
+    pub async fn begins(&self) -> Mesh {
+        let access = self.access(self.addr);
+        Mesh::with(|config| (config.files, config.kubernetes) = (Vec::new(), Some(access))).await
+    }
+
+    /// The API server, asked as control.
+    pub async fn own(&self) -> kube::Client {
+        self.access(self.addr).client().await.unwrap()
+    }
+
+    pub fn access(&self, by: SocketAddr) -> Access {
         let (roots, token) = (Some(self.roots.clone()), Some(self.token.clone()));
         Access { api: Some(format!("https://{by}")), roots, token, ..Access::default() }
     }

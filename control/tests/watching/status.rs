@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use http::Method;
 use serde_json::{Value, json};
 use tokio_util::task::AbortOnDropHandle;
 use weft_api::names::ResourceType;
@@ -274,6 +275,51 @@ async fn faults(cluster: &Cluster) {
     let mut table = http::Request::get(POLICIES).body(Vec::new()).unwrap();
     table.headers_mut().insert("accept", "application/json;as=Table;g=meta.k8s.io;v=v1".parse().unwrap());
     let table: Value = cluster.admin.request(table).await.unwrap();
-    assert_eq!(table["rows"][0]["cells"].as_array().unwrap()[..3], ["pay", "True", "no proxy uses it"], "{table}");
+    let columns: Vec<&str> =
+        table["columnDefinitions"].as_array().unwrap().iter().map(|one| one["name"].as_str().unwrap()).collect();
+    assert_eq!(columns, ["Name", "Accepted", "Programmed", "Proxies", "Age"]);
+    let cells = &table["rows"][0]["cells"].as_array().unwrap()[..4];
+    assert_eq!(cells, ["pay", "True", "True", "no proxy uses it"], "{table}");
     println!("ok  and one that is mended; `kubectl get` shows it");
+    schema(cluster).await;
+}
+
+/// A status of ours is what its definition says.
+async fn schema(cluster: &Cluster) {
+    let path = format!("{PAY}/status");
+    let one = json!({"type": "example.com/Seen", "status": "True", "reason": "Seen", "message": "", "lastTransitionTime": "2026-01-02T03:04:05Z"});
+    let with = |field: &str, value: Value| {
+        let mut condition = one.clone();
+        condition[field] = value;
+        condition
+    };
+    let nonsense = [
+        ("a status of another word", json!([with("status", json!("Perhaps"))])),
+        ("a time that is none", json!([with("lastTransitionTime", json!("yesterday"))])),
+        ("no reason", json!([with("reason", Value::Null)])),
+        ("a type with spaces", json!([with("type", json!("all is well"))])),
+        ("a generation in words", json!([with("observedGeneration", json!("two"))])),
+        ("two conditions of a type", json!([one, one])),
+        ("conditions in words", json!("all is well")),
+    ];
+    for (what, conditions) in nonsense {
+        let body = json!({"status": {"conditions": conditions}});
+        let answer = cluster.ask(Method::PATCH, &path, "application/merge-patch+json", body).await;
+        assert!(matches!(&answer, Err(kube::Error::Api(status)) if status.code == 422), "{what}: {answer:?}");
+    }
+    // Another controller applies a condition of its own; what is no field is not kept.
+    let body =
+        json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "status": {"conditions": [one]}});
+    let applied = format!("{path}?fieldManager=example");
+    cluster.ask(Method::PATCH, &applied, "application/apply-patch+yaml", body).await.unwrap();
+    cluster.patch(&path, json!({"status": {"nonsense": 1}})).await;
+    let object = cluster.get(PAY).await;
+    let types: Vec<_> = object["status"]["conditions"].as_array().unwrap().iter().map(|found| &found["type"]).collect();
+    assert_eq!(types.len(), 3, "{object}");
+    assert!(types.contains(&&json!("example.com/Seen")) && object["status"].get("nonsense").is_none(), "{object}");
+    // Ours is written beside it.
+    cluster.patch(PAY, json!({"spec": {"action": "Deny"}})).await;
+    let object = says(cluster, PAY, &[("Accepted", "True Accepted: ")]).await;
+    assert_eq!(object["status"]["conditions"].as_array().unwrap().len(), 3, "{object}");
+    println!("ok  the schema of a status is in force: nonsense is refused, conditions of others stay");
 }

@@ -1,7 +1,8 @@
 //! The CustomResourceDefinitions of our own kinds, as `deploy/crds/weft.dev.yaml` has them.
 //!
 //! `kubectl get` shows what became of an object (`control/src/status`). What a `spec` may hold is judged by control, with more than a schema can say; the API server only keeps it. So an object with a fault
-//! can be stored: its last good version stays in force, or its targets are closed (`control/src/sources/kubernetes`).
+//! can be stored: its last good version stays in force, or its targets are closed (`control/src/sources/kubernetes`). A `status` is not written by
+//! people, and has a schema.
 
 use std::fmt::Write as _;
 
@@ -32,6 +33,7 @@ spec:
       subresources: {{status: {{}}}}
       additionalPrinterColumns:
         - {{name: Accepted, type: string, jsonPath: '.status.conditions[?(@.type==\"Accepted\")].status'}}
+        - {{name: Programmed, type: string, jsonPath: '.status.conditions[?(@.type==\"weft.dev/Programmed\")].status'}}
         - {{name: Proxies, type: string, jsonPath: '.status.conditions[?(@.type==\"weft.dev/Programmed\")].message'}}
         - {{name: Age, type: date, jsonPath: .metadata.creationTimestamp}}
       schema:
@@ -40,17 +42,56 @@ spec:
           required: [spec]
           properties:
             spec: {{type: object, x-kubernetes-preserve-unknown-fields: true}}
-            status: {{type: object, x-kubernetes-preserve-unknown-fields: true}}
----
+{STATUS}---
 "
         );
     }
     text
 }
 
+/// What a `status` may hold: conditions as Gateway API's kinds have them. Who applies one leaves those of other types alone.
+const STATUS: &str = "            \
+            status:
+              type: object
+              properties:
+                conditions:
+                  type: array
+                  maxItems: 8
+                  x-kubernetes-list-type: map
+                  x-kubernetes-list-map-keys: [type]
+                  items:
+                    type: object
+                    required: [lastTransitionTime, message, reason, status, type]
+                    properties:
+                      type:
+                        type: string
+                        maxLength: 316
+                        pattern: '^([a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*/)?(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])$'
+                      status: {type: string, enum: ['True', 'False', Unknown]}
+                      observedGeneration: {type: integer, format: int64, minimum: 0}
+                      lastTransitionTime: {type: string, format: date-time}
+                      reason: {type: string, minLength: 1, maxLength: 1024, pattern: '^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$'}
+                      message: {type: string, maxLength: 32768}
+";
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_definition_is_yaml_and_says_what_a_condition_is() {
+        let text = definitions();
+        let documents = crate::kinds::documents(&text);
+        assert_eq!(documents.len(), Kind::ALL.into_iter().filter(|kind| kind.is_policy()).count());
+        for document in documents {
+            let node = crate::kinds::parse(document).unwrap();
+            let version = &node.get("spec").unwrap().get("versions").unwrap().elements()[0];
+            let path =
+                ["schema", "openAPIV3Schema", "properties", "status", "properties", "conditions", "items", "required"];
+            let required = path.iter().fold(version, |node, key| node.get(key).unwrap());
+            assert_eq!(required.elements().len(), 5);
+        }
+    }
 
     #[test]
     fn the_file_has_what_the_kinds_are() {
