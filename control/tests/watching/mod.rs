@@ -4,8 +4,11 @@
 //! - `cluster`: the API server, asked as its administrator, and a way to it that can be cut.
 //! - `table`: what services and slices mean, a row a test.
 //! - `status`: what people are told on their objects (`tests/e2e/api-status`).
+//! - `restart`: what control still knows of broken objects; `rights`: what it does with fewer rights (both: `tests/e2e/api-status`).
 //! - `faults`: what a subscriber sees while the way, the API server or etcd is away.
 mod cluster;
 mod faults;
+mod restart;
+mod rights;
 mod status;
 mod table;
