@@ -160,10 +160,10 @@ impl Sources {
     /// Why nobody is answered yet, as far as it is known here.
     pub fn waits(hub: &Hub) -> String {
         let forbidden: Vec<String> = Self::of(&hub.metrics.samples("source_")).forbidden().collect();
-        match forbidden.is_empty() {
-            true => "the sources have not been read yet\n".to_owned(),
-            false => format!("the sources have not been read yet: {}\n", forbidden.join("; ")),
+        if forbidden.is_empty() {
+            return "the sources have not been read yet\n".to_owned();
         }
+        format!("the sources have not been read yet: {}\n", forbidden.join("; "))
     }
 
     fn of(samples: &[Sample]) -> Self {

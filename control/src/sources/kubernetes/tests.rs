@@ -163,9 +163,8 @@ impl Process {
                 }
             }
         };
-        if tokio::time::timeout(Duration::from_secs(20), waits).await.is_err() {
-            panic!("{what} never came: {:?}", self.model);
-        }
+        let came = tokio::time::timeout(Duration::from_secs(20), waits).await.is_ok();
+        assert!(came, "{what} never came: {:?}", self.model);
     }
 }
 
