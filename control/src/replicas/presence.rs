@@ -6,7 +6,7 @@
 //!
 //! Invariants
 //! - A replica lives until its Lease has run out by our own clock, or was given back. One that lives and is not heard may have any proxy.
-//! - While the API server is away, or says nothing, those that lived live on.
+//! - While the API server is away, or says nothing, those that lived live on, and nobody else does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -51,6 +51,8 @@ pub fn start(client: &Client, own: &Presence, hub: &Arc<Hub>, stopping: &Cancell
         timing: Timing::default(),
     };
     let (_, holding) = hold(client, settings, Arc::clone(&hub.metrics), stopping.clone());
+    // Who is gone without having been told to stop renews nothing.
+    let holding = AbortOnDropHandle::new(holding);
     let leases = Api::namespaced(client.clone(), &own.namespace);
     let (hub, serves) = (Arc::clone(hub), own.serves);
     AbortOnDropHandle::new(tokio::spawn(async move {
@@ -107,6 +109,8 @@ fn tell(error: &ClusterError, said: &mut Option<String>) {
 #[derive(Debug, Default)]
 struct Seen {
     leases: BTreeMap<String, Sighting>,
+    /// When they were seen last, and whether they could not be since.
+    looked: Option<Instant>,
     missed: bool,
 }
 
@@ -118,12 +122,14 @@ impl Seen {
         for lease in found {
             let Some(name) = lease.metadata.name.clone() else { continue };
             let record = Record::from(lease);
-            let sighting = match self.leases.remove(&name).filter(|_| !self.missed) {
+            // What happened while nobody could look is not held against it; what had run out before that has, until it is renewed.
+            let before = self.leases.remove(&name);
+            let before = before.filter(|before| !self.missed || self.looked.is_some_and(|at| !before.is_held(at)));
+            let sighting = match before {
                 Some(mut before) => {
                     before.see(record, now);
                     before
                 }
-                // What happened while nobody could look is not held against it.
                 None => Sighting::new(record, now),
             };
             let serves = lease.metadata.annotations.as_ref().and_then(|found| found.get(SERVES)?.parse().ok());
@@ -133,7 +139,7 @@ impl Seen {
             leases.insert(name, sighting);
         }
         self.leases = leases;
-        self.missed = false;
+        (self.looked, self.missed) = (Some(now), false);
         live
     }
 
@@ -151,6 +157,9 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
     use super::*;
+    use crate::distribute::session::Limits;
+    use crate::metrics::Metrics;
+    use crate::testing::cluster::{Shared, client};
 
     fn lease(name: &str, version: u64, holder: &str, serves: &str) -> Lease {
         let metadata = ObjectMeta {
@@ -180,11 +189,39 @@ mod tests {
         let renewed = [lease("a", 2, "a", one), lease("b", 1, "b", other)];
         assert_eq!(seen.look(&renewed, at(10)), addresses(&[one, other]));
         assert_eq!(seen.look(&renewed, at(16)), addresses(&[one]));
-        // Nobody could look for a while.
+        // Nobody could look for a while: who had not run out by then lives, who had does not come back by that.
         seen.missed();
-        assert_eq!(seen.look(&renewed, at(100)), addresses(&[one, other]));
+        assert_eq!(seen.look(&renewed, at(100)), addresses(&[one]));
+        let back = [lease("a", 2, "a", one), lease("b", 2, "b", other)];
+        assert_eq!(seen.look(&back, at(101)), addresses(&[one, other]));
         assert_eq!(seen.look(&[lease("a", 3, "", one)], at(101)), addresses(&[]));
         assert_eq!(seen.look(&[lease("a", 4, "a", "nowhere")], at(102)), addresses(&[]));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_renews_nothing_and_who_stops_gives_it_back() {
+        let (cluster, hub) = (Shared::default(), Hub::new(Limits::default(), Arc::new(Metrics::new().unwrap())));
+        let (hub, stopping) = (Arc::new(hub), CancellationToken::new());
+        let own =
+            Presence { namespace: "weft".to_owned(), name: "a".to_owned(), serves: "10.0.0.1:1".parse().unwrap() };
+        let lease = || {
+            let path = "/apis/coordination.k8s.io/v1/namespaces/weft/leases/weft-replica-a";
+            let lease = cluster.lock().get(path).cloned().unwrap();
+            (lease["metadata"]["resourceVersion"].clone(), lease["spec"]["holderIdentity"].clone())
+        };
+        let begun = start(&client(&cluster), &own, &hub, &stopping);
+        sleep(Duration::from_secs(30)).await;
+        drop(begun);
+        let last = lease();
+        sleep(Duration::from_mins(1)).await;
+        assert_eq!(lease(), last);
+        // Another run of it, which is told to stop.
+        let begun = start(&client(&cluster), &own, &hub, &stopping);
+        sleep(Duration::from_secs(30)).await;
+        assert!(lease().0 != last.0 && lease().1 != "");
+        stopping.cancel();
+        begun.await.unwrap();
+        assert!(lease().1.is_null() || lease().1 == "", "{:?}", lease());
     }
 
     #[test]
