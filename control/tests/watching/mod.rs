@@ -4,10 +4,12 @@
 //! - `cluster`: the API server, asked as its administrator, and a way to it that can be cut.
 //! - `table`: what services and slices mean, a row a test.
 //! - `status`: what people are told on their objects (`tests/e2e/api-status`).
-//! - `restart`: what control still knows of broken objects; `rights`: what it does with fewer rights (both: `tests/e2e/api-status`).
+//! - `restart`: what control still knows of broken objects; `rights`: what it does with fewer rights; `replicas`: who lives by the Leases of
+//!   controls (all three: `tests/e2e/api-status`).
 //! - `faults`: what a subscriber sees while the way, the API server or etcd is away.
 mod cluster;
 mod faults;
+mod replicas;
 mod restart;
 mod rights;
 mod status;
