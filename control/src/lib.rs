@@ -53,7 +53,6 @@ use issue::signers::Keeper;
 use metrics::Metrics;
 use revoked::Revocations;
 use rotation::Authority;
-
 use sources::kubernetes::Kubernetes;
 use sources::{Keep, files};
 use svid_roots::SvidRoots;
