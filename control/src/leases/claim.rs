@@ -56,6 +56,11 @@ impl Sighting {
         !self.left(now).is_zero()
     }
 
+    /// Whether nobody has held it for so long, nor touched it.
+    pub fn is_forgotten(&self, after: Duration, now: Instant) -> bool {
+        !self.is_held(now) && now.saturating_duration_since(self.since) >= self.record.lasts + after
+    }
+
     /// For how long somebody holds it yet, if it is not renewed.
     pub fn left(&self, now: Instant) -> Duration {
         let lasts = if self.record.holder.is_empty() { Duration::ZERO } else { self.record.lasts };

@@ -7,13 +7,15 @@
 //! Invariants
 //! - A replica lives until its Lease has run out by our own clock, or was given back. One that lives and is not heard may have any proxy.
 //! - While the API server is away, or says nothing, those that lived live on, and nobody else does.
+//! - Leases of pods that are gone are removed, over exactly the version that was seen: they would pile up until those that live are not found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::api::ListParams;
+use kube::api::{DeleteParams, ListParams, Preconditions};
 use kube::{Api, Client};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -25,8 +27,13 @@ use crate::leases::{Record, Settings, Sighting, Timing, hold, identity};
 
 const LABEL: (&str, &str) = ("weft.dev/replica", "control");
 const SERVES: &str = "weft.dev/serves";
-/// Replicas that there may be.
-const MOST: usize = 100;
+/// Leases that are looked at, and of one answer.
+const MOST: usize = 1000;
+const PAGE: u32 = 100;
+/// What nobody has held for so long, nobody comes back to.
+const FORGET: Duration = Duration::from_mins(10);
+/// Of those so many are removed at one look.
+const REMOVED: usize = 4;
 
 /// Where others reach us, and where the Leases are.
 #[derive(Clone, Debug)]
@@ -73,32 +80,60 @@ fn lease_name(name: &str) -> String {
 
 async fn look(leases: Api<Lease>, own: SocketAddr, hub: &Hub) {
     let mut seen = Seen::default();
-    let mut said = None;
+    let (mut said, mut kept) = (None, None);
     loop {
-        let listed = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1)).limit(MOST as u32);
-        match ask(leases.list(&listed)).await {
+        match all(&leases).await {
             Ok(found) => {
                 said = None;
-                let mut live = seen.look(&found.items, Instant::now());
+                let mut live = seen.look(&found, Instant::now());
                 live.remove(&own);
                 hub.replicas.live(live);
+                match tidy(&leases, seen.forgotten(Instant::now())).await {
+                    Ok(()) => kept = None,
+                    Err(error) => tell("those of pods that are gone stay", &error, &mut kept),
+                }
             }
             Err(error) => {
                 seen.missed();
-                tell(&error, &mut said);
+                tell("those that were there are taken to be there still", &error, &mut said);
             }
         }
         sleep(Timing::default().every).await;
     }
 }
 
+async fn all(leases: &Api<Lease>) -> Result<Vec<Lease>, ClusterError> {
+    let mut page = ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1)).limit(PAGE);
+    let mut found = Vec::new();
+    loop {
+        let listed = ask(leases.list(&page)).await?;
+        found.extend(listed.items);
+        match listed.metadata.continue_.filter(|next| !next.is_empty() && found.len() < MOST) {
+            Some(next) => page = page.continue_token(&next),
+            None => return Ok(found),
+        }
+    }
+}
+
+/// Removes Leases by name and version.
+async fn tidy(leases: &Api<Lease>, forgotten: Vec<(String, String)>) -> Result<(), ClusterError> {
+    for (name, version) in forgotten {
+        let seen = Preconditions { resource_version: Some(version), uid: None };
+        let how = DeleteParams { preconditions: Some(seen), ..DeleteParams::default() };
+        match ask(leases.delete(&name, &how)).await {
+            Ok(_) => tracing::info!(lease = name, "nobody has held the Lease of a replica for long; it is removed"),
+            // Another replica was first, or its owner is back.
+            Err(error) if matches!(error.status(), Some(404 | 409)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Once, until something else is to be said.
-fn tell(error: &ClusterError, said: &mut Option<String>) {
-    let advice = match error.status() {
-        Some(403) => "; give control the Role of docs/replicas.md",
-        _ => "; those that were there are taken to be there still",
-    };
-    let text = format!("the Leases of other replicas: {error}{advice}");
+fn tell(so: &str, error: &ClusterError, said: &mut Option<String>) {
+    let advice = if error.status() == Some(403) { "; give control the Role of docs/kubernetes.md" } else { "" };
+    let text = format!("the Leases of other replicas: {error}; {so}{advice}");
     if said.as_ref() != Some(&text) {
         tracing::warn!("{text}");
         *said = Some(text);
@@ -143,6 +178,12 @@ impl Seen {
         live
     }
 
+    /// Those to be removed now: name and version.
+    fn forgotten(&self, now: Instant) -> Vec<(String, String)> {
+        let forgotten = self.leases.iter().filter(|(_, lease)| lease.is_forgotten(FORGET, now));
+        forgotten.map(|(name, lease)| (name.clone(), lease.record.version.clone())).take(REMOVED).collect()
+    }
+
     /// Nothing could be seen.
     fn missed(&mut self) {
         self.missed = true;
@@ -151,8 +192,6 @@ impl Seen {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use k8s_openapi::api::coordination::v1::LeaseSpec;
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -222,6 +261,35 @@ mod tests {
         stopping.cancel();
         begun.await.unwrap();
         assert!(lease().1.is_null() || lease().1 == "", "{:?}", lease());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leases_of_pods_that_are_gone_do_not_pile_up() {
+        let (cluster, hub) = (Shared::default(), Hub::new(Limits::default(), Arc::new(Metrics::new().unwrap())));
+        let (hub, stopping) = (Arc::new(hub), CancellationToken::new());
+        let path = "/apis/coordination.k8s.io/v1/namespaces/weft/leases";
+        let own = |name: &str, last: u8| Presence {
+            namespace: "weft".to_owned(),
+            name: name.to_owned(),
+            serves: SocketAddr::from(([10, 0, 0, last], 1)),
+        };
+        // Many rollouts: each pod was told to stop, and a last one died.
+        for number in 0..10 {
+            let stops = CancellationToken::new();
+            let begun = start(&client(&cluster), &own(&format!("old-{number}"), number), &hub, &stops);
+            sleep(Duration::from_secs(10)).await;
+            if number < 9 {
+                stops.cancel();
+                begun.await.unwrap();
+            }
+        }
+        let lives = start(&client(&cluster), &own("a", 100), &hub, &stopping);
+        let other = start(&client(&cluster), &own("b", 101), &hub, &stopping);
+        sleep(FORGET / 2).await;
+        assert_eq!(cluster.lock().count(path), 12, "they may come back");
+        sleep(FORGET).await;
+        assert_eq!(cluster.lock().count(path), 2, "those that live, however long");
+        drop((lives, other));
     }
 
     #[test]

@@ -104,6 +104,7 @@ impl Cluster {
             ("PATCH", false) => self.merge(path, &parsed()),
             ("PUT", false) => self.replace(path, parsed()),
             ("DELETE", true) => self.remove_selected(path, query),
+            ("DELETE", false) => self.remove_seen(path, &parsed()),
             other => panic!("{other:?} {path}"),
         };
         self.lost = match self.lost {
@@ -140,6 +141,14 @@ impl Cluster {
             self.objects.remove(&format!("{path}/{}", object["metadata"]["name"].as_str().unwrap()));
         }
         (200, json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+    }
+
+    fn remove_seen(&mut self, path: &str, options: &Value) -> (u16, Value) {
+        match self.version(path) {
+            None => failure(404, "NotFound"),
+            Some(version) if *version != options["preconditions"]["resourceVersion"] => failure(409, "Conflict"),
+            Some(_) => self.objects.remove(path).map_or_else(|| failure(404, "NotFound"), |object| (200, object)),
+        }
     }
 
     fn create(&mut self, path: &str, object: Value) -> (u16, Value) {
