@@ -8,12 +8,15 @@
 //! - Lists are consistent reads: none is older than what was known before it.
 //! - A watch in which nothing was said for [`SILENCE`] is taken for half dead, and opened again where it was.
 //! - Whatever goes wrong is tried again, at a pace that slows down to [`MOST_PAUSE`], with jitter.
-//! - One line of an answer is [`MAX_LINE`] long at most; what is told waits until it is taken.
+//! - One line of an answer is bounded ([`lines`]); what is told waits until it is taken.
+
+mod lines;
+mod rights;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, StatusCode};
 use http_body_util::{BodyExt as _, Collected, Limited};
 use kube::Client;
@@ -23,6 +26,7 @@ use tokio::sync::mpsc::Sender;
 use tokio::time::{Instant, sleep, timeout};
 use weft_api::kinds::{Node, Value};
 
+use self::lines::Lines;
 use super::kind::{Seen, Watched, What, name, text};
 use crate::metrics::Metrics;
 use crate::model::Name;
@@ -34,12 +38,8 @@ const ANSWER: Duration = Duration::from_secs(30);
 /// The server ends a watch after so many seconds, and up to half as many more.
 const WATCH_SECONDS: u64 = 300;
 const PAGE: usize = 500;
-/// An object has 1.5 MiB at most (etcd's limit), and its JSON is not much longer.
-const MAX_LINE: usize = 16 << 20;
 /// Of an answer that is a refusal.
 const MAX_REFUSAL: usize = 64 << 10;
-/// Of what a server says that it has of a version.
-const MAX_DISCOVERY: usize = 1 << 20;
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const MOST_PAUSE: Duration = Duration::from_secs(10);
 /// Whoever was heard for so long is not failing time and again.
@@ -120,18 +120,6 @@ struct Page {
     items: Vec<Node>,
 }
 
-/// What a server has of a version.
-#[derive(Deserialize)]
-struct Resources {
-    #[serde(default)]
-    resources: Vec<Resource>,
-}
-
-#[derive(Deserialize)]
-struct Resource {
-    name: String,
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct PageMeta {
@@ -207,51 +195,6 @@ impl Follower {
             sleep(pause(failures, jitter())).await;
             failures = failures.saturating_add(1);
         }
-    }
-
-    async fn absent(&mut self) -> Result<(), Ended> {
-        (self.served, self.resume) = (None, None);
-        self.allowed();
-        self.tell(Event::Absent).await
-    }
-
-    /// It may not be read. A server says so too of what it does not have.
-    async fn refused(&mut self, why: String) -> Result<(), Ended> {
-        if self.watched.is_installed_by_people() && !self.is_installed().await {
-            return self.absent().await;
-        }
-        self.metrics.source.event(self.watched.kind, "error");
-        if self.listed {
-            return self.tell(Event::Failed(format!("403: {why}"))).await;
-        }
-        self.forbidden = true;
-        self.metrics.source.forbidden(self.watched.kind, true);
-        self.tell(Event::Forbidden(why)).await
-    }
-
-    fn allowed(&mut self) {
-        if std::mem::take(&mut self.forbidden) {
-            self.metrics.source.forbidden(self.watched.kind, false);
-        }
-    }
-
-    /// Whether the server has the kind in a version that is read; what cannot be told is taken for so.
-    async fn is_installed(&self) -> bool {
-        for version in self.watched.versions {
-            match self.has(version).await {
-                Ok(false) | Err(Ended::Absent) => {}
-                Ok(true) | Err(_) => return true,
-            }
-        }
-        false
-    }
-
-    /// Whether the server has the kind in this version.
-    async fn has(&self, version: &str) -> Result<bool, Ended> {
-        let body = Limited::new(self.get(Watched::discovery(version)).await?, MAX_DISCOVERY);
-        let text = timeout(ANSWER, body.collect()).await.map_err(failed)?.map_err(failed)?.to_bytes();
-        let found: Resources = serde_json::from_slice(&text).map_err(failed)?;
-        Ok(found.resources.iter().any(|resource| resource.name == self.watched.plural))
     }
 
     async fn tell(&self, event: Event) -> Result<(), Ended> {
@@ -334,7 +277,7 @@ impl Follower {
             None => "sendInitialEvents=true&resourceVersionMatch=NotOlderThan".to_owned(),
         };
         let path = format!("{path}?watch=true&allowWatchBookmarks=true&timeoutSeconds={seconds}&{from}");
-        Ok(Lines { body: self.get(path).await?, buffer: BytesMut::new(), searched: 0 })
+        Ok(Lines::of(self.get(path).await?))
     }
 
     /// The body of an answer that is no refusal.
@@ -436,40 +379,6 @@ fn pause(failures: u32, chance: u8) -> Duration {
 
 fn jitter() -> u8 {
     weft_certs::files::random(1).ok().and_then(|bytes| bytes.first().copied()).unwrap_or(128)
-}
-
-/// A body, cut into its lines.
-struct Lines {
-    body: Body,
-    buffer: BytesMut,
-    /// So much of the buffer has no end of a line.
-    searched: usize,
-}
-
-impl Lines {
-    /// The next one; `None` at the end. What has no end is no line.
-    async fn next(&mut self) -> Result<Option<Bytes>, String> {
-        loop {
-            if let Some(end) = self.buffer[self.searched..].iter().position(|byte| *byte == b'\n') {
-                let line = self.buffer.split_to(self.searched + end + 1).freeze();
-                self.searched = 0;
-                return Ok(Some(line));
-            }
-            self.searched = self.buffer.len();
-            if self.searched > MAX_LINE {
-                return Err(format!("a line of more than {MAX_LINE} bytes"));
-            }
-            match self.body.frame().await {
-                None => return Ok(None),
-                Some(Err(error)) => return Err(crate::cluster::causes(&error)),
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        self.buffer.extend_from_slice(&data);
-                    }
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

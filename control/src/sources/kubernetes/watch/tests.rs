@@ -195,7 +195,7 @@ fn pauses_grow_to_a_bound_and_are_spread() {
 #[tokio::test]
 async fn lines_are_cut_wherever_the_frames_end() {
     let body = Body::from(b"{\"a\":1}\n\n{\"b\"".to_vec());
-    let mut lines = Lines { body, buffer: BytesMut::new(), searched: 0 };
+    let mut lines = Lines::of(body);
     assert_eq!(lines.next().await.unwrap().unwrap(), "{\"a\":1}\n");
     assert_eq!(lines.next().await.unwrap().unwrap(), "\n");
     assert_eq!(lines.next().await.unwrap(), None);
