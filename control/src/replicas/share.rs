@@ -131,6 +131,9 @@ impl Shares<'_> {
                 None => left.push((proxy, zone)),
             }
         }
+        if excess == 0 {
+            return chosen;
+        }
         // Those of our own zone stay longest.
         left.sort_by_key(|(_, zone)| *zone == self.zone);
         for (proxy, _) in left {

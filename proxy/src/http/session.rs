@@ -191,25 +191,24 @@ pub fn outbound_series<'a>(shared: &Shared, endpoint: &'a Endpoint, label: &Arc<
 /// Where requests to a service count that go to no endpoint.
 fn unassigned_series<'a>(shared: &Shared, service: &'a Backend) -> &'a Arc<RequestSeries> {
     service.unassigned.get_or_init(|| {
-        shared.telemetry.request_series(&SeriesKey {
-            direction: Direction::Outbound,
-            source: Arc::from(shared.config.workload.to_string()),
-            destination: Arc::clone(&service.label),
-            destination_workload: Arc::from(""),
-            tls: Tls::None,
-            sni: None,
-        })
+        let nobody = Arc::from("");
+        shared.telemetry.request_series(&key_to(shared, &service.label, &nobody, Tls::None))
     })
 }
 
 /// The labels of what goes to an endpoint.
 pub fn outbound_key(shared: &Shared, endpoint: &Endpoint, label: &Arc<str>) -> SeriesKey {
+    let tls = if endpoint.identity.is_some() { Tls::Mtls } else { Tls::Unmeshed };
+    key_to(shared, label, &endpoint.workload, tls)
+}
+
+fn key_to(shared: &Shared, label: &Arc<str>, workload: &Arc<str>, tls: Tls) -> SeriesKey {
     SeriesKey {
         direction: Direction::Outbound,
         source: Arc::from(shared.config.workload.to_string()),
         destination: Arc::clone(label),
-        destination_workload: Arc::clone(&endpoint.workload),
-        tls: if endpoint.identity.is_some() { Tls::Mtls } else { Tls::Unmeshed },
+        destination_workload: Arc::clone(workload),
+        tls,
         sni: None,
     }
 }
