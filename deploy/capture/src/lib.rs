@@ -10,5 +10,7 @@
 pub mod netns;
 pub mod nfnetlink;
 pub mod rules;
+pub mod settings;
 
 pub use rules::{Capture, Exclude, OWN_APP_PRIORITY, install, installed, remove};
+pub use settings::Settings;

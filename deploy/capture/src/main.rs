@@ -6,7 +6,8 @@ use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use weft_capture::netns::NetNs;
-use weft_capture::rules::{Capture, Exclude, describe, install, installed, remove};
+use weft_capture::rules::{Capture, Error, Exclude, describe, install, installed, remove};
+use weft_capture::settings::Settings;
 
 /// Brings a pod's TCP traffic to its sidecar, by network rules written over netlink.
 #[derive(Parser)]
@@ -31,6 +32,16 @@ enum Action {
 
 #[derive(Args)]
 struct Flags {
+    /// All of it as one JSON, as the injector writes it into the pod's annotation weft.dev/capture.
+    #[arg(long, value_name = "JSON", conflicts_with = "flags")]
+    settings: Option<String>,
+    #[command(flatten)]
+    each: Each,
+}
+
+#[derive(Args)]
+#[group(id = "flags", multiple = true)]
+struct Each {
     /// Where connections that the application opens go.
     #[arg(long, default_value_t = 15001, value_name = "PORT")]
     outbound_port: u16,
@@ -54,8 +65,17 @@ struct Flags {
     exclude_cidrs: Vec<IpNet>,
 }
 
-impl From<Flags> for Capture {
-    fn from(flags: Flags) -> Self {
+impl Flags {
+    fn capture(self) -> Result<Capture, Error> {
+        match self.settings {
+            Some(json) => Ok(Capture::from(&Settings::parse(&json)?)),
+            None => Ok(self.each.into()),
+        }
+    }
+}
+
+impl From<Each> for Capture {
+    fn from(flags: Each) -> Self {
         Self {
             outbound_port: flags.outbound_port,
             inbound_port: flags.inbound_port,
@@ -63,6 +83,7 @@ impl From<Flags> for Capture {
             exclude_inbound_ports: flags.exclude_inbound_ports,
             exclude_outbound_ports: flags.exclude_outbound_ports,
             exclude_cidrs: flags.exclude_cidrs,
+            ..Self::new(Exclude::Uid(flags.exclude_uid))
         }
     }
 }
@@ -76,11 +97,12 @@ fn run(command: Command) -> anyhow::Result<()> {
         NetNs::open(&path)?.enter()?;
     }
     match command.action {
-        Action::Install(flags) => install(&flags.into())?,
+        Action::Install(flags) => install(&flags.capture()?)?,
         Action::Remove => remove()?,
         Action::Show(flags) => {
+            let capture = flags.capture()?;
             let state = if installed()? { "installed" } else { "not installed" };
-            write!(std::io::stdout(), "rules are {state}; these flags give\n{}", describe(&flags.into()))?;
+            write!(std::io::stdout(), "rules are {state}; these flags give\n{}", describe(&capture))?;
         }
     }
     Ok(())
@@ -91,7 +113,8 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "weft-capture: {error:#}");
-            ExitCode::from(3)
+            let bad_input = matches!(error.downcast_ref(), Some(Error::Invalid(_)));
+            ExitCode::from(if bad_input { 4 } else { 3 })
         }
     }
 }

@@ -10,14 +10,30 @@ use rustix::io::Errno;
 use rustix::net::netlink::{NETFILTER, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
-/// The address family `inet`: rules that hold for IPv4 and IPv6.
-pub const INET: u8 = 1;
+/// The address family of a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// Rules that hold for IPv4 and IPv6.
+    Inet = 1,
+    /// Rules for IPv4 alone: a kernel that was built without IPv6 has no other.
+    Ipv4 = 2,
+}
+
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Inet => "inet",
+            Self::Ipv4 => "ip",
+        }
+    }
+}
+
 /// Register 1: sixteen bytes, room for an IPv6 address.
 const REGISTER: u32 = 1;
 /// The register whose content is a verdict.
 const VERDICT_REGISTER: u32 = 0;
-/// Largest batch that is sent, in bytes: half of the send buffer that an unprivileged socket gets.
-pub const MAX_BATCH: usize = 100_000;
+/// Largest batch that is sent, in bytes: within the send buffer that an unprivileged socket gets (212,992 unless somebody changed it).
+pub const MAX_BATCH: usize = 160_000;
 
 /// Why the kernel's rules could not be read or changed.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +61,7 @@ pub enum Error {
     Answer(&'static str),
     /// More rules than fit into one transaction.
     #[error(
-        "network rules: {size} bytes of rules, at most {MAX_BATCH} fit into one transaction: exclude fewer ports and ranges"
+        "network rules: {size} bytes of rules, at most {MAX_BATCH} fit into one transaction: list fewer ports and ranges"
     )]
     TooLarge {
         /// Bytes encoded.
@@ -159,6 +175,13 @@ impl Attrs {
     }
 }
 
+impl Error {
+    /// Whether the kernel does not know this family of tables.
+    pub fn no_such_family(&self) -> bool {
+        matches!(self, Self::Refused { source: Errno::OPNOTSUPP | Errno::AFNOSUPPORT, .. })
+    }
+}
+
 impl Expr {
     /// Name and attributes of the kernel's expressions that make this one. A redirect is two: load the port, then act.
     fn parts(&self) -> Vec<(&'static str, Attrs)> {
@@ -216,16 +239,16 @@ const ANSWER: u16 = 2;
 const HEADERS: usize = 20;
 
 /// Changes that happen together or not at all.
-#[derive(Default)]
 pub struct Batch {
+    family: Family,
     /// What is done and the message for it: type, flags and attributes. The place in this list, from 1, is its sequence number.
     steps: Vec<(String, u16, u16, Vec<u8>)>,
 }
 
 impl Batch {
-    /// An empty transaction.
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty transaction on tables of this family.
+    pub fn new(family: Family) -> Self {
+        Self { family, steps: Vec::new() }
     }
 
     fn push(&mut self, step: String, kind: u16, flags: u16, attrs: Attrs) {
@@ -235,18 +258,19 @@ impl Batch {
     /// Makes the table unless it exists.
     pub fn add_table(&mut self, table: &str) {
         let attrs = Attrs::default().text(1, table).number(2, 0);
-        self.push(format!("add table inet {table}"), NEW_TABLE, CREATE, attrs);
+        self.push(format!("add table {} {table}", self.family.name()), NEW_TABLE, CREATE, attrs);
     }
 
     /// Deletes the table and all that is in it; it must exist.
     pub fn delete_table(&mut self, table: &str) {
-        self.push(format!("delete table inet {table}"), DEL_TABLE, 0, Attrs::default().text(1, table));
+        let step = format!("delete table {} {table}", self.family.name());
+        self.push(step, DEL_TABLE, 0, Attrs::default().text(1, table));
     }
 
     /// Adds a chain that others go to.
     pub fn add_chain(&mut self, table: &str, chain: &str) {
         let attrs = Attrs::default().text(1, table).text(3, chain);
-        self.push(format!("add chain inet {table} {chain}"), NEW_CHAIN, CREATE, attrs);
+        self.push(format!("add chain {} {table} {chain}", self.family.name()), NEW_CHAIN, CREATE, attrs);
     }
 
     /// Adds a base chain of type `nat` at the usual place for destination NAT (priority -100).
@@ -254,7 +278,7 @@ impl Batch {
         const DESTINATION_NAT: i32 = -100;
         let place = Attrs::default().number(1, hook as u32).bytes(2, &DESTINATION_NAT.to_be_bytes());
         let attrs = Attrs::default().text(1, table).text(3, chain).nested(4, place).text(7, "nat");
-        self.push(format!("add nat chain inet {table} {chain}"), NEW_CHAIN, CREATE, attrs);
+        self.push(format!("add nat chain {} {table} {chain}", self.family.name()), NEW_CHAIN, CREATE, attrs);
     }
 
     /// Appends a rule; the comment is kept by the kernel and shown by `nft list ruleset`.
@@ -268,14 +292,21 @@ impl Batch {
         data.extend_from_slice(comment.as_bytes());
         data.push(0);
         let attrs = Attrs::default().text(1, table).text(2, chain).nested(4, list).bytes(7, &data);
-        self.push(format!("add rule inet {table} {chain} ({comment})"), NEW_RULE, CREATE | APPEND, attrs);
+        let step = format!("add rule {} {table} {chain} ({comment})", self.family.name());
+        self.push(step, NEW_RULE, CREATE | APPEND, attrs);
+    }
+
+    /// Bytes that go to the kernel.
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> usize {
+        self.encode().len()
     }
 
     fn encode(&self) -> Vec<u8> {
         let mut out = message(BATCH_BEGIN, REQUEST, 0, (0, SUBSYSTEM), &[]);
         for (index, (_, kind, flags, attrs)) in self.steps.iter().enumerate() {
             let last = if index + 1 == self.steps.len() { ACK } else { 0 };
-            out.extend(message(*kind, flags | last, index as u32 + 1, (INET, 0), attrs));
+            out.extend(message(*kind, flags | last, index as u32 + 1, (self.family as u8, 0), attrs));
         }
         out.extend(message(BATCH_END, REQUEST, self.steps.len() as u32 + 1, (0, SUBSYSTEM), &[]));
         out
@@ -312,15 +343,15 @@ impl Batch {
 ///
 /// # Errors
 /// If netlink cannot be used, or not by this user.
-pub fn table_exists(table: &str) -> Result<bool, Error> {
+pub fn table_exists(family: Family, table: &str) -> Result<bool, Error> {
     let socket = open()?;
     let attrs = Attrs::default().text(1, table);
-    send(&socket, &message(SUBSYSTEM << 8 | GET_TABLE, REQUEST | ACK, 1, (INET, 0), &attrs.0))?;
+    send(&socket, &message(SUBSYSTEM << 8 | GET_TABLE, REQUEST | ACK, 1, (family as u8, 0), &attrs.0))?;
     let errno = answers(&socket)?.iter().map(|answer| answer.errno).find(|errno| *errno != 0);
     match errno.map(Errno::from_raw_os_error) {
         None => Ok(true),
         Some(Errno::NOENT) => Ok(false),
-        Some(source) => Err(Error::Refused { step: format!("look for table inet {table}"), source }),
+        Some(source) => Err(Error::Refused { step: format!("look for table {} {table}", family.name()), source }),
     }
 }
 
@@ -409,7 +440,7 @@ mod tests {
 
     #[test]
     fn the_last_step_alone_asks_for_an_answer() {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Family::Inet);
         batch.add_table("a");
         batch.delete_table("a");
         let bytes = batch.encode();

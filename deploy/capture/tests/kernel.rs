@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 use weft_capture::netns::{NetNs, enter_user_namespace};
-use weft_capture::nfnetlink::{Batch, Error as KernelError, Expr, Verdict, table_exists};
-use weft_capture::rules::{Capture, Error, Exclude, OWN_APP_PRIORITY, install, installed, remove};
+use weft_capture::nfnetlink::{Batch, Error as KernelError, Expr, Family, Verdict, table_exists};
+use weft_capture::rules::{Capture, Error, Exclude, OWN_APP_PRIORITY, install, install_in, installed, remove};
 
 const MARK: u32 = 0x539;
 const WAIT: Duration = Duration::from_secs(5);
@@ -44,6 +44,11 @@ fn main() -> ExitCode {
         Trial::test("without_rights_the_reason_says_so", without_rights_the_reason_says_so),
         Trial::test("connections_v4", || connections(false)),
         Trial::test("connections_v6", || connections(true)),
+        Trial::test("only_what_is_included_is_captured_v4", || included(false)),
+        Trial::test("only_what_is_included_is_captured_v6", || included(true)),
+        Trial::test("a_kernel_without_ipv6_captures_ipv4", a_kernel_without_ipv6_captures_ipv4),
+        Trial::test("dns_of_the_application_alone_is_captured_v4", || dns(false)),
+        Trial::test("dns_of_the_application_alone_is_captured_v6", || dns(true)),
         // Only real root can be another uid: an ordinary user has one uid mapped, so there is nothing to skip to.
         Trial::test("the_sidecar_is_known_by_uid", the_sidecar_is_known_by_uid).with_ignored_flag(!root),
     ];
@@ -102,6 +107,7 @@ fn nft_reads_back_every_rule() -> Result<(), Failed> {
         "tcp dport 15090 return",
         "tcp dport 9100 return",
         "meta l4proto tcp redirect to :15006",
+        "goto outbound comment \"all other: outbound\"",
     ] {
         if !text.contains(line) {
             return Err(format!("nft does not show `{line}` in\n{text}").into());
@@ -112,7 +118,7 @@ fn nft_reads_back_every_rule() -> Result<(), Failed> {
 
 fn rules_are_replaced_whole_and_only_ours() -> Result<(), Failed> {
     inside(&NetNs::create()?, || {
-        let mut other = Batch::new();
+        let mut other = Batch::new(Family::Inet);
         other.add_table("someone_else");
         other.commit().unwrap();
         assert!(!installed().unwrap());
@@ -123,19 +129,19 @@ fn rules_are_replaced_whole_and_only_ours() -> Result<(), Failed> {
         }
         remove().unwrap();
         assert!(!installed().unwrap());
-        assert!(table_exists("someone_else").unwrap());
+        assert!(table_exists(Family::Inet, "someone_else").unwrap());
     });
     Ok(())
 }
 
 fn a_refused_step_is_named_and_changes_nothing() -> Result<(), Failed> {
     inside(&NetNs::create()?, || {
-        let mut batch = Batch::new();
+        let mut batch = Batch::new(Family::Inet);
         batch.add_table("half");
         batch.add_rule("half", "nowhere", "a rule in a chain that is not there", &[Expr::Verdict(Verdict::Return)]);
         let error = batch.commit().unwrap_err();
         assert!(matches!(&error, KernelError::Refused { step, .. } if step.contains("nowhere")), "{error}");
-        assert!(!table_exists("half").unwrap());
+        assert!(!table_exists(Family::Inet, "half").unwrap());
     });
     Ok(())
 }
@@ -329,6 +335,105 @@ fn check_paths(pod: &Pod, by_mark: bool) {
     arrives(dial(to, Caller::Sidecar), &elsewhere, to);
     inside(&pod.net, || install(&Capture { exclude_cidrs: vec![peer], ..Capture::new(exclude(by_mark)) }).unwrap());
     arrives(dial(to, Caller::App), &elsewhere, to);
+}
+
+/// Each include list alone, both together, and what is excluded all the same.
+fn included(v6: bool) -> Result<(), Failed> {
+    let pod = Pod::new(v6);
+    let [outbound, inbound, app, other] = [15001, 15006, 8080, 8081].map(|port| pod.listen(port));
+    let peer = if v6 { "fd77::1" } else { "10.77.0.1" }.parse::<IpAddr>().unwrap();
+    let elsewhere = [80, 443].map(|port| (port, inside(&pod.peer, || TcpListener::bind((peer, port)).unwrap())));
+    let range: IpNet = if v6 { "fd77::/64".parse().unwrap() } else { "10.77.0.0/24".parse().unwrap() };
+    let base = Capture::new(exclude(true));
+    let direct = |captured: [bool; 2]| {
+        for ((port, listener), captured) in elsewhere.iter().zip(captured) {
+            let to = SocketAddr::new(peer, *port);
+            let client = inside(&pod.net, || connect(to, Caller::App, true));
+            arrives(client, if captured { &outbound } else { listener }, to);
+        }
+    };
+    let set = |capture: &Capture| inside(&pod.net, || install(capture).unwrap());
+
+    set(&Capture { include_outbound_ports: vec![80], ..base.clone() });
+    direct([true, false]);
+    set(&Capture { include_outbound_ports: vec![80, 443], exclude_outbound_ports: vec![80], ..base.clone() });
+    direct([false, true]);
+    set(&Capture { include_cidrs: vec![range], ..base.clone() });
+    direct([true, true]);
+    let service = SocketAddr::new(pod.service, 80);
+    set(&Capture { include_cidrs: vec![IpNet::from(pod.service)], include_outbound_ports: vec![80], ..base.clone() });
+    direct([false, false]);
+    arrives(inside(&pod.net, || connect(service, Caller::App, true)), &outbound, service);
+    set(&Capture { include_cidrs: vec![range], exclude_cidrs: vec![IpNet::from(peer)], ..base.clone() });
+    direct([false, false]);
+
+    set(&Capture { include_inbound_ports: vec![8080, 8081], exclude_inbound_ports: vec![8081], ..base.clone() });
+    for (port, listener) in [(8080, &inbound), (8081, &other)] {
+        let to = SocketAddr::new(pod.address, port);
+        arrives(inside(&pod.peer, || connect(to, Caller::App, true)), listener, to);
+    }
+    set(&Capture { include_inbound_ports: vec![8081], ..base });
+    for (port, listener) in [(8080, &app), (8081, &inbound)] {
+        let to = SocketAddr::new(pod.address, port);
+        arrives(inside(&pod.peer, || connect(to, Caller::App, true)), listener, to);
+    }
+    Ok(())
+}
+
+/// The table that a kernel gets which knows no family `inet`.
+fn a_kernel_without_ipv6_captures_ipv4() -> Result<(), Failed> {
+    let pod = Pod::new(false);
+    let [outbound, inbound] = [15001, 15006].map(|port| pod.listen(port));
+    inside(&pod.net, || install_in(Family::Ipv4, &sample()).unwrap());
+    let to = SocketAddr::new(pod.service, 80);
+    arrives(inside(&pod.net, || connect(to, Caller::App, true)), &outbound, to);
+    let to = SocketAddr::new(pod.address, 8080);
+    arrives(inside(&pod.peer, || connect(to, Caller::App, true)), &inbound, to);
+    Ok(())
+}
+
+/// UDP and TCP, to whatever name server; not the sidecar's, not to loopback, not to an excluded range; and the answers come back.
+fn dns(v6: bool) -> Result<(), Failed> {
+    let pod = Pod::new(v6);
+    let loopback: IpAddr = if v6 { Ipv6Addr::LOCALHOST.into() } else { Ipv4Addr::LOCALHOST.into() };
+    let peer: IpAddr = if v6 { "fd77::1".parse().unwrap() } else { "10.77.0.1".parse().unwrap() };
+    let capture = Capture { dns_port: Some(15053), ..Capture::new(exclude(true)) };
+    let bind = |net: &NetNs, at: (IpAddr, u16)| inside(net, || UdpSocket::bind(at).unwrap());
+    let (sidecar, stub) = (bind(&pod.net, (loopback, 15053)), bind(&pod.net, (loopback, 53)));
+    let upstream = bind(&pod.peer, (peer, 53));
+    let ask = |to: IpAddr, mark: bool, answers: &UdpSocket| {
+        inside(&pod.net, || {
+            let any: IpAddr = if v6 { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+            let client = UdpSocket::bind((any, 0)).unwrap();
+            client.set_read_timeout(Some(WAIT)).unwrap();
+            answers.set_read_timeout(Some(WAIT)).unwrap();
+            if mark {
+                SockRef::from(&client).set_mark(MARK).unwrap();
+            }
+            client.send_to(b"who?", (to, 53)).unwrap();
+            let (_, from) = answers.recv_from(&mut [0; 8]).unwrap_or_else(|error| panic!("{to}, {mark}: {error}"));
+            answers.send_to(b"me", from).unwrap();
+            // As from where it was asked.
+            assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, SocketAddr::new(to, 53));
+        });
+    };
+    inside(&pod.net, || install(&capture).unwrap());
+    ask(peer, false, &sidecar);
+    ask(pod.service, false, &sidecar);
+    ask(peer, true, &upstream);
+    ask(loopback, false, &stub);
+    let (tcp, outbound) = (inside(&pod.net, || TcpListener::bind((loopback, 15053)).unwrap()), pod.listen(15001));
+    let to = SocketAddr::new(peer, 53);
+    arrives(inside(&pod.net, || connect(to, Caller::App, true)), &tcp, to);
+
+    inside(&pod.net, || install(&Capture { exclude_cidrs: vec![IpNet::from(peer)], ..capture.clone() }).unwrap());
+    ask(peer, false, &upstream);
+    ask(pod.service, false, &sidecar);
+    // Without its capture DNS is what it was: UDP passes, TCP goes as all TCP does.
+    inside(&pod.net, || install(&Capture { dns_port: None, ..capture }).unwrap());
+    ask(peer, false, &upstream);
+    arrives(inside(&pod.net, || connect(to, Caller::App, true)), &outbound, to);
+    Ok(())
 }
 
 const SIDECAR_UID: u32 = 1337;
