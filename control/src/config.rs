@@ -111,6 +111,16 @@ pub struct Args {
     /// said before. Without it such a policy denies its targets and such a route is as if it were not written.
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
+    /// Put sidecars into pods, by this file (YAML or JSON, read again when it changes): a mutating webhook for the API server on --webhook. Docs:
+    /// docs/injection.md.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["issue_by", "signer"])]
+    pub injection: Option<PathBuf>,
+    /// Where the API server calls that webhook, over TLS.
+    #[arg(long, value_name = "ADDR", default_value = "0.0.0.0:15017", requires = "injection")]
+    pub webhook: SocketAddr,
+    /// By which name it calls [default: weft-control.NAMESPACE.svc].
+    #[arg(long, value_name = "NAME", requires = "injection")]
+    pub webhook_name: Option<String>,
     /// Answer /debug/proxies to any peer of the metrics port, not to loopback only.
     #[arg(long)]
     pub debug_remote: bool,
@@ -123,6 +133,17 @@ pub struct Args {
     /// Who signs, if it is not control.
     #[command(flatten)]
     pub signing: signers::Settings,
+}
+
+/// The webhook that puts sidecars into pods.
+#[derive(Clone, Debug)]
+pub struct Webhook {
+    /// How: the file of `--injection`.
+    pub injection: PathBuf,
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// By which name the API server calls it.
+    pub name: String,
 }
 
 /// What control runs with.
@@ -138,6 +159,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The metrics port.
     pub metrics: SocketAddr,
+    /// Puts sidecars into pods.
+    pub webhook: Option<Webhook>,
     /// The CA's directory; may be empty where a CA elsewhere signs.
     pub ca_dir: PathBuf,
     /// The CA's Secret, instead of the directory.
@@ -203,6 +226,7 @@ impl Config {
             status: None,
             listen: SocketAddr::from(([0, 0, 0, 0], 15012)),
             metrics: SocketAddr::from(([0, 0, 0, 0], 15014)),
+            webhook: None,
             ca_dir,
             ca_secret: None,
             issuer_from: None,
@@ -260,6 +284,13 @@ impl From<Args> for Config {
                 .then(|| status::Settings { namespace: cluster::namespace(args.namespace.as_deref()) }),
             listen: args.listen,
             metrics: args.metrics,
+            webhook: args.injection.map(|injection| Webhook {
+                injection,
+                listen: args.webhook,
+                name: args
+                    .webhook_name
+                    .unwrap_or_else(|| format!("weft-control.{}.svc", cluster::namespace(args.namespace.as_deref()))),
+            }),
             max_connections: args.max_proxies + args.max_proxies / 4,
             ca_secret: args.ca_secret,
             issuer_from: args.issuer_from,

@@ -4,7 +4,7 @@
 //! [`sources`] -> [`model`] -> [`compile`] -> [`distribute`]. Beside them: [`server`] (the doors), [`auth`] (who is there),
 //! [`issue`] (who asks for a certificate), [`trust`] and [`svid_roots`] (whose certificates are believed), [`federation`] (others' roots, from their endpoints),
 //! [`revoked`] (whose not any more), [`rotation`] (the CA over time), [`copies`] (of the roots, in the cluster), [`replicas`] (the other controls),
-//! [`cluster`] (the orchestrator's API server), [`leases`] (which replica does what only one may),
+//! [`cluster`] (the orchestrator's API server), [`inject`] (sidecars into pods), [`leases`] (which replica does what only one may),
 //! [`status`] (what people are told on their objects), [`metrics`], [`config`].
 
 pub mod auth;
@@ -16,6 +16,7 @@ pub mod copies;
 pub mod distribute;
 pub mod federation;
 pub mod homes;
+pub mod inject;
 pub mod issue;
 pub mod leases;
 mod listed;
@@ -151,6 +152,14 @@ impl Control {
             Some(addr) => Some(bind(addr).await?),
             None => None,
         };
+        let webhook = match &config.webhook {
+            Some(webhook) => {
+                let settings =
+                    server::webhook::Settings::open(webhook.injection.clone()).map_err(anyhow::Error::msg)?;
+                Some((bind(webhook.listen).await?, settings))
+            }
+            None => None,
+        };
         let bundle_endpoint = bundle.as_ref().map(TcpListener::local_addr).transpose()?;
         let admin_listener = bind(config.metrics).await?;
         let (listen, metrics_addr) = (listener.local_addr()?, admin_listener.local_addr()?);
@@ -183,7 +192,7 @@ impl Control {
         let source = tokio::spawn(sources::follow(files, kubernetes, feed, metrics));
         let following = tokio::spawn(keeper.run());
         let revoking = tokio::spawn(revoked.follow(Arc::clone(&hub)));
-        let listeners = server::Listeners { discovery: listener, svid_roots, bundle };
+        let listeners = server::Listeners { discovery: listener, svid_roots, bundle, webhook };
         let (serving, stop) = (Arc::clone(&hub), stopping.clone());
         let served = tokio::spawn(async move { server::serve(listeners, &config, serving, ca, provers, stop).await });
         tracing::info!(%listen, metrics = %metrics_addr, version = env!("CARGO_PKG_VERSION"), "control serves");

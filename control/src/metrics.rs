@@ -9,6 +9,7 @@ mod replicas;
 mod sample;
 mod source;
 mod told;
+mod webhook;
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -25,6 +26,7 @@ pub use self::replicas::ReplicaMetrics;
 pub use self::sample::Sample;
 pub use self::source::SourceMetrics;
 pub use self::told::ToldMetrics;
+pub use self::webhook::WebhookMetrics;
 use crate::compile::{Changes, Compiled};
 use crate::distribute::session::Heard;
 use crate::sources::files::Loaded;
@@ -55,6 +57,7 @@ pub struct Metrics {
     pub refused: IntCounterVec,
     pub used_tokens: IntGauge,
     pub key_reads: IntCounterVec,
+    pub webhook: WebhookMetrics,
     pub federation_reads: IntCounterVec,
     pub federation_read: IntGaugeVec,
     pub federation_broken: IntGauge,
@@ -174,6 +177,7 @@ impl Metrics {
                 &["cause", "method"],
             )?,
             used_tokens: make.gauge("used_tokens", "Used join tokens that are remembered.")?,
+            webhook: WebhookMetrics::new(&make)?,
             key_reads: make.counters(
                 "identity_key_reads_total",
                 "Readings of the public keys of token issuers, by what became of them.",

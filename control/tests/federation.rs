@@ -338,7 +338,7 @@ impl Scene {
 
     /// The partner's control.
     fn control(&self) -> Arc<ServerConfig> {
-        let svid = self.ca.issue_control(Duration::from_hours(1), SystemTime::now()).unwrap();
+        let svid = self.ca.issue_control(&[], Duration::from_hours(1), SystemTime::now()).unwrap();
         public_server_config(&svid, &[b"http/1.1"], "").unwrap()
     }
 
@@ -377,7 +377,7 @@ async fn an_endpoint_that_is_somebody_else_teaches_nothing() {
     let chain = scene.ca.issue(&key.csr(&web).unwrap(), &web, Duration::from_hours(1), SystemTime::now()).unwrap();
     let workload = public_server_config(&[Svid::new(key, &chain).unwrap()], &[b"http/1.1"], "").unwrap();
     // The right name under a root that nobody told us of.
-    let svid = other.issue_control(Duration::from_hours(1), SystemTime::now()).unwrap();
+    let svid = other.issue_control(&[], Duration::from_hours(1), SystemTime::now()).unwrap();
     let stranger = public_server_config(&svid, &[b"http/1.1"], "").unwrap();
     for (server, reads) in [(workload, 1), (stranger, 2)] {
         let endpoint = Endpoint::new(server, theirs.clone()).await;

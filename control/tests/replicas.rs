@@ -194,7 +194,7 @@ async fn a_proxy_that_moves_or_whose_replica_dies_is_waited_for_all_the_way() {
 async fn a_replica_that_is_there_and_is_not_heard_is_named_by_a_drain() {
     let mesh = Mesh::start().await;
     // It says that it serves where nobody does: it may have any proxy.
-    let control = mesh.ca.issue_control(Duration::from_mins(10), SystemTime::now()).unwrap();
+    let control = mesh.ca.issue_control(&[], Duration::from_mins(10), SystemTime::now()).unwrap();
     let channel = mesh.channel(Some(&control[0])).await;
     let (out, asks) = tokio::sync::mpsc::channel(4);
     out.send(wire::Ask { id: "x".into(), name: "lost".into(), port: 1, ..Default::default() }).await.unwrap();

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
+use weft_api::probe::Handlers;
 use weft_engine::identity::Identity;
 use weft_engine::shed;
 
@@ -71,6 +72,10 @@ pub struct Args {
     /// Name servers; none means those of /etc/resolv.conf.
     #[arg(long, value_name = "ADDR")]
     pub dns: Vec<SocketAddr>,
+    /// What the kubelet would ask the application and asks us instead, as the injector writes it: JSON, handlers of Kubernetes by
+    /// CONTAINER/KIND, such as {"web/livenessProbe": {"httpGet": {"port": 8080, "path": "/ok"}}}.
+    #[arg(long, value_name = "JSON")]
+    pub app_probes: Option<String>,
     /// Threads that carry traffic; none means one for each CPU that the cgroup's quota allows.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -128,6 +133,8 @@ pub struct Config {
     pub exclude: Option<u32>,
     /// Name servers; empty means the system's.
     pub dns: Vec<SocketAddr>,
+    /// What is asked of the application in the kubelet's place.
+    pub app_probes: Handlers,
     /// Threads of the data path.
     pub workers: usize,
     /// After SIGTERM.
@@ -219,7 +226,7 @@ impl Args {
             None => Args::default(),
         };
         let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, workload_api, svid_from, outbound, inbound, metrics,
-            health, admin, exclude_mark, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
+            health, admin, exclude_mark, app_probes, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
@@ -247,6 +254,7 @@ impl Args {
             admin: loopback(all.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))))?,
             exclude: all.exclude_mark.as_deref().map(mark).transpose()?,
             dns: all.dns,
+            app_probes: all.app_probes.as_deref().map_or(Ok(Handlers::new()), app_probes)?,
             workers: all.workers.unwrap_or_else(cpus).max(1),
             drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
             access_log_sample: sample,
@@ -322,6 +330,10 @@ fn unix_socket(text: &str) -> Result<PathBuf, ConfigError> {
         Some(path) => Ok(Path::new("/").join(path.trim_start_matches('/'))),
         None => Err(bad("svid-from", text, "give the absolute path of a socket, as unix:/run/spire/agent.sock")),
     }
+}
+
+fn app_probes(text: &str) -> Result<Handlers, ConfigError> {
+    serde_json::from_str(text).map_err(|error| bad("app-probes", text, error))
 }
 
 fn mark(text: &str) -> Result<u32, ConfigError> {

@@ -26,6 +26,7 @@ pub mod telemetry;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod upstream;
+pub mod wait;
 pub mod worker;
 
 use std::sync::Arc;

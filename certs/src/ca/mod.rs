@@ -323,19 +323,32 @@ impl Ca {
     }
 
     /// Control's own certificates, one in each name that the trust domain ever had, the oldest first: whoever was started with that name knows
-    /// control by it. Each has its SPIFFE ID, and the DNS names that clients put into SNI. Issued anew by their holder before they end.
-    pub fn issue_control(&self, validity: Duration, now: SystemTime) -> Result<Vec<Svid>, CaError> {
-        self.every_name().map(|name| self.issue_control_as(name, validity, now)).collect()
+    /// control by it. Each has its SPIFFE ID, and the DNS names that clients put into SNI: those of sidecars, and `served_as`, such as that of
+    /// the Service by which an API server calls. Issued anew by their holder before they end.
+    pub fn issue_control(
+        &self,
+        served_as: &[String],
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Vec<Svid>, CaError> {
+        self.every_name().map(|name| self.issue_control_as(name, served_as, validity, now)).collect()
     }
 
-    fn issue_control_as(&self, name: &str, validity: Duration, now: SystemTime) -> Result<Svid, CaError> {
+    fn issue_control_as(
+        &self,
+        name: &str,
+        served_as: &[String],
+        validity: Duration,
+        now: SystemTime,
+    ) -> Result<Svid, CaError> {
         let key = KeyPair::generate()?;
         let identity = control_identity(name).map_err(|_| CaError::TrustDomain(name.to_owned()))?;
         let public = csr::check(&key.csr(&identity)?, &identity, &[name])?;
         // By the oldest root that is published: a new proxy may have been given no other.
         let mut params = leaf(&identity, validity, self.own.not_after, now)?;
         let own = control_server_name(name);
-        for dns in [CONTROL_SERVER_NAME, &own].into_iter().take(if own == CONTROL_SERVER_NAME { 1 } else { 2 }) {
+        let own = Some(&*own).filter(|own| *own != CONTROL_SERVER_NAME);
+        for dns in [CONTROL_SERVER_NAME].into_iter().chain(own).chain(served_as.iter().map(String::as_str)) {
             params.subject_alt_names.push(SanType::DnsName(dns.try_into()?));
         }
         Ok(Svid::new(key, &self.own.sign(&params, &public)?)?)

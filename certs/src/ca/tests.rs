@@ -251,7 +251,7 @@ fn pem_text(der: &[u8]) -> String {
 #[test]
 fn controls_certificate_names_its_identity_and_its_dns_name() {
     let (_dir, ca) = ca();
-    let svid = ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0);
+    let svid = ca.issue_control(&[], HOUR, SystemTime::now()).unwrap().remove(0);
     assert_eq!(svid.identity().to_string(), "spiffe://cluster.local/ns/weft-system/sa/weft-control");
     let der = x509::certificates(&svid.chain_pem()[0]).unwrap().remove(0);
     let leaf = webpki::EndEntityCert::try_from(&der).unwrap();
@@ -261,8 +261,11 @@ fn controls_certificate_names_its_identity_and_its_dns_name() {
 #[test]
 fn debug_output_holds_no_secret() {
     let (dir, ca) = ca();
-    let text =
-        format!("{ca:?} {:?} {:?}", KeyPair::generate().unwrap(), ca.issue_control(HOUR, SystemTime::now()).unwrap());
+    let text = format!(
+        "{ca:?} {:?} {:?}",
+        KeyPair::generate().unwrap(),
+        ca.issue_control(&[], HOUR, SystemTime::now()).unwrap()
+    );
     let keys = dir.path().join("ca/keys");
     for name in ["issuer.key", "token.key"] {
         let secret = fs::read_to_string(keys.join(name)).unwrap();

@@ -1,7 +1,7 @@
 //! The rustls configurations of the mesh, and how a peer is checked.
 //!
 //! Invariants
-//! - TLS 1.3 only, key exchange X25519MLKEM768 first.
+//! - TLS 1.3 only, key exchange X25519MLKEM768 first. (What asks an application's health is no part of the mesh: [`unverified_client_config`].)
 //! - A peer's chain leads to the roots of the trust domain that it names, is valid now, and names exactly one SPIFFE ID. The domain is ours,
 //!   under any name that it has now ([`Roots::called`]), or one that we are federated with. Neither that identity nor that certificate has been revoked ([`crate::revoked`]).
 //! - No resumption on either side and no early data: every connection is a full handshake with all these checks.
@@ -12,6 +12,7 @@
 
 mod by_name;
 mod endpoint;
+mod unverified;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -38,6 +39,7 @@ use crate::x509;
 pub use crate::x509::Leaf;
 use by_name::ByName;
 pub use endpoint::{EndpointId, endpoint_client_config};
+pub use unverified::unverified_client_config;
 use verify::MeshVerifier;
 
 /// The name that clients of control put into SNI, and a DNS name of its certificate.

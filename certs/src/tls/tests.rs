@@ -193,7 +193,7 @@ async fn a_client_that_expects_one_server_takes_no_other() {
 #[tokio::test]
 async fn only_control_is_control() {
     let mesh = mesh(TD);
-    let control = mesh.ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0);
+    let control = mesh.ca.issue_control(&[], HOUR, SystemTime::now()).unwrap().remove(0);
     let client = control_client_config(Some(&mesh.svid("web")), mesh.ca.roots(), TD).unwrap();
     let listen = |svid: &Svid| server_config(svid, mesh.ca.roots(), &[b"h2"], ClientAuth::Optional, TD).unwrap();
     connect(Arc::clone(&client), listen(&control)).await.unwrap();

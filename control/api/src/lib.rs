@@ -5,11 +5,13 @@
 //! - [`wire`]: generated messages and services.
 //! - [`kinds`]: what people write: routes and policies, read strictly.
 //! - [`names`]: names, type URLs and versions of resources.
+//! - [`probe`]: what a sidecar asks its application in the kubelet's place.
 //! - [`show`]: resources as data for people.
 
 pub mod convert;
 pub mod kinds;
 pub mod names;
+pub mod probe;
 pub mod show;
 pub mod wire;
 

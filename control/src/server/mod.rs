@@ -1,5 +1,5 @@
 //! The doors of control: gRPC over TLS for proxies ([`tls`], [`ca`], discovery and drain), plain HTTP for operators ([`admin`], [`status`]), HTTPS for
-//! other meshes ([`bundle`]).
+//! other meshes ([`bundle`]) and for the API server ([`webhook`]).
 
 pub mod admin;
 pub mod bundle;
@@ -8,6 +8,7 @@ pub(crate) mod http2;
 mod plain;
 pub mod status;
 pub mod tls;
+pub mod webhook;
 
 use std::sync::Arc;
 
@@ -42,6 +43,8 @@ pub struct Listeners {
     pub svid_roots: watch::Receiver<Further>,
     /// For other meshes, if any.
     pub bundle: Option<TcpListener>,
+    /// For the API server, and how pods are injected, if they are.
+    pub webhook: Option<(TcpListener, webhook::Settings)>,
 }
 
 /// Serves proxies until `stopping`, then until the connections have ended.
@@ -54,11 +57,16 @@ pub async fn serve(
     stopping: CancellationToken,
 ) -> anyhow::Result<()> {
     let (further, metrics) = (listeners.svid_roots, Arc::clone(&hub.metrics));
-    let acceptor = tls::Acceptor::new(ca.clone(), further, metrics, config.max_connections).await?;
+    let served_as = config.webhook.iter().map(|webhook| webhook.name.clone()).collect();
+    let acceptor = tls::Acceptor::new((ca.clone(), served_as), further, metrics, config.max_connections).await?;
     if let Some(listener) = listeners.bundle {
         let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
         let published = bundle::Published { ca: ca.clone(), doors, refresh: config.bundle_refresh, metrics };
         tokio::spawn(bundle::serve(listener, published, stopping.clone()));
+    }
+    if let Some((listener, settings)) = listeners.webhook {
+        let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
+        tokio::spawn(webhook::serve(listener, settings, doors, metrics, stopping.clone()));
     }
     let own = follow::Own {
         hub: Arc::clone(&hub),

@@ -80,6 +80,7 @@ pub type CurrentDoors = Arc<ArcSwap<Doors>>;
 pub struct Acceptor {
     doors: CurrentDoors,
     ca: Authority,
+    served_as: Vec<String>,
     further: watch::Receiver<Further>,
     own: Own,
     metrics: Arc<Metrics>,
@@ -87,21 +88,21 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// Waits for the first certificate.
+    /// Waits for the first certificate, which has the DNS names `served_as` beside control's own.
     ///
     /// # Errors
     /// Our own CA cannot issue it. A CA elsewhere is asked again until it does.
     pub async fn new(
-        mut ca: Authority,
+        (mut ca, served_as): (Authority, Vec<String>),
         mut further: watch::Receiver<Further>,
         metrics: Arc<Metrics>,
         max_connections: usize,
     ) -> anyhow::Result<Self> {
-        let own = first(&mut ca).await?;
+        let own = first(&mut ca, &served_as).await?;
         let doors = doors(&ca, &mut further, &own)?;
         metrics.control_not_after.set(seconds(own.not_after));
         let connections = Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS)));
-        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, further, own, metrics, connections })
+        Ok(Self { doors: Arc::new(ArcSwap::from_pointee(doors)), ca, served_as, further, own, metrics, connections })
     }
 
     /// The certificate, which is renewed while this listens.
@@ -119,7 +120,7 @@ impl Acceptor {
         S: Future<Output = ()> + Send + 'static,
     {
         let (followed, own) = ((self.ca.clone(), self.further.clone()), self.own.clone());
-        let renewal = renew(followed, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
+        let renewal = renew(followed, &self.served_as, Arc::clone(&self.doors), own, Arc::clone(&self.metrics));
         let served = TaskTracker::new();
         tokio::select! {
             () = stopping.cancelled() => {}
@@ -213,19 +214,19 @@ async fn shake(
     Ok((tls, Peer { addr, proved }))
 }
 
-async fn issue(ca: &mut Authority) -> anyhow::Result<Own> {
+async fn issue(ca: &mut Authority, served_as: &[String]) -> anyhow::Result<Own> {
     let ca = Arc::clone(&ca.borrow_and_update());
-    let svids = ca.sign_control(CONTROL_TTL, SystemTime::now()).await;
+    let svids = ca.sign_control(served_as, CONTROL_TTL, SystemTime::now()).await;
     let svids = svids.map_err(|refusal| anyhow!("control has no certificate of its own: {refusal}"))?;
     let first = svids.first().context("control has no certificate of its own: none was issued")?;
     let (serial, not_after, renew_at) = (first.serial().to_owned(), first.not_after(), first.renew_at(0.0));
     Ok(Own { svids: svids.into(), serial, not_after, renew_at })
 }
 
-async fn first(ca: &mut Authority) -> anyhow::Result<Own> {
+async fn first(ca: &mut Authority, served_as: &[String]) -> anyhow::Result<Own> {
     let mut wait = FIRST_WAIT;
     loop {
-        match issue(ca).await {
+        match issue(ca, served_as).await {
             Err(error) if ca.borrow().elsewhere().is_some() => {
                 let seconds = wait.as_secs();
                 tracing::error!("{error:#}; no proxy is served until it has one, it is asked for again in {seconds} s");
@@ -253,6 +254,7 @@ fn doors(ca: &Authority, further: &mut watch::Receiver<Further>, own: &Own) -> a
 /// Never ends. Open connections keep the certificate that they began with.
 async fn renew(
     (mut ca, mut further): (Authority, watch::Receiver<Further>),
+    served_as: &[String],
     current: CurrentDoors,
     mut own: Own,
     metrics: Arc<Metrics>,
@@ -275,7 +277,7 @@ async fn renew(
                 break;
             }
         }
-        match issue(&mut ca).await {
+        match issue(&mut ca, served_as).await {
             Ok(issued) => {
                 tracing::info!(serial = issued.serial, "control renewed its certificate");
                 metrics.control_not_after.set(seconds(issued.not_after));

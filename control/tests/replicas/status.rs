@@ -213,7 +213,7 @@ async fn a_replica_that_is_not_heard_or_has_another_version_is_named_on_the_obje
     says(&api, all).await;
 
     // One that says that it is there, and serves where nobody does, may have any proxy.
-    let control = mesh.ca.issue_control(Duration::from_mins(10), SystemTime::now()).unwrap();
+    let control = mesh.ca.issue_control(&[], Duration::from_mins(10), SystemTime::now()).unwrap();
     let channel = mesh.channel(Some(&control[0])).await;
     let (out, asks) = tokio::sync::mpsc::channel(4);
     out.send(wire::Ask { id: "x".into(), name: "lost".into(), port: 1, ..Default::default() }).await.unwrap();
@@ -274,7 +274,7 @@ async fn a_replica_that_hangs_delays_no_refusal_at_another_one() {
 async fn only_who_asks_is_told_what_stirs_and_more_than_can_be_named_is_all() {
     let mesh = Mesh::start().await;
     mesh.edit("route.yaml", &route(1));
-    let control = mesh.ca.issue_control(Duration::from_mins(10), SystemTime::now()).unwrap();
+    let control = mesh.ca.issue_control(&[], Duration::from_mins(10), SystemTime::now()).unwrap();
     let mut follower = ReplicasClient::new(mesh.channel(Some(&control[0])).await);
     let (out, asks) = tokio::sync::mpsc::channel(4);
     out.send(wire::Ask { id: "x".into(), name: "x".into(), port: 1, ..Default::default() }).await.unwrap();

@@ -1,10 +1,13 @@
 //! What the kubelet asks.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use http::{Method, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
+use hyper::body::Incoming;
+use tokio::time::{Instant, sleep};
 
-use super::{Admin, Body, drain_wait, only, plain, reads};
+use super::{Admin, Body, application, drain_wait, only, plain, reads};
 use crate::Shared;
 
 /// Who starts with a certificate that ends within this time is not ready before it has the next: it would refuse its first requests.
@@ -13,16 +16,45 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// first calls would be made by tables and a certificate of the past. Without control it begins all the same.
 const CONTROL_FIRST: Duration = Duration::from_secs(2);
 
-pub(super) async fn answer(admin: &Admin, method: &Method, path: &str) -> Response<Body> {
-    match path {
-        "/healthz/ready" | "/healthz/live" | "/drain-wait" if !reads(method) => only("GET"),
-        "/healthz/ready" => match not_ready(&admin.shared, admin.shared.clock.now()) {
+const PAGES: &str = "/healthz/ready[?wait=SECONDS], /healthz/live, /drain-wait, /app/CONTAINER/PROBE";
+/// Longest wait for readiness that may be asked for.
+const MAX_WAIT: Duration = Duration::from_mins(1);
+/// Between two looks while somebody waits.
+const LOOK: Duration = Duration::from_millis(5);
+
+pub(super) async fn answer(admin: &Admin, here: IpAddr, request: &Request<Incoming>) -> Response<Body> {
+    match request.uri().path() {
+        "/healthz/ready" | "/healthz/live" | "/drain-wait" if !reads(request.method()) => only("GET"),
+        "/healthz/ready" => match readiness(admin, wait(request.uri().query())).await {
             None => plain(StatusCode::OK, "ready"),
             Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         "/healthz/live" => plain(StatusCode::OK, "live"),
         "/drain-wait" => drain_wait::answer(admin).await,
-        _ => plain(StatusCode::NOT_FOUND, "/healthz/ready, /healthz/live, /drain-wait"),
+        path if reads(request.method()) => {
+            let agent = request.headers().get(header::USER_AGENT);
+            let asked = application::answer(admin, here, agent, path).await;
+            asked.unwrap_or_else(|| plain(StatusCode::NOT_FOUND, PAGES))
+        }
+        _ => plain(StatusCode::NOT_FOUND, PAGES),
+    }
+}
+
+// `wait=SECONDS`.
+fn wait(query: Option<&str>) -> Duration {
+    let seconds = query.and_then(|query| query.strip_prefix("wait=")?.parse().ok());
+    seconds.map_or(Duration::ZERO, Duration::from_secs).min(MAX_WAIT)
+}
+
+// Whoever starts something as soon as we are ready, as the kubelet does, need not ask again and again.
+async fn readiness(admin: &Admin, wait: Duration) -> Option<String> {
+    let end = Instant::now() + wait;
+    loop {
+        let why = not_ready(&admin.shared, admin.shared.clock.now())?;
+        if Instant::now() >= end || admin.shared.drain.begun() {
+            return Some(why);
+        }
+        sleep(LOOK).await;
     }
 }
 

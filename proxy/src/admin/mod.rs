@@ -1,11 +1,12 @@
-//! What operators and the kubelet ask: metrics, health, and on loopback tables, configuration and drain. Plain HTTP/1, on the admin
-//! thread.
+//! What operators and the kubelet ask: metrics, health (ours, and what the kubelet would ask the application), and on loopback tables,
+//! configuration and drain. Plain HTTP/1, on the admin thread.
 //!
 //! Invariants
 //! - Nothing here is reached by the data path, and nothing here waits for it.
 //! - Connections are bounded, so are the heads that are read and the time they take.
 //! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it.
 
+mod application;
 mod drain_wait;
 pub(crate) mod health;
 mod local;
@@ -15,6 +16,7 @@ mod tests;
 
 use std::convert::Infallible;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +32,7 @@ use tokio::sync::Semaphore;
 use crate::Shared;
 use crate::config::Config;
 use crate::control_channel::Target;
+use crate::discovery::address::canonical;
 
 pub(crate) use self::drain_wait::tell_control;
 
@@ -108,8 +111,10 @@ async fn accept(listener: TcpListener, admin: Admin, port: Port) {
             }
         };
         let admin = admin.clone();
+        // The kubelet calls the pod's address.
+        let here = stream.local_addr().map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |addr| canonical(addr).ip());
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(&admin, port, request));
+            let service = service_fn(|request| answer(&admin, port, here, request));
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADER_TIME)
@@ -123,11 +128,16 @@ async fn accept(listener: TcpListener, admin: Admin, port: Port) {
     }
 }
 
-async fn answer(admin: &Admin, port: Port, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(
+    admin: &Admin,
+    port: Port,
+    here: IpAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let (method, path) = (request.method(), request.uri().path());
     Ok(match port {
         Port::Metrics => metrics::answer(admin, method, path).await,
-        Port::Health => health::answer(admin, method, path).await,
+        Port::Health => health::answer(admin, here, &request).await,
         Port::Local => local::answer(admin, method, path).await,
     })
 }

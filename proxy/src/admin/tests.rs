@@ -61,7 +61,12 @@ async fn readiness_says_what_is_missing_and_goes_off_with_the_drain() {
     // It would be over with the next request.
     certified(&shared, Duration::from_secs(1));
     assert_eq!(ask(health, "GET", "/healthz/ready").await.0, 503);
-    certified(&shared, Duration::from_hours(1));
+    // Who waits for it hears of it as soon as it is.
+    let (waited, ()) = tokio::join!(ask(health, "GET", "/healthz/ready?wait=60"), async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        certified(&shared, Duration::from_hours(1));
+    });
+    assert_eq!(waited, (200, "ready\n".to_owned()));
     assert_eq!(ask(health, "GET", "/healthz/ready").await, (200, "ready\n".to_owned()));
     assert_eq!(ask(local, "GET", "/drain").await.0, 405);
     assert_eq!(ask(local, "POST", "/drain").await.0, 202);

@@ -19,7 +19,7 @@ fn issued(ca: &Ca, asked: &str, proved: &str) -> Result<String, CaError> {
 }
 
 fn controls(ca: &Ca) -> Vec<String> {
-    let svids = ca.issue_control(HOUR, SystemTime::now()).unwrap();
+    let svids = ca.issue_control(&[], HOUR, SystemTime::now()).unwrap();
     svids.iter().map(|svid| svid.identity().trust_domain.to_string()).collect()
 }
 

@@ -51,7 +51,7 @@ fn a_root_is_exchanged_on_disk_step_by_step() {
     let third = (0..3).fold(second, |ca, _| ca.advance(WAITS, now).unwrap());
     let leaf = issue(&third);
     assert!(!leads(&leaf, &before) && leads(&leaf, &published));
-    let control = third.issue_control(HOUR, SystemTime::now()).unwrap().remove(0);
+    let control = third.issue_control(&[], HOUR, SystemTime::now()).unwrap().remove(0);
     assert!(leads(control.chain_pem(), &before), "who was given the old root alone can still join");
     assert!(matches!(third.advance(WAITS, now), Err(CaError::Rotation(RotationError::Early(_)))));
 
@@ -59,7 +59,7 @@ fn a_root_is_exchanged_on_disk_step_by_step() {
     let after = fs::read_to_string(dir.join("root.pem")).unwrap();
     assert_eq!((format!("{before}{after}"), fourth.root_pem()), (published, &*after));
     assert!(leads(&leaf, &after));
-    assert!(leads(fourth.issue_control(HOUR, SystemTime::now()).unwrap()[0].chain_pem(), &after));
+    assert!(leads(fourth.issue_control(&[], HOUR, SystemTime::now()).unwrap()[0].chain_pem(), &after));
     assert_eq!(fourth.known().len(), 4, "the old key is kept until all have acknowledged");
 
     let last = fourth.advance(WAITS, later(now)).unwrap();

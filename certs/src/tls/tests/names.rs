@@ -102,7 +102,7 @@ fn shown(server: &Arc<ServerConfig>, ours: &Mesh, name: &str) -> String {
 fn control_is_known_by_the_name_that_a_client_says() {
     let ours = mesh(TD);
     let ca = ours.ca.rename(NEW, false, SystemTime::now()).unwrap();
-    let svids = ca.issue_control(HOUR, SystemTime::now()).unwrap();
+    let svids = ca.issue_control(&[], HOUR, SystemTime::now()).unwrap();
     let discovery = control_server_config(&svids, ca.roots(), TD).unwrap();
     let bundle = public_server_config(&svids, &[], NEW).unwrap();
     for (name, of_discovery, of_bundle) in [

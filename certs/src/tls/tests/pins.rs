@@ -291,7 +291,7 @@ fn plain_rustls(mesh: &Mesh, version: &'static SupportedProtocolVersion) -> (Arc
     roots.add(x509::certificates(mesh.ca.root_pem()).unwrap().remove(0)).unwrap();
     let client = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_protocol_versions(&[version]).unwrap();
     let mut client = client.with_root_certificates(roots).with_no_client_auth();
-    let control = mesh.ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0);
+    let control = mesh.ca.issue_control(&[], HOUR, SystemTime::now()).unwrap().remove(0);
     let server = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[version]).unwrap();
     let key = SingleCertAndKey::from(control.certified());
     let mut server = server.with_no_client_auth().with_cert_resolver(Arc::new(key));
@@ -305,7 +305,7 @@ fn tls_1_2_is_refused_by_both_sides() {
     let mesh = mesh(TD);
     let (old_client, old_server) = plain_rustls(&mesh, &rustls::version::TLS12);
     let (new_client, new_server) = plain_rustls(&mesh, &rustls::version::TLS13);
-    let ours = mesh.server(&mesh.ca.issue_control(HOUR, SystemTime::now()).unwrap()[0], ClientAuth::Optional);
+    let ours = mesh.server(&mesh.ca.issue_control(&[], HOUR, SystemTime::now()).unwrap()[0], ClientAuth::Optional);
     let our_client = mesh.client(None);
     let try_both = |client: &Arc<ClientConfig>, server: &Arc<ServerConfig>| {
         let mut client = dial(client, CONTROL_SERVER_NAME);

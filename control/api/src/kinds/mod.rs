@@ -27,7 +27,7 @@ use decode::{At, decode};
 use route::Context;
 
 pub use check::is_dns_name;
-pub use fault::Fault;
+pub use fault::{Fault, nearest};
 pub use meta::{Class, GATEWAY_GROUP, Kind, MULTICLUSTER_GROUP, WEFT_GROUP, classify, unix_seconds};
 pub use route::{ForeignRef, Route, ServiceParent};
 pub use to_wire::{Target, closed_authorization, closed_rate_limit, policy_kind_like};

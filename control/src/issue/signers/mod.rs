@@ -95,11 +95,12 @@ pub trait CertificateAuthority: fmt::Debug + Send + Sync {
     /// A refusal that says why, to the workload and to the audit log.
     async fn sign(&self, wanted: Wanted<'_>, now: SystemTime) -> Result<Vec<String>, Refusal>;
 
-    /// Control's own certificates, each with a new key: one in each name that the trust domain ever had, where that can change.
+    /// Control's own certificates, each with a new key: one in each name that the trust domain ever had, where that can change. They have the
+    /// DNS names `served_as` too, which a CA elsewhere does not give.
     ///
     /// # Errors
     /// As for a workload.
-    async fn sign_control(&self, life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal>;
+    async fn sign_control(&self, served_as: &[String], life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal>;
 }
 
 #[tonic::async_trait]
@@ -156,8 +157,8 @@ impl CertificateAuthority for Ca {
         }?)
     }
 
-    async fn sign_control(&self, life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal> {
-        Ok(self.issue_control(life, now)?)
+    async fn sign_control(&self, served_as: &[String], life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal> {
+        Ok(self.issue_control(served_as, life, now)?)
     }
 }
 

@@ -158,7 +158,7 @@ impl CertificateAuthority for Outside {
         Ok(answer.chain)
     }
 
-    async fn sign_control(&self, life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal> {
+    async fn sign_control(&self, _: &[String], life: Duration, now: SystemTime) -> Result<Vec<Svid>, Refusal> {
         let broken =
             |error: String| Refusal::new(Cause::Ca, format!("control's own certificate cannot be made: {error}"));
         let identity: Identity = control_identity(&self.trust_domain).map_err(|error| broken(error.to_string()))?;

@@ -75,7 +75,7 @@ async fn control_that(life: Duration, genuine: bool, wants_token: bool) -> Contr
     let dir = tempfile::tempdir().unwrap();
     let ca = Arc::new(Ca::open(dir.path(), "cluster.local").unwrap());
     let svid = if genuine {
-        ca.issue_control(HOUR, SystemTime::now()).unwrap().remove(0)
+        ca.issue_control(&[], HOUR, SystemTime::now()).unwrap().remove(0)
     } else {
         let key = KeyPair::generate().unwrap();
         let chain = ca.issue(&key.csr(&web()).unwrap(), &web(), HOUR, SystemTime::now()).unwrap();

@@ -1,0 +1,50 @@
+use super::*;
+
+fn webhook() -> Webhook {
+    let settings = Injection::read("images: {proxy: a, capture: b}").unwrap();
+    let metrics = Arc::new(Metrics::new().unwrap());
+    Webhook { settings: Arc::new(ArcSwap::from_pointee(settings)), metrics }
+}
+
+fn ask(object: Value) -> Value {
+    let request = json!({ "uid": "u1", "namespace": "shop", "operation": "CREATE", "object": object });
+    let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": request });
+    let answer = webhook().review(&serde_json::to_vec(&review).unwrap()).unwrap();
+    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    assert_eq!((&answer["response"]["uid"], &answer["kind"]), (&json!("u1"), &json!("AdmissionReview")));
+    answer["response"].clone()
+}
+
+fn pod(labels: Value, spec: Value) -> Value {
+    json!({ "metadata": { "generateName": "web-", "labels": labels }, "spec": spec })
+}
+
+#[test]
+fn a_pod_is_patched() {
+    let answer = ask(pod(json!({}), json!({ "containers": [{ "name": "web" }] })));
+    assert_eq!((&answer["allowed"], &answer["patchType"]), (&json!(true), &json!("JSONPatch")));
+    let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+    let patch: Value = serde_json::from_slice(&patch.0).unwrap();
+    assert_eq!(patch[0]["path"], "/metadata/annotations");
+    assert_eq!(patch[1]["value"]["initContainers"][1]["name"], "weft-proxy");
+    assert_eq!(patch.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn who_cannot_have_one_is_told_so() {
+    let answer = ask(pod(json!({}), json!({ "hostNetwork": true, "containers": [] })));
+    assert_eq!((&answer["allowed"], answer.get("patch")), (&json!(true), None));
+    assert!(answer["warnings"][0].as_str().unwrap().contains("the host's network"), "{answer}");
+    let answer = ask(pod(json!({ INJECT: "yes" }), json!({ "containers": [] })));
+    assert_eq!(answer["allowed"], false);
+    assert!(answer["status"]["message"].as_str().unwrap().contains("say enabled or disabled"), "{answer}");
+    let answer = ask(pod(json!({ INJECT: "disabled" }), json!({ "containers": [] })));
+    assert_eq!(answer, json!({ "uid": "u1", "allowed": true }));
+}
+
+#[test]
+fn what_is_no_question_is_an_error() {
+    for bad in ["", "{}", "[]", r#"{"request":{}}"#, "\u{0}"] {
+        assert!(webhook().review(bad.as_bytes()).is_err(), "{bad}");
+    }
+}
