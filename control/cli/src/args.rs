@@ -79,6 +79,8 @@ pub enum Command {
     Proxy(Box<weft_proxy::Args>),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
+    /// Print the definitions of Weft's own kinds (CustomResourceDefinitions)
+    Crds,
     /// Print a completion script for a shell
     #[command(after_help = COMPLETION_HELP)]
     Completion {

@@ -47,6 +47,10 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Token(args) => token::run(&args)?,
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
+        Command::Crds => {
+            output::raw(weft_api::kinds::crd::definitions().as_bytes());
+            Exit::Ok
+        }
         Command::Demo(args) => demo::run(&args)?,
         Command::Status(args) => live::status(&args)?,
         Command::Proxies(args) => live::proxies(&args)?,

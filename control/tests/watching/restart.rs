@@ -14,8 +14,9 @@ fn policy(name: &str) -> Value {
         "spec": {"action": "Allow", "targetRefs": [{"kind": "Service", "name": name}], "rules": [{"from": [{"namespaces": ["kept"]}]}]}})
 }
 
-fn action(action: &str) -> Value {
-    json!({"spec": {"action": action}})
+/// A field that nobody knows: the API server keeps it, and control refuses it.
+fn misspelt() -> Value {
+    json!({"spec": {"acton": "Deny"}})
 }
 
 /// What is wrong with a policy as it is in force; empty: nothing; `None`: there is none.
@@ -54,7 +55,7 @@ async fn what_was_good_outlives_control() {
     let all = |mesh: &Mesh| invalid(mesh, "pay").is_some() && invalid(mesh, "gone").is_some() && routes(mesh) == 1;
     waits("the objects", || all(&mesh)).await;
     let good = mesh.hub.compiled(|compiled| compiled.model().clone());
-    cluster.patch(&format!("{POLICIES}/pay"), action("Alow")).await;
+    cluster.patch(&format!("{POLICIES}/pay"), misspelt()).await;
     broken(&mesh, 1).await;
     assert_eq!(invalid(&mesh, "pay").as_deref(), Some(""));
     let kept = state.path().join("cluster-objects");
@@ -69,7 +70,7 @@ async fn what_was_good_outlives_control() {
     cluster.patch(&format!("{ROUTES}/pay"), json!({"spec": {"rules": filtered}})).await;
     cluster.delete(&format!("{POLICIES}/gone")).await;
     let mut again = policy("gone");
-    again["spec"]["action"] = "Alow".into();
+    again["spec"]["acton"] = "Deny".into();
     cluster.post(POLICIES, again).await;
 
     let mesh = cluster.control_keeping(Some(state.path())).await;
@@ -80,11 +81,11 @@ async fn what_was_good_outlives_control() {
     assert_eq!(now.authorization[&pay], good.authorization[&pay]);
     assert_eq!((&now.routes, routes(&mesh)), (&good.routes, 1));
     println!("ok  after a restart a broken policy and a broken route are what they were before it");
-    assert!(invalid(&mesh, "gone").is_some_and(|why| why.contains("unknown value `Alow`")));
+    assert!(invalid(&mesh, "gone").is_some_and(|why| why.contains("unknown field `acton`")));
     println!("ok  one that was deleted meanwhile, and made again broken, closes its target");
 
     let without = cluster.control_keeping(None).await;
-    assert!(invalid(&without, "pay").is_some_and(|why| why.contains("unknown value `Alow`")) && routes(&without) == 0);
+    assert!(invalid(&without, "pay").is_some_and(|why| why.contains("unknown field `acton`")) && routes(&without) == 0);
     println!("ok  without a state directory a policy that is broken at the start closes its target");
     for path in [format!("{POLICIES}/pay"), format!("{POLICIES}/gone"), format!("{ROUTES}/pay")] {
         cluster.delete(&path).await;

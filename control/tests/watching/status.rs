@@ -18,6 +18,7 @@ use crate::common::{Mesh, Proxy};
 const ROUTES: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes";
 const WEB: &str = "/apis/gateway.networking.k8s.io/v1/namespaces/shop/httproutes/web";
 const POLICIES: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies";
+const LIMITS: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/ratelimitpolicies";
 const PAY: &str = "/apis/weft.dev/v1alpha1/namespaces/shop/authorizationpolicies/pay";
 const OBJECT: &str = "HTTPRoute/shop/web";
 /// A refusal has to be seen within this.
@@ -261,16 +262,16 @@ async fn faults(cluster: &Cluster) {
     cluster.patch(WEB, rules(json!([]))).await;
     says(cluster, WEB, &[ATTACHED, RESOLVED, ALL]).await;
 
-    let policy = |action: &str| {
+    kinds(cluster).await;
+    let policy = || {
         json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "pay"},
-            "spec": {"action": action, "targetRefs": [{"kind": "Service", "name": "web"}], "rules": [{"from": [{"namespaces": ["shop"]}]}]}})
+            "spec": {"action": "Allow", "acton": "Deny", "targetRefs": [{"kind": "Service", "name": "web"}], "rules": [{"from": [{"namespaces": ["shop"]}]}]}})
     };
-    cluster.post_at_last(POLICIES, policy("Alow")).await;
-    let object =
-        says(cluster, PAY, &[("Accepted", "False Invalid: spec.action: unknown value `Alow`; did you mean `Allow`?")])
-            .await;
+    cluster.post_at_last(POLICIES, policy()).await;
+    let refused = "False Invalid: spec.acton: unknown field `acton`; did you mean `action`?";
+    let object = says(cluster, PAY, &[("Accepted", refused)]).await;
     println!("ok  a policy that is refused: {}", said(&object, "Accepted"));
-    cluster.patch(PAY, json!({"spec": {"action": "Allow"}})).await;
+    cluster.patch(PAY, json!({"spec": {"acton": null}})).await;
     says(cluster, PAY, &[("Accepted", "True Accepted: "), (PROGRAMMED, "True Programmed: no proxy uses it")]).await;
     let mut table = http::Request::get(POLICIES).body(Vec::new()).unwrap();
     table.headers_mut().insert("accept", "application/json;as=Table;g=meta.k8s.io;v=v1".parse().unwrap());
@@ -282,6 +283,101 @@ async fn faults(cluster: &Cluster) {
     assert_eq!(cells, ["pay", "True", "True", "no proxy uses it"], "{table}");
     println!("ok  and one that is mended; `kubectl get` shows it");
     schema(cluster).await;
+}
+
+/// What the API server itself says to policies that are good, or wrong.
+async fn kinds(cluster: &Cluster) {
+    for text in [
+        include_str!("../../../deploy/examples/shop/ledger-policy.yaml"),
+        include_str!("../../../deploy/examples/shop/payments.yaml"),
+        include_str!("../../../deploy/examples/bench/policy.yaml"),
+    ] {
+        for document in text.split("---\n").filter(|document| document.contains("apiVersion: weft.dev")) {
+            let plural = if document.contains("kind: RateLimitPolicy") { LIMITS } else { POLICIES };
+            // Whatever namespace it is for; nothing is stored.
+            let document = document.replace("namespace: bench", "namespace: shop");
+            let request = http::Request::post(format!("{plural}?dryRun=All&fieldValidation=Strict"));
+            let request = request.header("content-type", "application/yaml").body(document.into_bytes()).unwrap();
+            cluster.admin.request::<Value>(request).await.unwrap();
+        }
+    }
+    println!("ok  the policies of deploy/examples are taken");
+    let target = json!([{"kind": "Service", "name": "web"}]);
+    let limit = |limits: Value| json!({"targetRefs": target, "limits": limits});
+    let rules = |rules: Value| json!({"targetRefs": target, "action": "Deny", "rules": rules});
+    for (plural, spec, wanted) in [
+        (
+            POLICIES,
+            json!({"targetRefs": target, "action": "Alow"}),
+            "spec.action: Unsupported value: \"Alow\": supported values: \"Allow\", \"Deny\"",
+        ),
+        (POLICIES, json!({"targetRefs": target}), "spec.action: Required value"),
+        (
+            POLICIES,
+            json!({"targetRefs": [], "action": "Deny"}),
+            "spec.targetRefs: Invalid value: 0: spec.targetRefs in body should have at least 1 items",
+        ),
+        (
+            POLICIES,
+            json!({"targetRefs": [{"kind": "Deployment", "name": "web"}], "action": "Deny"}),
+            "spec.targetRefs[0].kind: Unsupported value",
+        ),
+        (
+            POLICIES,
+            rules(json!("all")),
+            "spec.rules: Invalid value: \"string\": spec.rules in body must be of type array",
+        ),
+        (
+            POLICIES,
+            rules(json!([{"from": [{"namespaces": "shop"}]}])),
+            "spec.rules[0].from[0].namespaces: Invalid value: \"string\"",
+        ),
+        (POLICIES, rules(json!([{"from": []}])), "spec.rules[0].from: Invalid value: 0"),
+        (POLICIES, rules(json!([{"to": [{"paths": ["/*/x"]}]}])), "spec.rules[0].to[0].paths[0]: Invalid value"),
+        (
+            LIMITS,
+            limit(json!([{"requests": 0, "per": "1s"}])),
+            "spec.limits[0].requests: Invalid value: 0: spec.limits[0].requests in body should be greater than or equal to 1",
+        ),
+        (LIMITS, limit(json!([{"requests": 1, "per": "soon"}])), "spec.limits[0].per: Invalid value: \"soon\""),
+        (LIMITS, limit(json!([{"requests": 1, "per": "0s"}])), "`per` must be longer than nothing"),
+        (
+            LIMITS,
+            limit(json!([{"requests": 1, "per": "1s", "key": "Client"}])),
+            "spec.limits[0].key: Unsupported value",
+        ),
+        (
+            LIMITS,
+            limit(json!([{"requests": 1, "per": "1s", "match": [{"path": {"value": "x"}}]}])),
+            "a path must start with `/`",
+        ),
+        (
+            LIMITS,
+            limit(json!([{"requests": 1, "per": "1s", "name": "a"}, {"requests": 2, "per": "1s", "name": "a"}])),
+            "two limits have the same name",
+        ),
+    ] {
+        let kind = if plural == LIMITS { "RateLimitPolicy" } else { "AuthorizationPolicy" };
+        let body =
+            json!({"apiVersion": "weft.dev/v1alpha1", "kind": kind, "metadata": {"name": "wrong"}, "spec": spec});
+        let said = match cluster.ask(Method::POST, plural, "application/json", body).await {
+            Err(kube::Error::Api(status)) if status.code == 422 => status.message.clone(),
+            other => panic!("{spec}: {other:?}"),
+        };
+        assert!(said.contains(wanted), "{said}, not {wanted}");
+    }
+    println!("ok  wrong types and values are refused by the API server, with the field and what is wrong");
+    // Nothing is taken away on the way to control: an empty `from` is not one that was left out, and nobody's field is not dropped.
+    for (field, wanted) in [
+        (json!({"from": null}), "spec.rules[0].from: `from` is empty: leave it out if anybody is meant"),
+        (json!({"from": [{"identites": ["shop/web"]}]}), "spec.rules[0].from[0].identites: unknown field `identites`"),
+    ] {
+        let body = json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "pay"}, "spec": rules(json!([field]))});
+        cluster.post_at_last(POLICIES, body).await;
+        let object = says(cluster, PAY, &[("Accepted", &format!("False Invalid: {wanted}"))]).await;
+        println!("ok  what a schema cannot say reaches control: {}", said(&object, "Accepted"));
+        cluster.delete(PAY).await;
+    }
 }
 
 /// A status of ours is what its definition says.

@@ -243,22 +243,22 @@ async fn policies_are_followed_when_their_kind_is_installed_and_broken_ones_clos
     }
     cluster.namespace("pay").await;
     let path = "/apis/weft.dev/v1alpha1/namespaces/pay/authorizationpolicies";
-    let policy = |action: &str| {
+    let policy = || {
         json!({"apiVersion": "weft.dev/v1alpha1", "kind": "AuthorizationPolicy", "metadata": {"name": "pay"},
-            "spec": {"action": action, "targetRefs": [{"kind": "Service", "name": "pay"}], "rules": [{"from": [{"namespaces": ["shop"]}]}]}})
+            "spec": {"action": "Allow", "acton": "Deny", "targetRefs": [{"kind": "Service", "name": "pay"}], "rules": [{"from": [{"namespaces": ["shop"]}]}]}})
     };
-    cluster.post_at_last(path, policy("Alow")).await;
+    cluster.post_at_last(path, policy()).await;
     let found = || mesh.hub.compiled(|compiled| compiled.model().authorization.get(&name("pay", "pay")).cloned());
     waits("the broken policy", || found().is_some()).await;
     let invalid = found().unwrap().policy.invalid;
-    assert!(invalid.starts_with("AuthorizationPolicy/pay/pay:spec.action: unknown value `Alow`"), "{invalid}");
+    assert!(invalid.starts_with("AuthorizationPolicy/pay/pay:spec.acton: unknown field `acton`"), "{invalid}");
     let one = format!("{path}/pay");
-    cluster.patch(&one, json!({"spec": {"action": "Allow"}})).await;
+    cluster.patch(&one, json!({"spec": {"acton": null}})).await;
     waits("the policy", || found().unwrap().policy.invalid.is_empty()).await;
     let good = found().unwrap().policy;
     assert_eq!(good.rules[0].source, "AuthorizationPolicy/pay/pay:spec.rules[0]");
     // Broken again, and its status written: what was good stays, to the byte.
-    cluster.patch(&one, json!({"spec": {"action": "Alow"}})).await;
+    cluster.patch(&one, json!({"spec": {"acton": "Deny"}})).await;
     cluster.patch(&format!("{one}/status"), json!({"status": {"conditions": []}})).await;
     cluster.namespace("pay-mark").await;
     waits("the mark", || mesh.hub.compiled(|compiled| compiled.model().namespaces.contains_key("pay-mark"))).await;

@@ -63,6 +63,7 @@ pub(super) fn authorization(
             if action == Wire::Allow { "allows nothing: its targets deny everything" } else { "denies nothing" };
         checker.warn(at, format!("policy without rules {effect}"));
     }
+    checker.at_most(at, &spec.rules, 1024, "rules");
     v1::AuthorizationPolicy {
         namespace: context.namespace.to_owned(),
         name: name.to_owned(),

@@ -1,8 +1,10 @@
 //! The CustomResourceDefinitions of our own kinds, as `deploy/crds/weft.dev.yaml` has them.
 //!
-//! `kubectl get` shows what became of an object (`control/src/status`). What a `spec` may hold is judged by control, with more than a schema can say; the API server only keeps it. So an object with a fault
-//! can be stored: its last good version stays in force, or its targets are closed (`control/src/sources/kubernetes`). A `status` is not written by
-//! people, and has a schema.
+//! `kubectl get` shows what became of an object (`control/src/status`). The API server refuses what [`spec`] can say: types, bounds, words. What a schema cannot say
+//! is judged by control, and told in the object's status: so an object with a fault can be stored, and then its last good version stays in force, or its targets are
+//! closed (`control/src/sources/kubernetes`).
+
+mod spec;
 
 use std::fmt::Write as _;
 
@@ -41,12 +43,18 @@ spec:
           type: object
           required: [spec]
           properties:
-            spec: {{type: object, x-kubernetes-preserve-unknown-fields: true}}
-{STATUS}---
-"
+            spec:
+{}{STATUS}---
+",
+            indented(&spec::schema(kind))
         );
     }
     text
+}
+
+/// Where the schema of a `spec` stands in its definition.
+fn indented(schema: &str) -> String {
+    schema.lines().flat_map(|row| ["              ", row, "\n"]).collect()
 }
 
 /// What a `status` may hold: conditions as Gateway API's kinds have them. Who applies one leaves those of other types alone.
@@ -94,8 +102,14 @@ mod tests {
     }
 
     #[test]
-    fn the_file_has_what_the_kinds_are() {
-        let file = include_str!("../../../../deploy/crds/weft.dev.yaml");
-        assert_eq!(file, definitions(), "write deploy/crds/weft.dev.yaml anew");
+    fn the_files_have_what_the_kinds_are() {
+        let of_chart = include_str!("../../../../../deploy/chart/files/crds.yaml");
+        let text = definitions();
+        for (file, has) in [
+            ("crds/weft.dev.yaml", include_str!("../../../../../deploy/crds/weft.dev.yaml")),
+            ("chart/files/crds.yaml", of_chart),
+        ] {
+            assert_eq!(has, text, "write deploy/{file} anew: weft crds > deploy/{file}");
+        }
     }
 }
