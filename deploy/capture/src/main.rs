@@ -1,13 +1,15 @@
-//! `weft-capture`: installs, removes or shows the rules that bring a pod's traffic to its sidecar. The init container runs it.
+//! `weft-capture`: installs, removes, shows or proves the rules that bring a pod's traffic to its sidecar. Init containers run it.
 
 use clap::{Args, Parser, Subcommand};
 use ipnet::IpNet;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 use weft_capture::netns::NetNs;
 use weft_capture::rules::{Capture, Error, Exclude, describe, install, installed, remove};
 use weft_capture::settings::Settings;
+use weft_capture::validate::{self, validate};
 
 /// Brings a pod's TCP traffic to its sidecar, by network rules written over netlink.
 #[derive(Parser)]
@@ -28,6 +30,15 @@ enum Action {
     Remove,
     /// Say whether rules are installed, and which ones these flags would install.
     Show(Flags),
+    /// Prove, by connections of its own and without any capability, that the rules of these settings hold here; exit 95 if they don't.
+    Validate {
+        /// What is captured, as the injector writes it into the pod's annotation weft.dev/capture.
+        #[arg(long, value_name = "JSON")]
+        settings: String,
+        /// Keep trying for so long: the node's agent may be about to repair.
+        #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(0..=600))]
+        wait: u64,
+    },
 }
 
 #[derive(Args)]
@@ -104,8 +115,22 @@ fn run(command: Command) -> anyhow::Result<()> {
             let state = if installed()? { "installed" } else { "not installed" };
             write!(std::io::stdout(), "rules are {state}; these flags give\n{}", describe(&capture))?;
         }
+        Action::Validate { settings, wait } => {
+            let proved = validate(&Settings::parse(&settings)?, Duration::from_secs(wait))?;
+            writeln!(std::io::stdout(), "captured: {proved}")?;
+        }
     }
     Ok(())
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(Error::Invalid(_))) {
+        4
+    } else if matches!(error.downcast_ref(), Some(validate::Error::NotCaptured(_))) {
+        validate::NOT_CAPTURED
+    } else {
+        3
+    }
 }
 
 fn main() -> ExitCode {
@@ -113,8 +138,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "weft-capture: {error:#}");
-            let bad_input = matches!(error.downcast_ref(), Some(Error::Invalid(_)));
-            ExitCode::from(if bad_input { 4 } else { 3 })
+            ExitCode::from(exit_code(&error))
         }
     }
 }

@@ -3,7 +3,7 @@
 use crate::nfnetlink::{Base, Expr, Family, Meta, Verdict};
 use crate::rules::{CHECK_PRIORITY, Capture, Exclude, OWN_APP_PRIORITY, SIDECAR_PORTS};
 use ipnet::IpNet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What processes of the pod send.
 pub const OUTPUT: &str = "output";
@@ -68,7 +68,7 @@ impl List {
         for net in loopback() {
             self.range(OUTPUT, "to loopback", &net, PASS, "passes");
         }
-        if takes_dns(capture) {
+        if has_dns(capture) {
             self.add(OUTPUT, "DNS by UDP: outbound", &[&port_is(UDP, DNS_PORT)], goto(OUTBOUND));
         }
         self.add(OUTPUT, "not TCP: passes", &[&not_tcp()], PASS);
@@ -85,7 +85,7 @@ impl List {
     }
 
     fn outbound(&mut self, capture: &Capture) {
-        let dns = capture.dns_port.filter(|_| takes_dns(capture));
+        let dns = capture.dns_port.filter(|_| has_dns(capture));
         if dns.is_some() {
             // By UDP; what it sends by TCP has passed before.
             self.add(OUTBOUND, "sidecar's own: passes", &[&own(capture.exclude)], PASS);
@@ -143,20 +143,27 @@ impl List {
 }
 
 /// DNS is captured where it is asked for, unless its port is excluded.
-pub fn takes_dns(capture: &Capture) -> bool {
+fn has_dns(capture: &Capture) -> bool {
     capture.dns_port.is_some() && !capture.exclude_outbound_ports.contains(&DNS_PORT)
+}
+
+/// Whether a DNS question of the application to this server comes to the sidecar's resolver.
+pub fn takes_dns(capture: &Capture, server: IpAddr) -> bool {
+    has_dns(capture) && !passes_by(capture, server)
+}
+
+fn passes_by(capture: &Capture, ip: IpAddr) -> bool {
+    ip.is_loopback() || METADATA.contains(&ip) || capture.exclude_cidrs.iter().any(|net| net.contains(&ip))
 }
 
 /// Whether a TCP connection of the application to this address and port comes to the sidecar's outbound side: the rules above once more, in
 /// words of Rust, for who must know it without asking the kernel.
-pub fn takes_outbound(capture: &Capture, to: std::net::SocketAddr) -> bool {
+pub fn takes_outbound(capture: &Capture, to: SocketAddr) -> bool {
     let (ip, port) = (to.ip(), to.port());
-    let within = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&ip));
     let included = capture.include_outbound_ports.is_empty() || capture.include_outbound_ports.contains(&port);
-    let dns = port == DNS_PORT && takes_dns(capture);
-    let excluded = ip.is_loopback() || METADATA.contains(&ip) || within(&capture.exclude_cidrs);
-    let ranged = capture.include_cidrs.is_empty() || within(&capture.include_cidrs);
-    included && ranged && !excluded && !dns && !capture.exclude_outbound_ports.contains(&port)
+    let ranged = capture.include_cidrs.is_empty() || capture.include_cidrs.iter().any(|net| net.contains(&ip));
+    let dns = port == DNS_PORT && has_dns(capture);
+    included && ranged && !dns && !passes_by(capture, ip) && !capture.exclude_outbound_ports.contains(&port)
 }
 
 /// Whether a connection to this port of the pod comes to the sidecar's inbound side.

@@ -45,13 +45,13 @@ use std::fmt::Write as _;
 
 mod list;
 
-pub use list::{takes_inbound, takes_outbound};
+pub use list::{takes_dns, takes_inbound, takes_outbound};
 
 /// The one table that is ours.
 pub const TABLE: &str = "weft";
 /// `SO_PRIORITY` of the sockets with which the inbound side calls the application (`TC_PRIO_INTERACTIVE`, needs no capability).
 pub const OWN_APP_PRIORITY: u32 = 6;
-/// `SO_PRIORITY` of the sockets with which a check of capture calls the pod's own address as if it came from elsewhere. Whoever else
+/// `SO_PRIORITY` of the sockets with which [`crate::validate`] calls the pod's own address as if it came from elsewhere. Whoever else
 /// sets it meets the pod's own inbound policy.
 pub const CHECK_PRIORITY: u32 = 5;
 /// Ports of the sidecar that are reached directly: metrics, health, and the metrics port that Istio's scrapers know.
