@@ -28,6 +28,8 @@ Examples:
   weft control --files DIR --ca-dir CA      control on a directory of Kubernetes manifests
   weft token --identity shop/web --ca-dir CA --ttl 10m
                                             a join token for a sidecar
+  weft inject -f app.yaml | kubectl apply -f -
+                                            the same sidecar as by the namespace's label, put in by hand
   weft status                               is anything wrong with the mesh, and what is to be done?
   weft certs inspect svid.pem               what is in this certificate, when does it end, who signed it?
 
@@ -67,6 +69,9 @@ pub enum Command {
     /// List the proxies: who is connected, in sync, behind or refuses something; of one, its tables
     #[command(after_help = live::PROXIES_HELP)]
     Proxies(Proxies),
+    /// Put the sidecar into manifests, as the webhook does it in the cluster
+    #[command(after_help = INJECT_HELP)]
+    Inject(Inject),
     /// Compare what a sidecar runs with what control has for it now
     #[command(after_help = live::DIFF_HELP)]
     Diff(Diff),
@@ -408,6 +413,38 @@ pub struct Explain {
     /// Print the explanation as one JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+const INJECT_HELP: &str = "\
+Reads Pods and what has a template of them (Deployment, StatefulSet, DaemonSet, ReplicaSet, Job, CronJob, List), and prints all objects
+as YAML, with the sidecar where it belongs. Done twice it is done once. Where it is not needed (a namespace with the label
+weft.dev/inject=enabled) the webhook does the same when pods are made.
+
+Examples:
+  weft inject -f app.yaml | kubectl apply -f -
+  kustomize build . | weft inject -f - | kubectl apply -f -
+  weft inject -f app.yaml --injection injection.yaml     by this file, without a cluster
+
+Exit code 1 if an object is refused, 3 if the cluster cannot be asked, 4 if a file cannot be read.";
+
+/// `weft inject`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct Inject {
+    /// A file with manifests, `-` for standard input; repeatable
+    #[arg(short = 'f', long = "filename", required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub files: Vec<PathBuf>,
+    /// How: a file as control's --injection; default: what the cluster's control was installed with
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub injection: Option<PathBuf>,
+    /// Control's namespace
+    #[arg(long, value_name = "NAME", default_value = "weft-system")]
+    pub namespace: String,
+    /// Kubeconfig of the cluster; default: in a pod what the kubelet gives it, else $KUBECONFIG or ~/.kube/config
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig; default: the current one
+    #[arg(long, value_name = "NAME")]
+    pub context: Option<String>,
 }
 
 /// `weft version`.

@@ -19,6 +19,7 @@ mod check;
 pub mod demo;
 pub mod exit;
 pub mod explain;
+mod inject;
 pub mod lab;
 mod live;
 pub mod output;
@@ -52,6 +53,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
             Exit::Ok
         }
         Command::Demo(args) => demo::run(&args)?,
+        Command::Inject(args) => inject::run(&args)?,
         Command::Status(args) => live::status(&args)?,
         Command::Proxies(args) => live::proxies(&args)?,
         Command::Diff(args) => live::diff(&args)?,

@@ -237,3 +237,41 @@ fn every_command_in_the_docs_runs() {
     }
     assert!(ran >= 4, "{ran}");
 }
+
+#[test]
+fn manifests_are_injected_without_a_cluster_and_not_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let file = dir.path().join(name);
+        std::fs::write(&file, text).unwrap();
+        file.display().to_string()
+    };
+    let settings = file("injection.yaml", "images: {proxy: example/weft-proxy:1, capture: example/weft-capture:1}\n");
+    let app = file(
+        "app.yaml",
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\n---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  template:\n    spec:\n      containers:\n      - {name: web, image: web, livenessProbe: {tcpSocket: {port: 80}}}\n",
+    );
+    let out = weft(&["inject", "-f", &app, "--injection", &settings]);
+    assert_eq!(out.status.code(), Some(0), "{}", text(&out.stderr));
+    let once = text(&out.stdout);
+    assert!(once.contains("path: /app/web/livenessProbe") && once.contains("weft.dev/injected: \"true\""), "{once}");
+    assert!(once.starts_with("apiVersion: v1\nkind: Service\n"), "{once}");
+    let again = weft(&["inject", "-f", &file("once.yaml", &once), "--injection", &settings]);
+    assert_eq!(text(&again.stdout), once);
+
+    let host = file("host.yaml", "kind: Pod\nmetadata: {name: node}\nspec: {hostNetwork: true, containers: []}\n");
+    let out = weft(&["inject", "-f", &host, "--injection", &settings]);
+    assert_eq!(out.status.code(), Some(0));
+    assert!(
+        text(&out.stderr).contains("Pod node: a pod on the host's network gets no sidecar"),
+        "{}",
+        text(&out.stderr)
+    );
+    let wrong = file(
+        "wrong.yaml",
+        "kind: Pod\nmetadata: {name: w, annotations: {weft.dev/dsn: \"true\"}}\nspec: {containers: []}\n",
+    );
+    let out = weft(&["inject", "-f", &wrong, "--injection", &settings]);
+    assert_eq!((out.status.code(), text(&out.stdout)), (Some(1), ""));
+    assert!(text(&out.stderr).contains("did you mean weft.dev/dns?"), "{}", text(&out.stderr));
+}

@@ -26,6 +26,7 @@ use serde_json::{Value, json};
 pub use manifests::{Manifest, manifest};
 pub use settings::{Capture, Images, Injection, Resources, Sidecar};
 
+pub use overrides::ANNOTATIONS;
 use overrides::Settings;
 
 /// Says on a namespace or a pod whether pods get a sidecar: `enabled` or `disabled`; the pod's counts.

@@ -13,25 +13,27 @@ use weft_api::kinds::nearest;
 use super::{CAPTURE, DNS, INJECT, INJECTED, Injection, Refusal, Resources, Sidecar, UID, pod, refused};
 
 const PREFIX: &str = "weft.dev/";
-/// What may stand on a pod.
-const KNOWN: [&str; 14] = [
-    "sidecar",
-    "proxy-image",
-    "proxy-cpu-request",
-    "proxy-cpu-limit",
-    "proxy-memory-request",
-    "proxy-memory-limit",
-    "proxy-workers",
-    "include-inbound-ports",
-    "exclude-inbound-ports",
-    "include-outbound-ports",
-    "exclude-outbound-ports",
-    "include-outbound-cidrs",
-    "exclude-outbound-cidrs",
-    "dns",
+/// What a pod says to us, and the marks that we leave on it.
+pub const ANNOTATIONS: [&str; 16] = [
+    INJECTED,
+    CAPTURE,
+    "weft.dev/sidecar",
+    "weft.dev/proxy-image",
+    "weft.dev/proxy-cpu-request",
+    "weft.dev/proxy-cpu-limit",
+    "weft.dev/proxy-memory-request",
+    "weft.dev/proxy-memory-limit",
+    "weft.dev/proxy-workers",
+    "weft.dev/include-inbound-ports",
+    "weft.dev/exclude-inbound-ports",
+    "weft.dev/include-outbound-ports",
+    "weft.dev/exclude-outbound-ports",
+    "weft.dev/include-outbound-cidrs",
+    "weft.dev/exclude-outbound-cidrs",
+    "weft.dev/dns",
 ];
-/// Those of other parts of the mesh, and our own marks.
-const OTHERS: [&str; 5] = [INJECTED, CAPTURE, "weft.dev/mtls", "weft.dev/mtls-ports", "weft.dev/default"];
+/// What it says to the source of control.
+const POSTURE: [&str; 2] = ["weft.dev/mtls", "weft.dev/mtls-ports"];
 
 /// What holds for one pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub fn of(settings: &Injection, pod: &Value) -> Result<Settings, Refusal> {
         },
     };
     for (name, value) in pod::annotations(pod) {
-        let Some(short) = name.strip_prefix(PREFIX).filter(|_| !OTHERS.contains(&name)) else { continue };
+        let Some(short) = name.strip_prefix(PREFIX).filter(|_| !POSTURE.contains(&name)) else { continue };
         own.take(short, value.trim()).map_err(|why| Refusal(format!("annotation {name}: {why}")))?;
     }
     Ok(own)
@@ -104,8 +106,11 @@ impl Settings {
             "exclude-outbound-cidrs" => self.capture.exclude_outbound_cidrs.extend(cidrs(value)?),
             "dns" => self.capture.dns_port = one(value, "true or false", |_: &bool| true)?.then_some(DNS),
             "inject" => return refused(format!("{INJECT} is a label, not an annotation")),
+            "injected" | "capture" => {}
             unknown => {
-                let meant = nearest(unknown, KNOWN).map(|meant| format!("; did you mean {PREFIX}{meant}?"));
+                let known = ANNOTATIONS.into_iter().chain(POSTURE);
+                let meant = nearest(&format!("{PREFIX}{unknown}"), known);
+                let meant = meant.map(|meant| format!("; did you mean {meant}?"));
                 return refused(format!("there is none of this name{}", meant.unwrap_or_default()));
             }
         }

@@ -11,10 +11,19 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::Api;
 use serde::Deserialize;
 use weft_api::kinds::decode::decode;
 use weft_api::kinds::{Fault, Position, documents, parse};
 use weft_engine::identity::Identity;
+
+use crate::cluster::{Access, ask};
+
+/// Where an installation has it, in control's namespace.
+pub const CONFIG_MAP: &str = "weft-injection";
+/// The file in it.
+const KEY: &str = "injection.yaml";
 
 /// All of it.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -135,6 +144,20 @@ impl Injection {
         let read: Self = decode(&parse(document)?)?;
         read.check().map_err(|why| Fault::new(start, why))?;
         Ok(read)
+    }
+
+    /// What control was installed with: the ConfigMap `weft-injection` of its namespace.
+    ///
+    /// # Errors
+    /// A sentence that says why it cannot be read.
+    pub async fn of_cluster(access: &Access, namespace: &str) -> Result<Self, String> {
+        let client = access.client().await.map_err(|error| error.to_string())?;
+        let maps: Api<ConfigMap> = Api::namespaced(client, namespace);
+        let found = ask(maps.get(CONFIG_MAP)).await;
+        let map = found.map_err(|error| format!("the ConfigMap {namespace}/{CONFIG_MAP} cannot be read: {error}"))?;
+        let text = map.data.as_ref().and_then(|data| data.get(KEY));
+        let text = text.ok_or_else(|| format!("the ConfigMap {namespace}/{CONFIG_MAP} has no {KEY}"))?;
+        Self::read(text).map_err(|fault| format!("the ConfigMap {namespace}/{CONFIG_MAP}, {KEY}:{fault}"))
     }
 
     fn check(&self) -> Result<(), String> {

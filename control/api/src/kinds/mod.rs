@@ -31,7 +31,7 @@ pub use fault::{Fault, nearest};
 pub use meta::{Class, GATEWAY_GROUP, Kind, MULTICLUSTER_GROUP, WEFT_GROUP, classify, unix_seconds};
 pub use route::{ForeignRef, Route, ServiceParent};
 pub use to_wire::{Target, closed_authorization, closed_rate_limit, policy_kind_like};
-pub use tree::{Document, Entry, Node, Position, Value, documents, parse};
+pub use tree::{Document, Entry, Node, Position, Value, documents, parse, to_yaml};
 
 use crate::convert;
 use crate::names::ResourceType;

@@ -3,6 +3,7 @@
 mod connections;
 mod filters;
 mod sent;
+mod written;
 
 use proptest::prelude::*;
 

@@ -98,6 +98,20 @@ impl Node {
         }
     }
 
+    /// The same without places.
+    pub fn to_json(&self) -> serde_json::Value {
+        match &self.value {
+            Value::Null => serde_json::Value::Null,
+            Value::Bool(value) => (*value).into(),
+            // What no i64 or u64 can hold is no number of Kubernetes either.
+            Value::Int(value) => i64::try_from(*value).map_or_else(|_| (*value as f64).into(), serde_json::Value::from),
+            Value::Float(value) => (*value).into(),
+            Value::Text(text) => text.clone().into(),
+            Value::List(elements) => elements.iter().map(Self::to_json).collect(),
+            Value::Map(entries) => entries.iter().map(|entry| (entry.key.clone(), entry.node.to_json())).collect(),
+        }
+    }
+
     /// The field that stands at a place of an object that an API server has sent, such as `spec.rules[1].from`.
     pub fn path(&self, at: Position) -> Option<String> {
         if self.at == at {
@@ -140,6 +154,15 @@ const MAX_NODES: usize = 1_000_000;
 const MAX_EVENTS: usize = 2_500_000;
 /// Of these, repetitions by aliases: people repeat a few lines so, bombs repeat millions.
 const MAX_REPLAYED: usize = 100_000;
+
+/// A value as one YAML document, which YAML 1.1 reads as the same too (`yes`, `0755` and their like are in quotes).
+///
+/// # Errors
+/// The library's; none for what was read from YAML or JSON.
+pub fn to_yaml(value: &serde_json::Value) -> Result<String, String> {
+    let options = serde_saphyr::ser_options! { prefer_block_scalars: false };
+    serde_saphyr::to_string_with_options(value, options).map_err(|error| error.to_string())
+}
 
 /// A part of a file between document markers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use weft_api::kinds::{Fault, Node, is_dns_name};
 use weft_api::names;
 use weft_api::wire::v1::Protocol;
 
+use crate::inject::{self, INJECTED};
 use crate::model::{
     self, Distribution, Name, Namespace, SYSTEM_NAMESPACE, Service, ServicePort, Slice, SliceEndpoint, Workload,
 };
@@ -19,7 +20,6 @@ const MTLS: &str = "weft.dev/mtls";
 const MTLS_PORTS: &str = "weft.dev/mtls-ports";
 const MESH_MTLS: &str = "weft.dev/mesh-mtls";
 const DEFAULT: &str = "weft.dev/default";
-const INJECTED: &str = "weft.dev/injected";
 const STRICT: &str = "strict";
 const PERMISSIVE: &str = "permissive";
 pub(in crate::sources) const OWN_PREFIX: &str = "weft.dev/";
@@ -453,7 +453,8 @@ struct PodIp {
 
 pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
     let object: PodObject = decode(node)?;
-    object.metadata.known(&[INJECTED, MTLS, MTLS_PORTS])?;
+    let known: Vec<_> = inject::ANNOTATIONS.into_iter().chain([MTLS, MTLS_PORTS]).collect();
+    object.metadata.known(&known)?;
     let host_network = object.spec.host_network.unwrap_or(false);
     // The address of a pod that has ended may be another's by now; that of a pod on the host's network is the node's.
     let ended = matches!(object.status.phase.as_deref(), Some("Succeeded" | "Failed"));
