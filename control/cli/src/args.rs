@@ -1,5 +1,6 @@
 //! The command line: what can be typed, and the help that teaches it.
 
+mod install;
 mod live;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use weft_control::cluster::Access;
 use weft_control::config::duration;
 
 use crate::exit::Failure;
+pub use install::{ClusterPlace, Install, Uninstall, Upgrade};
 pub use live::{Diff, Events, Proxies, Status};
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
@@ -84,6 +86,15 @@ pub enum Command {
     Proxy(Box<weft_proxy::Args>),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
+    /// Install Weft into a Kubernetes cluster
+    #[command(after_help = install::INSTALL_HELP)]
+    Install(Install),
+    /// Bring an installation to this version, or to other values
+    #[command(after_help = install::UPGRADE_HELP)]
+    Upgrade(Upgrade),
+    /// Remove Weft from a cluster
+    #[command(after_help = install::UNINSTALL_HELP)]
+    Uninstall(Uninstall),
     /// Print the definitions of Weft's own kinds (CustomResourceDefinitions)
     Crds,
     /// Print a completion script for a shell

@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: what can be typed.
 //! - [`explain`]: what would happen to a request, decided by the engine on the encoded resources.
+//! - [`install`]: the chart in a cluster, without Helm.
 //! - `live`: how the mesh is now, asked of control.
 //! - [`demo`]: a shop in network namespaces, its traffic, and what should hold while parts of it die.
 //! - [`lab`]: pods as network namespaces with sidecars as processes; the demo and the tests build on it.
@@ -10,7 +11,7 @@
 
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 
 pub mod app;
 pub mod args;
@@ -20,6 +21,7 @@ pub mod demo;
 pub mod exit;
 pub mod explain;
 mod inject;
+pub mod install;
 pub mod lab;
 mod live;
 pub mod output;
@@ -32,13 +34,22 @@ use exit::{Exit, Failure};
 /// Runs the command line of this process to its end. To be called first thing in `main`, before any thread exists: the demo enters
 /// namespaces.
 pub fn main() -> ExitCode {
-    match run(Cli::parse().command) {
+    let parsed = command().try_get_matches().and_then(|found| Cli::from_arg_matches(&found));
+    let cli = parsed.unwrap_or_else(|error| error.exit());
+    match run(cli.command) {
         Ok(code) => code,
         Err(failure) => {
             output::say(format_args!("{} {failure}", output::Paint::stderr().bad("weft:")));
             failure.exit.into()
         }
     }
+}
+
+/// The command line; `kubectl weft` where kubectl has found this binary as its plugin `kubectl-weft`.
+fn command() -> clap::Command {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&called).file_stem().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+    if name == "kubectl-weft" { Cli::command().bin_name("kubectl weft") } else { Cli::command() }
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -48,6 +59,9 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Token(args) => token::run(&args)?,
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
+        Command::Install(args) => install::install(&args)?,
+        Command::Upgrade(args) => install::upgrade(&args)?,
+        Command::Uninstall(args) => install::remove::run(&args)?,
         Command::Crds => {
             output::raw(weft_api::kinds::crd::definitions().as_bytes());
             Exit::Ok

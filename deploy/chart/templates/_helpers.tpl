@@ -34,3 +34,44 @@ runAsNonRoot: true
 capabilities: {drop: [ALL]}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
+
+{{- /* What both webhooks have. */ -}}
+{{- define "weft.webhook" -}}
+admissionReviewVersions: [v1]
+clientConfig:
+  service: {name: weft-control, namespace: {{ .Release.Namespace }}, path: /inject, port: 443}
+rules:
+  - {apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods], scope: Namespaced}
+failurePolicy: {{ .Values.injection.failurePolicy }}
+matchPolicy: Equivalent
+reinvocationPolicy: IfNeeded
+sideEffects: None
+timeoutSeconds: {{ .Values.injection.timeoutSeconds }}
+{{- end }}
+
+{{- /* Never: what the cluster itself, and control, cannot start without. */ -}}
+{{- define "weft.outside" -}}
+key: kubernetes.io/metadata.name
+operator: NotIn
+values: [kube-system, kube-node-lease, kube-public, {{ .Release.Namespace }}]
+{{- end }}
+
+{{- /* What control puts into pods. */ -}}
+{{- define "weft.injection" -}}
+images:
+  proxy: {{ printf "%s/weft-proxy:%s" (include "weft.registry" .) (include "weft.tag" .) | quote }}
+  capture: {{ printf "%s/weft-capture:%s" (include "weft.registry" .) (include "weft.tag" .) | quote }}
+  pullPolicy: {{ .Values.image.pullPolicy }}
+  pullSecrets: {{ .Values.image.pullSecrets | toJson }}
+control: weft-control.{{ .Release.Namespace }}.svc:15012
+trustDomain: {{ .Values.trustDomain | quote }}
+rootsConfigMap: weft-roots
+audience: weft
+capture: {{ .Values.capture.mode }}
+sidecar: {{ .Values.injection.sidecar }}
+resources: {{ .Values.injection.resources | toJson }}
+excludeInboundPorts: {{ .Values.injection.excludeInboundPorts | toJson }}
+excludeOutboundPorts: {{ .Values.injection.excludeOutboundPorts | toJson }}
+excludeOutboundCidrs: {{ .Values.injection.excludeOutboundCidrs | toJson }}
+dns: {{ .Values.injection.dns }}
+{{- end }}
