@@ -113,11 +113,11 @@ fn with_job(own: Settings, finishes: bool) -> (Settings, Vec<String>) {
 }
 
 fn put_in(settings: &Injection, own: &Settings, pod: &mut Value, known: probes::Known) -> Result<(), Refusal> {
-    let grace = pod::grace_period(pod);
+    let (grace, application) = (pod::grace_period(pod), pod::tcp_ports(pod));
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return refused("the pod has no spec") };
     let handlers = probes::rewrite(spec, known)?;
     probes::drain_first(spec);
-    let proxy = sidecar::container(settings, own, &handlers, grace)?;
+    let proxy = sidecar::container(settings, own, &handlers, grace, &application)?;
     let capture = capture::container(settings, own)?;
     // A native sidecar is there before the first init container of the pod's own, so that these have the mesh. A classic one comes after the
     // last: until it runs nothing may be captured.

@@ -62,6 +62,14 @@ pub fn grace_period(pod: &Value) -> u64 {
     pod.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(GRACE)
 }
 
+/// Where its application takes TCP connections, as far as it says.
+pub fn tcp_ports(pod: &Value) -> Vec<u16> {
+    let ports = entries(pod, "containers").filter_map(|container| container.get("ports")?.as_array()).flatten();
+    let tcp =
+        ports.filter(|port| port.get("protocol").and_then(Value::as_str).is_none_or(|protocol| protocol == "TCP"));
+    tcp.filter_map(|port| u16::try_from(port.get("containerPort")?.as_u64()?).ok()).collect()
+}
+
 /// Whether a Job owns it.
 pub fn is_of_job(pod: &Value) -> bool {
     let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);

@@ -27,7 +27,13 @@ const START: u32 = 600;
 const START_WAIT: u32 = 10;
 
 /// The container.
-pub fn container(settings: &Injection, own: &Settings, probes: &Handlers, grace: u64) -> Result<Value, Refusal> {
+pub fn container(
+    settings: &Injection,
+    own: &Settings,
+    probes: &Handlers,
+    grace: u64,
+    application: &[u16],
+) -> Result<Value, Refusal> {
     let mut container = json!({
         "name": PROXY,
         "image": own.image,
@@ -65,10 +71,13 @@ pub fn container(settings: &Injection, own: &Settings, probes: &Handlers, grace:
             });
         }
         Sidecar::Classic => {
+            let ports: Vec<_> = application.iter().map(u16::to_string).collect();
+            let gone = if ports.is_empty() { String::new() } else { format!("?gone={}", ports.join(",")) };
             // Containers are started in their order, each after the hook of the one before it.
             container["lifecycle"] = json!({
                 "postStart": { "exec": { "command": [PROGRAM, "wait", "--for", format!("{START}s")] } },
-                "preStop": { "httpGet": get_from_sidecar("/drain-wait") },
+                // It is told to stop together with the application, and stays for its last calls.
+                "preStop": { "httpGet": get_from_sidecar(&format!("/drain-wait{gone}")) },
             });
         }
     }

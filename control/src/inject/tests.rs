@@ -187,6 +187,7 @@ fn a_classic_sidecar_begins_first_and_captures_last() {
     let proxy = named(&after, PROXY);
     assert_eq!(proxy.get("restartPolicy"), None);
     assert_eq!(proxy["lifecycle"]["postStart"]["exec"]["command"][1], "wait");
+    assert_eq!(proxy["lifecycle"]["preStop"]["httpGet"]["path"], "/drain-wait?gone=8080");
     assert_eq!(inject(&settings(), &after, false).unwrap(), Outcome::Unchanged);
     // It would keep a Job from ending.
     let job = with(before, &["metadata", "ownerReferences"], json!([{ "kind": "Job", "name": "j" }]));

@@ -8,6 +8,7 @@
 //!
 //! Nothing of the proxy itself stops here: it serves until SIGTERM.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use super::{Admin, Body, plain};
 use crate::Shared;
 use crate::control_channel::{Target, channel};
 use crate::telemetry::Direction;
+use crate::upstream::connect::dial;
 
 /// Plain clients learn of a leaving endpoint by DNS or the cluster's service proxy, which nobody acknowledges: silence for so long
 /// stands for it.
@@ -31,6 +33,10 @@ const QUIET: Duration = Duration::from_secs(3);
 const LAST_REQUESTS: Duration = Duration::from_secs(3);
 /// Between two looks at them.
 const LOOK: Duration = Duration::from_millis(5);
+/// Between two looks whether the application is there.
+const STILL_THERE: Duration = Duration::from_millis(200);
+/// Ports of it that are looked at.
+const MAX_PORTS: usize = 16;
 /// Taken off the wait that control is granted, so that its answer arrives before ours is due.
 const ANSWER_TIME: Duration = Duration::from_millis(500);
 /// Before another replica of control is asked.
@@ -54,6 +60,18 @@ pub(super) async fn answer(admin: &Admin) -> Response<Body> {
         plain(StatusCode::OK, told)
     } else {
         plain(StatusCode::SERVICE_UNAVAILABLE, format!("{told}; plain connections still come"))
+    }
+}
+
+/// With `gone=PORT,PORT` returns when our application takes no connections at these ports any more: a sidecar that is told to stop together with
+/// its application waits so for it. The pod's grace period bounds this, which the kubelet measures.
+pub(super) async fn application_gone(admin: &Admin, here: IpAddr, query: Option<&str>) {
+    let ports = query.and_then(|query| query.strip_prefix("gone=")).unwrap_or_default();
+    let ports = ports.split(',').filter_map(|port| port.parse().ok()).take(MAX_PORTS);
+    for addr in ports.map(|port: u16| SocketAddr::new(here, port)) {
+        while dial(addr, admin.shared.config.exclude, true).await.is_ok() {
+            sleep(STILL_THERE).await;
+        }
     }
 }
 

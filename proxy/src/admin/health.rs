@@ -30,7 +30,11 @@ pub(super) async fn answer(admin: &Admin, here: IpAddr, request: &Request<Incomi
             Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         "/healthz/live" => plain(StatusCode::OK, "live"),
-        "/drain-wait" => drain_wait::answer(admin).await,
+        "/drain-wait" => {
+            let drained = drain_wait::answer(admin).await;
+            drain_wait::application_gone(admin, here, request.uri().query()).await;
+            drained
+        }
         path if reads(request.method()) => {
             let agent = request.headers().get(header::USER_AGENT);
             let asked = application::answer(admin, here, agent, path).await;

@@ -139,3 +139,20 @@ async fn drain_wait_waits_for_the_last_requests() {
     shared.telemetry.ended(Direction::Inbound);
     waiting.await.unwrap();
 }
+
+#[tokio::test]
+async fn a_sidecar_that_stops_with_its_application_waits_for_it() {
+    let mut shared = crate::testing::shared(web(), Snapshot::default());
+    Arc::get_mut(&mut shared).unwrap().config.drain_deadline = Duration::from_secs(1);
+    let (_, health, _) = serving(&shared);
+    let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let path = format!("/drain-wait?gone={}", application.local_addr().unwrap().port());
+    let asked = tokio::spawn(async move { ask(health, "GET", &path).await });
+    // It is looked for, and looked for again.
+    for _ in 0..2 {
+        drop(application.accept().await.unwrap());
+    }
+    assert!(!asked.is_finished());
+    drop(application);
+    assert_eq!(asked.await.unwrap().0, 503);
+}
