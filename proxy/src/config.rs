@@ -76,6 +76,10 @@ pub struct Args {
     /// CONTAINER/KIND, such as {"web/livenessProbe": {"httpGet": {"port": 8080, "path": "/ok"}}}.
     #[arg(long, value_name = "JSON")]
     pub app_probes: Option<String>,
+    /// Answers the application's DNS at this port of both loopback addresses (convention: 127.0.0.1:15053), where the pod's rules capture DNS:
+    /// caches, asks the name servers, and walks the search list of /etc/resolv.conf at once. None means that DNS is not ours.
+    #[arg(long, value_name = "ADDR")]
+    pub dns_listen: Option<SocketAddr>,
     /// Threads that carry traffic; none means one for each CPU that the cgroup's quota allows.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -135,6 +139,8 @@ pub struct Config {
     pub dns: Vec<SocketAddr>,
     /// What is asked of the application in the kubelet's place.
     pub app_probes: Handlers,
+    /// The application's DNS, a loopback address; `None`: not ours.
+    pub dns_listen: Option<SocketAddr>,
     /// Threads of the data path.
     pub workers: usize,
     /// After SIGTERM.
@@ -226,7 +232,7 @@ impl Args {
             None => Args::default(),
         };
         let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, workload_api, svid_from, outbound, inbound, metrics,
-            health, admin, exclude_mark, app_probes, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
+            health, admin, exclude_mark, app_probes, dns_listen, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
@@ -251,10 +257,11 @@ impl Args {
             inbound: all.inbound.unwrap_or(any(15006)),
             metrics: all.metrics.unwrap_or(any(15020)),
             health: all.health.unwrap_or(any(15021)),
-            admin: loopback(all.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))))?,
+            admin: loopback("admin", all.admin.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 15000))))?,
             exclude: all.exclude_mark.as_deref().map(mark).transpose()?,
             dns: all.dns,
             app_probes: all.app_probes.as_deref().map_or(Ok(Handlers::new()), app_probes)?,
+            dns_listen: all.dns_listen.map(|addr| loopback("dns-listen", addr)).transpose()?,
             workers: all.workers.unwrap_or_else(cpus).max(1),
             drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
             access_log_sample: sample,
@@ -348,12 +355,16 @@ fn mark(text: &str) -> Result<u32, ConfigError> {
     }
 }
 
-fn loopback(addr: SocketAddr) -> Result<SocketAddr, ConfigError> {
+fn loopback(name: &'static str, addr: SocketAddr) -> Result<SocketAddr, ConfigError> {
     let local = match addr.ip() {
         IpAddr::V4(ip) => ip.is_loopback(),
         IpAddr::V6(ip) => ip.is_loopback(),
     };
-    if local { Ok(addr) } else { Err(bad("admin", addr, "only a loopback address may serve administration")) }
+    if local {
+        Ok(addr)
+    } else {
+        Err(bad(name, addr, "only a loopback address may be served: nobody but this pod is meant"))
+    }
 }
 
 #[cfg(test)]
@@ -429,6 +440,7 @@ mod tests {
             (Args { identity: Some("web".into()), ..least() }, "spiffe://"),
             (Args { exclude_mark: Some("0".into()), ..least() }, "0x539"),
             (Args { admin: Some("0.0.0.0:1".parse().unwrap()), ..least() }, "loopback"),
+            (Args { dns_listen: Some("[::]:15053".parse().unwrap()), ..least() }, "--dns-listen `[::]:15053`"),
             (Args { access_log_sample: Some(2.0), ..least() }, "0 to 1"),
             (
                 Args { workload_api: Some("/a".into()), svid_from: Some("unix:/b".into()), ..least() },

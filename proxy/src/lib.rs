@@ -13,6 +13,7 @@ pub mod config;
 pub mod control_channel;
 pub mod detect;
 pub mod discovery;
+pub mod dns;
 pub mod drain;
 pub mod http;
 pub mod identity;

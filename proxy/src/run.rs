@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! ports, roots, saved tables --> admin thread: signals, identity, control stream, metrics, health
+//!                            |-> dns thread: the application's names, where they are captured
 //!                            \-> workers: capture; the main thread is the first, one thread for each further one
 //! SIGTERM | SIGINT | POST /drain --> readiness off, inbound closed, control told --> nothing in flight, or deadline --> saved, exit 0
 //! ```
@@ -30,6 +31,7 @@ use weft_certs::tls::Roots;
 use crate::capture::{self, Listeners};
 use crate::config::{Config, ConfigError};
 use crate::control_channel::Target;
+use crate::dns::Zone;
 use crate::identity::authority::ControlAuthority;
 use crate::identity::keep::{Giver, Keeper};
 use crate::identity::trust::Trust;
@@ -39,7 +41,7 @@ use crate::limits::memory::{self, Memory};
 use crate::limits::sources::Sources;
 use crate::telemetry::access::Sink;
 use crate::telemetry::{Settings, Telemetry};
-use crate::{Args, Clock, Shared, admin, discovery, drain, resolver, worker};
+use crate::{Args, Clock, Shared, admin, discovery, dns, drain, resolver, worker};
 
 /// Nothing must be in flight for so long before the process ends: a request that crossed our GOAWAY on its way arrives within it.
 const LINGER: Duration = Duration::from_millis(200);
@@ -78,6 +80,8 @@ fn run(config: Config) -> anyhow::Result<()> {
         format!("cannot listen on {} and {}; is another proxy running?", config.outbound, config.inbound)
     })?;
     let admin_listeners = admin::Listeners::bind(&config).context("cannot listen for metrics, health or admin")?;
+    let names = config.dns_listen.map(dns::listen).transpose().context("--dns-listen: cannot listen for DNS")?;
+    let zone = names.as_ref().map(|_| Zone::of_the_pod(&config)).transpose().map_err(anyhow::Error::msg)?;
     let roots = given::read(&config.control_ca)?;
     let application = config.workload_api.as_deref().map(socket::listen).transpose()?;
     let data = worker_runtime()?;
@@ -86,6 +90,9 @@ fn run(config: Config) -> anyhow::Result<()> {
         let _entered = data.enter();
         Arc::new(make_shared(config, roots)?)
     };
+    if let Some((zone, sockets)) = zone.zip(names) {
+        dns::start(zone, shared.config.exclude, sockets, Arc::clone(&shared)).context("DNS cannot be served")?;
+    }
     let admin_ended = start_admin(&shared, admin_listeners, application)?;
     tracing::info!(
         workload = %shared.config.workload, identity = %shared.config.identity, control = shared.config.control.join(" "),

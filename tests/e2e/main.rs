@@ -4,6 +4,7 @@
 mod attacks;
 mod away;
 mod discovery;
+mod dns;
 mod docs;
 mod drain;
 mod explain;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
     trials.extend(sni::tests());
     trials.extend(policy::tests());
     trials.extend(discovery::tests());
+    trials.extend(dns::tests());
     trials.extend(explain::tests());
     trials.extend(telemetry::tests());
     trials.extend(drain::tests());

@@ -99,7 +99,7 @@ fn arguments(settings: &Injection, own: &Settings, probes: &Handlers, grace: u64
     ]
     .concat();
     if own.capture.dns_port.is_some() {
-        all.extend(pair("--dns-listen", format!("[::]:{DNS}")));
+        all.extend(pair("--dns-listen", format!("127.0.0.1:{DNS}")));
     }
     if !probes.is_empty() {
         let text = serde_json::to_string(probes);

@@ -225,7 +225,7 @@ fn annotations_say_what_holds_for_one_pod() {
     assert_eq!((capture.exclude_outbound_cidrs.len(), capture.dns_port), (2, Some(15053)));
     let arguments = arguments(&after);
     assert!(arguments.windows(2).any(|pair| pair == ["--workers", "4"]));
-    assert!(arguments.windows(2).any(|pair| pair == ["--dns-listen", "[::]:15053"]));
+    assert!(arguments.windows(2).any(|pair| pair == ["--dns-listen", "127.0.0.1:15053"]));
 }
 
 #[test]

@@ -133,6 +133,8 @@ pub struct Telemetry {
     pub(crate) retries: AtomicU64,
     /// Copies of requests.
     pub(crate) mirrors: Mirrors,
+    /// The application's DNS, where it is captured.
+    pub(crate) dns: Arc<crate::dns::Counters>,
     /// Connections of the mesh that were ended although nothing was wrong with them.
     pub(crate) retired: Arc<Retirements>,
     /// Milliseconds of the clock, plus one, at which a plain client was seen last; 0 is never.
@@ -167,6 +169,7 @@ impl Telemetry {
             idle_closed: Arc::default(),
             retries: AtomicU64::new(0),
             mirrors: Mirrors::default(),
+            dns: Arc::default(),
             retired: Arc::default(),
             plain_seen: AtomicU64::new(0),
             clock,

@@ -64,6 +64,9 @@ pub fn text(shared: &Shared) -> prometheus::Result<String> {
     if shared.config.workload_api.is_some() {
         application(&mut page, &shared.application)?;
     }
+    if shared.config.dns_listen.is_some() {
+        shared.telemetry.dns.write(&mut page)?;
+    }
     super::tables::write(&mut page, shared)?;
     let in_flight = shared.drain.in_flight() as f64;
     page.gauge("weft_work_in_flight", "Requests, and connections of opaque bytes, that are in flight.", in_flight)?;
