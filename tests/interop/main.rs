@@ -3,6 +3,7 @@
 
 mod bundle;
 mod ca;
+mod chart;
 mod h2spec;
 mod workload_api;
 
@@ -31,6 +32,9 @@ fn tests() -> Vec<Trial> {
         test_with("interop_python_spiffe", &["python3", "spiffe", "openssl"], workload_api::python_spiffe),
         test_with("interop_go_spiffe_bundle", &["spiffe-bundle", "curl", "openssl"], bundle::go_spiffe),
         test_with("interop_svid_from_another", &["curl"], workload_api::svid_from_another),
+        test_with("interop_helm_makes_the_objects_that_we_make", &["helm"], chart::helm),
+        test_with("interop_helm_lints_the_chart", &["helm"], chart::lint),
+        test_with("interop_helm_refuses_what_we_refuse", &["helm"], chart::refused),
         test_with("interop_nginx", &["nginx", "curl"], nginx),
     ]
 }

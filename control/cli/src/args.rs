@@ -14,7 +14,7 @@ use weft_control::cluster::Access;
 use weft_control::config::duration;
 
 use crate::exit::Failure;
-pub use install::{ClusterPlace, Install, Uninstall, Upgrade};
+pub use install::{ClusterCheck, ClusterPlace, Install, Uninstall, Upgrade};
 pub use live::{Diff, Events, Proxies, Status};
 
 const ABOUT: &str = "Weft, a sidecar service mesh: mutual TLS, routing, authorization and rate limits for applications that know \
@@ -86,6 +86,9 @@ pub enum Command {
     Proxy(Box<weft_proxy::Args>),
     /// Print the version, and with --json the features that this build enforces
     Version(Version),
+    /// Look whether a Kubernetes cluster can have Weft (--pre), or whether Weft is well there
+    #[command(after_help = install::CLUSTER_CHECK_HELP)]
+    Check(ClusterCheck),
     /// Install Weft into a Kubernetes cluster
     #[command(after_help = install::INSTALL_HELP)]
     Install(Install),

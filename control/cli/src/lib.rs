@@ -2,6 +2,7 @@
 //!
 //! - [`args`]: what can be typed.
 //! - [`explain`]: what would happen to a request, decided by the engine on the encoded resources.
+//! - [`cluster_check`]: can a cluster have Weft, and is it well there?
 //! - [`install`]: the chart in a cluster, without Helm.
 //! - `live`: how the mesh is now, asked of control.
 //! - [`demo`]: a shop in network namespaces, its traffic, and what should hold while parts of it die.
@@ -17,6 +18,7 @@ pub mod app;
 pub mod args;
 mod certs;
 mod check;
+pub mod cluster_check;
 pub mod demo;
 pub mod exit;
 pub mod explain;
@@ -59,6 +61,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Token(args) => token::run(&args)?,
         Command::Version(args) => version(args.json),
         Command::Completion { shell } => completion(shell),
+        Command::Check(args) => cluster_check::run(&args)?,
         Command::Install(args) => install::install(&args)?,
         Command::Upgrade(args) => install::upgrade(&args)?,
         Command::Uninstall(args) => install::remove::run(&args)?,

@@ -111,3 +111,23 @@ pub struct Uninstall {
     #[arg(long)]
     pub json: bool,
 }
+
+pub const CLUSTER_CHECK_HELP: &str = "\
+Before an installation (--pre): version, rights, kinds of Gateway API, what would be in the way. After it: control, webhook (by asking for a pod without making one), CA,
+pods of meshed namespaces without a sidecar or with one of another version, the CNI plugin, and what of the cluster's own setting does not go with a mesh.
+
+Exit codes: 0 nothing is wrong (there may be warnings), 1 something is, 3 the cluster cannot be asked.";
+
+/// `weft check`.
+#[derive(ClapArgs, Clone, Debug)]
+pub struct ClusterCheck {
+    /// Which cluster.
+    #[command(flatten)]
+    pub cluster: ClusterPlace,
+    /// Before an installation: can it be made, by me, here?
+    #[arg(long)]
+    pub pre: bool,
+    /// Print {ok, findings: [{id, level, message, remedy, docs}]}
+    #[arg(long)]
+    pub json: bool,
+}

@@ -16,7 +16,7 @@ pub mod render;
 pub mod server;
 pub mod state;
 pub mod values;
-mod wait;
+pub mod wait;
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use server::{Server, failed};
 use state::{NAMESPACE, State};
 
 /// The oldest Kubernetes that the chart is for (`kubeVersion` of Chart.yaml).
-pub const OLDEST: u64 = 29;
+pub const OLDEST: u64 = 30;
 
 /// A runtime for one command.
 ///

@@ -53,6 +53,12 @@ impl Server {
         absent(self.ask(Method::GET, path, "application/json", None).await)
     }
 
+    /// What is at a path, as text.
+    pub async fn text(&self, path: &str) -> Result<String, ClusterError> {
+        let request = Request::get(path).body(Vec::new()).map_err(|error| ClusterError::Setup(error.to_string()))?;
+        ask(self.client.request_text(request)).await
+    }
+
     /// All that a path lists, page by page; nothing where the kind is not installed.
     pub async fn list(&self, path: &str, query: &str) -> Result<Vec<Value>, ClusterError> {
         let (mut found, mut next) = (Vec::new(), String::new());
