@@ -52,7 +52,7 @@ def write(name, digest, crates, workspace):
         "serialNumber": f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, digest)}",
         "version": 1,
         "metadata": {
-            "timestamp": workspace.when(),
+            "timestamp": workspace.when,
             "component": itself,
             "properties": [{"name": "oci:manifest-digest", "value": digest}],
         },

@@ -11,7 +11,7 @@ def labels(image, workspace):
         "version": workspace.version(name),
         "licenses": workspace.licence(name),
         "source": workspace.repository(name),
-        "revision": workspace.revision(),
+        "revision": workspace.revision,
     }
     return {f"org.opencontainers.image.{key}": value for key, value in said.items() if value}
 
@@ -21,4 +21,4 @@ def write(path, reference, program, image, workspace):
     name, user = image["name"], image["user"]
     config = {"User": f"{user}:{user}", "Entrypoint": [f"/{name}"], "Labels": labels(image, workspace)}
     files = {name: oci.File(program, 0o755)}
-    return oci.write(path, reference, files, config, workspace.when(), f"deploy/images/build --only {name}")
+    return oci.write(path, reference, files, config, workspace.when, f"deploy/images/build --only {name}")

@@ -30,6 +30,8 @@ class Workspace:
         }
         self.host = re.search(r"^host: (.*)$", self._run("rustc", "-vV"), re.M)[1]
         self.rust = re.search(r"^release: (.*)$", self._run("rustc", "-vV"), re.M)[1]
+        # Asked now: the checkout may be at another commit when a long build ends.
+        self.when, self.revision = self._when(), self._revision()
 
     def _run(self, *command):
         try:
@@ -47,12 +49,12 @@ class Workspace:
         """Where the source is published; none while Cargo.toml does not say so."""
         return self.binaries[binary]["repository"]
 
-    def when(self):
+    def _when(self):
         """The time that images carry: SOURCE_DATE_EPOCH, or that of the commit; never the clock's."""
         seconds = int(os.environ.get("SOURCE_DATE_EPOCH") or self._run("git", "log", "-1", "--format=%ct"))
         return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def revision(self):
+    def _revision(self):
         """The commit; none if the tree has changes, since then no commit is what was built."""
         if self._run("git", "status", "--porcelain", "--untracked-files=no").strip():
             return None
