@@ -16,7 +16,7 @@ const CHOICES: [&str; 12] = [
     "trustDomain=cluster.local",
     "control.replicas=3,control.spread=hard,control.podDisruptionBudget=false",
     "control.extraArgs={--no-status,--zone=a},control.nodeSelector.disk=ssd,control.podAnnotations.team=mesh",
-    "control.priorityClassName=,control.log=weft_control=debug,control.maxProxies=2000000",
+    "control.priorityClassName=,control.log=weft_control=debug,control.maxProxies=1000000",
     "image.tag=1.2.3,image.pullPolicy=Never,image.pullSecrets={one,two}",
     "ca.create=false,crds.install=false",
     "ca.keep=true,crds.keep=true",
