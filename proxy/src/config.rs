@@ -80,6 +80,10 @@ pub struct Args {
     /// caches, asks the name servers, and walks the search list of /etc/resolv.conf at once. None means that DNS is not ours.
     #[arg(long, value_name = "ADDR")]
     pub dns_listen: Option<SocketAddr>,
+    /// The cluster's load balancer rewrites ClusterIPs to pods' addresses where applications connect (Cilium's socket-level one): a request or TLS
+    /// connection to a pod, for the name of a Service that this pod is an endpoint of, means the Service [default: that very pod].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub socket_lb: Option<bool>,
     /// Threads that carry traffic; none means one for each CPU that the cgroup's quota allows.
     #[arg(long, value_name = "N")]
     pub workers: Option<usize>,
@@ -141,6 +145,8 @@ pub struct Config {
     pub app_probes: Handlers,
     /// The application's DNS, a loopback address; `None`: not ours.
     pub dns_listen: Option<SocketAddr>,
+    /// A pod's address with a Service's name means the Service.
+    pub socket_lb: bool,
     /// Threads of the data path.
     pub workers: usize,
     /// After SIGTERM.
@@ -232,7 +238,7 @@ impl Args {
             None => Args::default(),
         };
         let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, workload_api, svid_from, outbound, inbound, metrics,
-            health, admin, exclude_mark, app_probes, dns_listen, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
+            health, admin, exclude_mark, app_probes, dns_listen, socket_lb, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
@@ -262,6 +268,7 @@ impl Args {
             dns: all.dns,
             app_probes: all.app_probes.as_deref().map_or(Ok(Handlers::new()), app_probes)?,
             dns_listen: all.dns_listen.map(|addr| loopback("dns-listen", addr)).transpose()?,
+            socket_lb: all.socket_lb.unwrap_or(false),
             workers: all.workers.unwrap_or_else(cpus).max(1),
             drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
             access_log_sample: sample,

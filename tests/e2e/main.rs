@@ -25,6 +25,7 @@ mod routing;
 mod slow;
 mod smuggling;
 mod sni;
+mod socket_lb;
 mod telemetry;
 mod wire;
 
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
     trials.extend(ipv6::tests());
     trials.extend(routing::tests());
     trials.extend(sni::tests());
+    trials.extend(socket_lb::tests());
     trials.extend(policy::tests());
     trials.extend(discovery::tests());
     trials.extend(dns::tests());

@@ -12,6 +12,7 @@
 )]
 
 mod beside;
+pub mod bpf;
 pub mod client;
 pub mod dns;
 #[cfg(test)]

@@ -87,6 +87,7 @@ pub(super) fn resource(name: &Name, service: &Service, port: &ServicePort, route
         node_local: service.node_local,
         sticky: service.sticky,
         consumed,
+        headless: service.headless,
     };
     Resource::new(&message, points_to)
 }

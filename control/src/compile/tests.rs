@@ -149,6 +149,9 @@ fn every_address_has_a_meaning() {
     let external = compiled.get("service/shop/ext:443").unwrap();
     assert_eq!(v1::Service::decode(&*external.bytes).unwrap().external_name, "example.com");
     assert_eq!(external.points_to.len(), 0);
+    // A name with a pod's address means the Service only if it does not lead to its members.
+    let is_headless = |name| v1::Service::decode(&*compiled.get(name).unwrap().bytes).unwrap().headless;
+    assert!(is_headless("service/shop/db:5432") && !is_headless("service/shop/web:80"));
 
     let Means::Workload(pod) = means(&compiled, "10.0.0.2:9999") else { panic!() };
     assert_eq!((pod.port, pod.workload.as_str()), (9999, "shop/web-2"));

@@ -247,4 +247,4 @@ async fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

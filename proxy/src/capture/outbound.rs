@@ -5,10 +5,12 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use weft_engine::detect::detect;
 use weft_engine::reason::Reason;
 
 use crate::Shared;
-use crate::detect::{Detected, Downstream, Habit, Prefixed, SILENCE, first_bytes};
+use crate::detect::{Detected, Downstream, Habit, Prefixed, SILENCE, first_bytes, server_name};
+use crate::discovery::named;
 use crate::discovery::snapshot::{Destination, Protocol};
 use crate::http::serve::serve as serve_http;
 use crate::http::session::Session;
@@ -26,6 +28,10 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     let recognised = Box::pin(recognise(&shared, stream, begun, ends, &meaning)).await;
     let Some((speak, stream)) = recognised else { return };
     if speak == Speak::Tcp {
+        if shared.config.socket_lb {
+            Box::pin(by_name(&shared, stream, ends, meaning)).await;
+            return;
+        }
         Box::pin(tcp::outbound::serve(&shared, stream, ends, &meaning, None)).await;
         return;
     }
@@ -33,6 +39,25 @@ pub async fn serve(shared: Arc<Shared>, stream: TcpStream, client: SocketAddr, d
     drop(meaning);
     let session = Session { shared, speak, client, destination, inbound: None, ends: None };
     serve_http(Arc::new(session), Downstream::Plain(stream)).await;
+}
+
+/// A connection that is no HTTP, where the name that its client asks for by TLS may say more than a pod's address.
+async fn by_name(
+    shared: &Arc<Shared>,
+    mut stream: Prefixed<TcpStream>,
+    ends: (SocketAddr, SocketAddr),
+    mut meaning: Result<Destination, Reason>,
+) {
+    if let Ok(Destination::Endpoint(endpoint)) = &meaning
+        && detect(stream.prefix()) == Detected::Tls
+    {
+        // What decides where it goes is read whole.
+        let Ok((sni, looked)) = server_name(stream).await else { return };
+        let called = sni.as_deref().map_or_else(Vec::new, |sni| named::by_sni(sni, ends.1));
+        meaning = Ok(named::meant(shared, Arc::clone(endpoint), called, ends.1).await);
+        stream = looked;
+    }
+    tcp::outbound::serve(shared, stream, ends, &meaning, None).await;
 }
 
 /// What a connection speaks. `None`: its bytes are opaque and it has been served, or it broke.

@@ -215,6 +215,7 @@ impl Builder {
         let service = Arc::new(Service {
             name: Arc::clone(name),
             protocol: protocol(parts.own.protocol),
+            headless: parts.own.headless,
             table: tables.requests.map(Arc::new),
             connections: tables.connections.map(Arc::new),
             own,

@@ -20,6 +20,7 @@ mod driver;
 mod external;
 mod inbound;
 pub mod machine;
+pub mod named;
 mod names;
 pub mod snapshot;
 mod store;

@@ -83,6 +83,8 @@ pub struct Service {
     pub name: Arc<str>,
     /// How it speaks.
     pub protocol: Protocol,
+    /// Its name leads to its members, each of which is that very pod.
+    pub headless: bool,
     /// What takes HTTP requests. `None`: no route is about them and all go to `own`.
     pub table: Option<Arc<RouteTable>>,
     /// What takes other connections. `None`: as above.

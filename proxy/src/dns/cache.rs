@@ -71,6 +71,7 @@ impl Answer {
     }
 
     /// With all times no longer than this.
+    #[must_use]
     pub fn within(&self, seconds: u32) -> Self {
         let shorten = |records: &[Record]| {
             records

@@ -68,7 +68,7 @@ pub async fn serve(resolver: Arc<Resolver>, sockets: Vec<Sockets>) {
             (Err(error), _) | (_, Err(error)) => tracing::error!(%error, "DNS cannot be served at one address"),
         }
     }
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 async fn by_udp(resolver: Arc<Resolver>, socket: Arc<UdpSocket>, questions: Arc<Semaphore>) {

@@ -16,6 +16,7 @@ use weft_engine::route::{Called, Ended, Filters, HeaderEdit, Rule};
 use super::attempt::{Answered, Goal, Terms};
 use super::refuse::Reply;
 use super::session::Session;
+use crate::discovery::named;
 use crate::discovery::snapshot::{Backend, Destination};
 
 /// Where a request goes, and what its route says of it.
@@ -30,16 +31,20 @@ pub struct Way<'a> {
     rule: Option<&'a Rule>,
 }
 
-/// What a session's requests mean to reach, as of now.
+/// What a session's request for this authority means to reach, as of now.
 ///
 /// # Errors
 /// Control has not said it in time; there is no memory for another request.
-pub async fn destination(session: &Session) -> Result<Destination, Reason> {
+pub async fn destination(session: &Session, authority: &[u8]) -> Result<Destination, Reason> {
     session.shared.memory.admit_request()?;
     let discovery = &session.shared.discovery;
     Ok(match discovery.resolve(session.destination).await? {
         // It was of the mesh when the connection was opened; now it is not.
         Destination::Outside => Destination::Endpoint(discovery.external_endpoint(session.destination)),
+        Destination::Endpoint(endpoint) if session.shared.config.socket_lb => {
+            let called = named::by_authority(authority);
+            Box::pin(named::meant(&session.shared, endpoint, called, session.destination)).await
+        }
         known => known,
     })
 }

@@ -47,6 +47,8 @@ pub struct Service {
     pub spread: Spread,
     /// Some namespace has routes of its own for it.
     pub consumed: bool,
+    /// Its name leads to its members, each of which is that very pod.
+    pub headless: bool,
 }
 
 impl Service {
@@ -140,6 +142,7 @@ pub(super) fn service(wire: &v1::Service) -> Result<Service, ResourceError> {
         port,
         spread: Spread { node_local: wire.node_local, sticky: wire.sticky },
         consumed: wire.consumed,
+        headless: wire.headless,
     })
 }
 

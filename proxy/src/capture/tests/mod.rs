@@ -22,4 +22,4 @@ mod sizes;
 mod smuggling;
 mod stopping;
 mod withdrawn;
-mod world;
+pub(crate) mod world;

@@ -107,6 +107,7 @@ pub fn service(own: Arc<Backend>) -> Service {
     Service {
         name: Arc::clone(&own.name),
         protocol: Protocol::Detect,
+        headless: false,
         table: None,
         connections: None,
         own,

@@ -106,7 +106,7 @@ async fn inbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Me
 async fn outbound(exchange: &mut Exchange, sending: &mut Sending<'_>, method: &Method) -> Answered {
     let refuse = |reason: Reason| Box::new(Reply::from(reason));
     let session = Arc::clone(&exchange.session);
-    let destination = outbound::destination(&session).await.map_err(refuse)?;
+    let destination = outbound::destination(&session, sending.came.called()).await.map_err(refuse)?;
     let request = view(sending.came, method);
     let called = Called { authority: sending.came.called(), address: session.destination };
     let way = outbound::way(&destination, &request, &called);

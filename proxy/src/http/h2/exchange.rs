@@ -93,8 +93,8 @@ async fn outbound(
     let refuse = |reason: Reason| Box::new(Reply::from(reason));
     let session = Arc::clone(&exchange.session);
     settle_authority(&mut sending.head, session.destination).map_err(refuse)?;
-    let destination = outbound::destination(&session).await.map_err(refuse)?;
     let authority = sending.head.uri().authority().map_or("", Authority::as_str).as_bytes();
+    let destination = outbound::destination(&session, authority).await.map_err(refuse)?;
     let called = Called { authority, address: session.destination };
     let way = outbound::way(&destination, &RequestView::of(&sending.head), &called);
     let way = way.inspect_err(|_| exchange.unassigned(&destination)).map_err(|ended| Box::new(ended.into()))?;
