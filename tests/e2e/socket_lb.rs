@@ -1,6 +1,6 @@
 //! A cluster whose load balancer rewrites ClusterIPs where applications connect: the sidecar sees a pod's address, and the Service by its name alone.
 
-use std::net::{SocketAddr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use weft_tests::bpf::Rewriter;
 use weft_tests::{Mesh, Service, Trial, test};
@@ -37,7 +37,7 @@ fn means_its_service() {
     let (SocketAddr::V4(from), SocketAddr::V4(to)) = (service, pod) else { panic!("both are of IPv4") };
     let dir = mesh.lab.dir().join("cgroups");
     std::fs::create_dir(&dir).unwrap();
-    let rewriter = rewriter(&dir, from, to);
+    let rewriter = Rewriter::if_possible(&dir, from, to);
     // Where there is no BPF on cgroups, the client does itself what the program would have done: nothing behind connect(2) can tell.
     let called = if rewriter.is_some() { service } else { pod };
     mesh.write("route.yaml", ROUTE);
@@ -75,9 +75,4 @@ spec:
 
 fn is_service(answer: &str) -> bool {
     answer.to_ascii_lowercase().contains("x-meant: service")
-}
-
-fn rewriter(dir: &std::path::Path, from: SocketAddrV4, to: SocketAddrV4) -> Option<Rewriter> {
-    let made = Rewriter::new(dir, from, to);
-    made.inspect_err(|error| eprintln!("no BPF on cgroups here ({error}): the client connects to the pod itself")).ok()
 }

@@ -39,6 +39,13 @@ impl Rewriter {
         bpf(PROG_ATTACH, &bytes(&attach)).map(|_| this)
     }
 
+    /// [`Rewriter::new`], or `None` and why not.
+    pub fn if_possible(dir: &Path, from: SocketAddrV4, to: SocketAddrV4) -> Option<Self> {
+        let made = Self::new(dir, from, to);
+        made.inspect_err(|error| eprintln!("no BPF on cgroups here ({error}): the client connects to the pod itself"))
+            .ok()
+    }
+
     /// A process that writes its id here belongs to it.
     pub fn processes(&self) -> PathBuf {
         self.cgroup.join("cgroup.procs")
