@@ -67,6 +67,9 @@ pub struct Injection {
     /// Whether sidecars answer their pods' questions for names.
     #[serde(default)]
     pub dns: bool,
+    /// Whether something in the cluster rewrites ClusterIPs where applications connect, as Cilium's socket-level load balancer does.
+    #[serde(default)]
+    pub socket_lb: bool,
 }
 
 /// What is run, and how it is fetched.

@@ -101,6 +101,9 @@ fn arguments(settings: &Injection, own: &Settings, probes: &Handlers, grace: u64
     if own.capture.dns_port.is_some() {
         all.extend(pair("--dns-listen", format!("127.0.0.1:{DNS}")));
     }
+    if settings.socket_lb {
+        all.push("--socket-lb".to_owned());
+    }
     if !probes.is_empty() {
         let text = serde_json::to_string(probes);
         let text = text.map_err(|error| Refusal(format!("the probes cannot be written: {error}")))?;

@@ -211,7 +211,7 @@ fn annotations_say_what_holds_for_one_pod() {
     ] {
         pod::annotate(&mut before, name, value);
     }
-    let mesh = Injection { exclude_outbound_ports: vec![25], ..settings() };
+    let mesh = Injection { exclude_outbound_ports: vec![25], socket_lb: true, ..settings() };
     let after = injected(&mesh, &before);
     let proxy = named(&after, PROXY);
     assert_eq!(proxy["image"], "mine:2");
@@ -225,6 +225,7 @@ fn annotations_say_what_holds_for_one_pod() {
     assert_eq!((capture.exclude_outbound_cidrs.len(), capture.dns_port), (2, Some(15053)));
     let arguments = arguments(&after);
     assert!(arguments.windows(2).any(|pair| pair == ["--workers", "4"]));
+    assert!(arguments.contains(&"--socket-lb"));
     assert!(arguments.windows(2).any(|pair| pair == ["--dns-listen", "127.0.0.1:15053"]));
 }
 

@@ -74,4 +74,5 @@ excludeInboundPorts: {{ .Values.injection.excludeInboundPorts | toJson }}
 excludeOutboundPorts: {{ .Values.injection.excludeOutboundPorts | toJson }}
 excludeOutboundCidrs: {{ .Values.injection.excludeOutboundCidrs | toJson }}
 dns: {{ .Values.injection.dns }}
+socketLb: {{ .Values.injection.socketLb }}
 {{- end }}
