@@ -32,6 +32,8 @@ Examples:
                                             a join token for a sidecar
   weft inject -f app.yaml | kubectl apply -f -
                                             the same sidecar as by the namespace's label, put in by hand
+  weft install --set image.registry=registry.example/weft
+                                            into a Kubernetes cluster; weft check looks at it before and after
   weft status                               is anything wrong with the mesh, and what is to be done?
   weft certs inspect svid.pem               what is in this certificate, when does it end, who signed it?
 

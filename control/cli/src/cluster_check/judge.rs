@@ -435,6 +435,24 @@ fn cni(seen: &Seen) -> Option<Finding> {
     }
 }
 
+/// Pods whose connections do not come to their sidecars, by the init container that sees to it.
+fn capture_fails(seen: &Seen) -> Option<Finding> {
+    let fails = |pod: &&Value| {
+        let statuses = pod["status"]["initContainerStatuses"].as_array().map_or(&[][..], Vec::as_slice);
+        statuses.iter().any(|status| {
+            let ours = matches!(status["name"].as_str(), Some("weft-capture" | "weft-validate"));
+            let failed = |state: &str| status[state]["terminated"]["exitCode"].as_i64().is_some_and(|code| code != 0);
+            ours && status["ready"] != true && (failed("state") || failed("lastState"))
+        })
+    };
+    let mut names: Vec<String> = seen.pods.iter().filter(fails).map(workload).collect();
+    names.sort();
+    names.dedup();
+    let message = || format!("the connections of these are not captured, so they do not start: {}", some(&names));
+    let remedy = "kubectl logs POD -c weft-capture, or -c weft-validate where the CNI plugin captures, says why";
+    (!names.is_empty()).then(|| error("capture", message(), remedy))
+}
+
 fn without_agent(seen: &Seen, node: &Value) -> Option<String> {
     let name = node["metadata"]["name"].as_str()?;
     let linux = node["metadata"]["labels"]["kubernetes.io/os"].as_str().is_none_or(|os| os == "linux");
@@ -486,6 +504,7 @@ fn sidecars(seen: &Seen, installed: bool) -> Vec<Finding> {
         let message = format!("pods on the host's network have no sidecar: {}", some(&names(host)));
         found.push(warning("host-network", message, "label them weft.dev/inject=disabled to say that it is meant"));
     }
+    found.extend(capture_fails(seen));
     let counted = with.len();
     let without = names(without);
     found.push(if without.is_empty() {

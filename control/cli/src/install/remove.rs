@@ -95,7 +95,7 @@ async fn remove(server: &Server, found: &[Value], until: Instant, say: &Say) -> 
     for object in found {
         let (kind, here) = Kind::of(object).map_or((None, "what control made"), |(_, kind)| (Some(kind), kind.step));
         if here != step {
-            told(say, step, count);
+            told(*say, step, count);
             if step == "workloads" {
                 // Else control would write what is removed next once more, and a node would keep its CNI plugin.
                 if let Err(why) = pods_gone(server, until, say).await {
@@ -110,7 +110,7 @@ async fn remove(server: &Server, found: &[Value], until: Instant, say: &Say) -> 
         );
         count += usize::from(server.delete(&path).await.map_err(failed(&called(object)))?);
     }
-    told(say, step, count);
+    told(*say, step, count);
     for object in
         found.iter().filter(|object| matches!(object["kind"].as_str(), Some("Namespace" | "CustomResourceDefinition")))
     {
@@ -127,7 +127,7 @@ async fn remove(server: &Server, found: &[Value], until: Instant, say: &Say) -> 
     Ok(Ok(()))
 }
 
-fn told(say: &Say, step: &str, count: usize) {
+fn told(say: Say, step: &str, count: usize) {
     if count > 0 {
         say.step("removed", &format!("{step} ({count})"));
     }

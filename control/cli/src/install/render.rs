@@ -53,16 +53,21 @@ pub fn render(values: &Json, release: &Release) -> Result<Rendered, String> {
     let template = set.get().ok_or("the chart cannot be read")?;
     let run = |name: &str| template.execute_template_to_string(name, &data).map_err(|error| plain(&error));
     let (mut text, mut objects) = (String::new(), Vec::new());
-    for (name, _) in chart::TEMPLATES.iter().filter(|(name, _)| name.ends_with(".yaml")) {
+    for (name, _) in chart::TEMPLATES.iter().filter(|(name, _)| !is_helper(name)) {
         let made = run(name)?;
         for document in weft_api::kinds::documents(&made) {
             let node = weft_api::kinds::parse(document).map_err(|fault| format!("{name} makes no YAML: {fault}"))?;
             objects.push(node.to_json());
             let shown = document.text.trim_start_matches("---").trim();
-            text.push_str(&format!("---\n# Source: weft/{name}\n{shown}\n"));
+            text.extend(["---\n# Source: weft/", name, "\n", shown, "\n"]);
         }
     }
     Ok(Rendered { text, objects, notes: run("templates/NOTES.txt")? })
+}
+
+/// Whether a template is there for others.
+fn is_helper(name: &str) -> bool {
+    name.contains("/_")
 }
 
 /// The templates under their names, with functions that can call them.
@@ -70,7 +75,7 @@ fn set() -> Result<Arc<OnceLock<Template>>, TemplateError> {
     let cell = Arc::new(OnceLock::new());
     let templates = Arc::downgrade(&cell);
     let mut template = Template::new("").func("include", move |args| {
-        let (name, data) = (text(args, 0)?, args.get(1).unwrap_or(&Value::Nil));
+        let (name, data) = (text(args, 0), args.get(1).unwrap_or(&Value::Nil));
         let cell: Option<Arc<OnceLock<Template>>> = templates.upgrade();
         let set = cell.as_deref().and_then(OnceLock::get).ok_or_else(|| fault("include: too early"))?;
         set.execute_template_to_string(&name, data).map(Value::from)
@@ -82,7 +87,7 @@ fn set() -> Result<Arc<OnceLock<Template>>, TemplateError> {
     for (name, source) in chart::TEMPLATES.iter().chain(&notes) {
         let source = source.replace(".Files.Get ", "filesGet ");
         let wrapped = format!("{{{{define {name:?}}}}}{source}{{{{end}}}}");
-        template = template.parse(if name.contains("/_") { &source } else { &wrapped })?;
+        template = template.parse(if is_helper(name) { &source } else { &wrapped })?;
     }
     let _ = cell.set(template);
     Ok(cell)
@@ -96,56 +101,57 @@ const FUNCTIONS: [(&str, Function); 14] = [
         Ok(args.get(1).filter(|given| given.is_truthy()).or(args.first()).cloned().unwrap_or(Value::Nil))
     }),
     ("required", |args| match args.get(1) {
-        None | Some(Value::Nil) => Err(fault(&text(args, 0)?)),
-        Some(Value::String(given)) if given.is_empty() => Err(fault(&text(args, 0)?)),
+        None | Some(Value::Nil) => Err(fault(&text(args, 0))),
+        Some(Value::String(given)) if given.is_empty() => Err(fault(&text(args, 0))),
         Some(given) => Ok(given.clone()),
     }),
-    ("fail", |args| Err(fault(&text(args, 0)?))),
-    ("quote", |args| Ok(Value::from(Json::from(text(args, 0)?).to_string()))),
+    ("fail", |args| Err(fault(&text(args, 0)))),
+    ("quote", |args| Ok(Value::from(Json::from(text(args, 0)).to_string()))),
     ("toJson", |args| Ok(Value::from(json(args.first().unwrap_or(&Value::Nil))?.to_string()))),
     ("toYaml", |args| Ok(Value::from(yaml(&json(args.first().unwrap_or(&Value::Nil))?)))),
     ("fromYaml", |args| {
-        let source = text(args, 0)?;
+        let source = text(args, 0);
         let Some(document) = weft_api::kinds::documents(&source).into_iter().next() else {
             return Ok(Value::from(BTreeMap::<String, Value>::new()));
         };
         weft_api::kinds::parse(document).map(|node| value(&node.to_json())).map_err(|wrong| fault(&wrong.to_string()))
     }),
-    ("indent", |args| Ok(Value::from(indent(args)?))),
-    ("nindent", |args| Ok(Value::from(format!("\n{}", indent(args)?)))),
+    ("indent", |args| Ok(Value::from(indent(args)))),
+    ("nindent", |args| Ok(Value::from(format!("\n{}", indent(args))))),
     ("int", |args| {
         let number =
             args.first().and_then(|given| given.as_int().or_else(|| given.as_float().map(|float| float as i64)));
         Ok(Value::Int(number.unwrap_or_default()))
     }),
     ("splitList", |args| {
-        let (by, whole) = (text(args, 0)?, text(args, 1)?);
+        let (by, whole) = (text(args, 0), text(args, 1));
         Ok(Value::from(whole.split(by.as_str()).map(Value::from).collect::<Vec<_>>()))
     }),
     ("sha256sum", |args| {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text(args, 0)?.as_bytes());
-        Ok(Value::from(digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text(args, 0).as_bytes());
+        let digits = digest.as_ref().iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        Ok(Value::from(digits.filter_map(|digit| char::from_digit(digit.into(), 16)).collect::<String>()))
     }),
-    ("trim", |args| Ok(Value::from(text(args, 0)?.trim().to_owned()))),
+    ("trim", |args| Ok(Value::from(text(args, 0).trim().to_owned()))),
     ("filesGet", |args| {
-        let name = text(args, 0)?;
+        let name = text(args, 0);
         let found = chart::FILES.iter().find(|(file, _)| **file == *name);
         found.map(|(_, text)| Value::from(*text)).ok_or_else(|| fault(&format!("the chart has no {name}")))
     }),
 ];
 
-fn text(args: &[Value], at: usize) -> Result<String, TemplateError> {
+fn text(args: &[Value], at: usize) -> String {
     match args.get(at) {
-        Some(Value::String(text)) => Ok(text.to_string()),
-        Some(Value::Nil) | None => Ok(String::new()),
-        Some(other) => Ok(other.to_string()),
+        Some(Value::String(text)) => text.to_string(),
+        Some(Value::Nil) | None => String::new(),
+        Some(other) => other.to_string(),
     }
 }
 
-fn indent(args: &[Value]) -> Result<String, TemplateError> {
+fn indent(args: &[Value]) -> String {
     let by = args.first().and_then(Value::as_int).and_then(|by| usize::try_from(by).ok()).unwrap_or_default();
     let pad = " ".repeat(by.min(64));
-    Ok(format!("{pad}{}", text(args, 1)?.replace('\n', &format!("\n{pad}"))))
+    format!("{pad}{}", text(args, 1).replace('\n', &format!("\n{pad}")))
 }
 
 /// One level of block style, so that it can stand among other keys; JSON below, which is YAML too.
@@ -188,7 +194,7 @@ fn json(data: &Value) -> Result<Json, TemplateError> {
             let fields = fields.iter().map(|(key, field)| Ok((key.to_string(), json(field)?)));
             Json::Object(fields.collect::<Result<_, TemplateError>>()?)
         }
-        _ => return Err(fault("a function is no data")),
+        Value::Function(_) => return Err(fault("a function is no data")),
     })
 }
 

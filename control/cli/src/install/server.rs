@@ -73,9 +73,9 @@ impl Server {
                 item["apiVersion"] = version.clone();
                 item
             }));
-            next = list["metadata"]["continue"].as_str().unwrap_or_default().to_owned();
-            if next.is_empty() {
-                return Ok(found);
+            match list["metadata"]["continue"].as_str() {
+                Some(more) if !more.is_empty() => more.clone_into(&mut next),
+                _ => return Ok(found),
             }
         }
     }

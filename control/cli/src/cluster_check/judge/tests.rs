@@ -79,99 +79,108 @@ fn nothing_is_found_where_all_is_well() {
 
 type Change = fn(&mut Seen);
 
+const FAULTS: [(Change, &str); 25] = [
+    (|seen| seen.version["minor"] = "28".into(), "Error kubernetes-version: Kubernetes v1.34.2 is too old"),
+    (|seen| seen.skew = Some(-90), "Warning clock: the API server's clock is 90 s behind this one"),
+    (
+        |seen| seen.gateway.clear(),
+        "Warning gateway-api: Gateway API's httproutes and grpcroutes are not installed: no routes can be written",
+    ),
+    (|seen| of(seen, "Deployment")["status"] = json!({}), "Error control: control: 0 of 1 ready"),
+    (
+        |seen| of(seen, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] = "0.0.9".into(),
+        "Warning version: control is 0.0.9, this command 0.1.0",
+    ),
+    (
+        |seen| seen.objects.retain(|one| one["metadata"]["name"] != "ratelimitpolicies.weft.dev"),
+        "Error kinds: CustomResourceDefinition ratelimitpolicies.weft.dev is not installed: such policies cannot be written",
+    ),
+    (
+        |seen| of(seen, "CustomResourceDefinition")["spec"]["versions"][0]["schema"] = json!({}),
+        "Warning kinds: CustomResourceDefinition authorizationpolicies.weft.dev is of another version than this command",
+    ),
+    (
+        |seen| seen.objects.retain(|one| one["metadata"]["name"] != "weft-injection"),
+        "Error injection: ConfigMap weft-injection is missing or cannot be read",
+    ),
+    (
+        |seen| seen.objects.retain(|one| one["kind"] != "MutatingWebhookConfiguration"),
+        "Error webhook-ca: the webhook weft-injector is not there: no pod is injected",
+    ),
+    (
+        |seen| drop(of(seen, "MutatingWebhookConfiguration")["webhooks"][1]["clientConfig"]["caBundle"].take()),
+        "Error webhook-ca: pod.inject.weft.dev has no caBundle: the API server cannot verify control",
+    ),
+    (
+        |seen| seen.roots["root.pem"] = ROOT.replace("AAAA", "BBBB").into(),
+        "Error webhook-ca: the caBundle of namespace.inject.weft.dev is not the mesh's roots",
+    ),
+    (
+        |seen| seen.probe = Some(("shop".to_owned(), Ok(pod("weft-check")))),
+        "Error webhook: a pod that is asked for in shop gets no sidecar, and no error",
+    ),
+    (
+        |seen| seen.probe = Some(("shop".to_owned(), Err("refused".to_owned()))),
+        "Error webhook: a pod cannot be made in shop: refused",
+    ),
+    (
+        |seen| seen.cilium = json!({"kube-proxy-replacement": "true"}),
+        "Error socket-lb: Cilium rewrites the addresses of Services in pods' sockets, before a sidecar sees them: routes and policies of Services would not count",
+    ),
+    (
+        |seen| seen.kube_proxy = json!({"config.conf": "mode: userspace\n"}),
+        "Warning kube-proxy: kube-proxy in mode userspace, which was never tried",
+    ),
+    (
+        |seen| seen.namespaces[0]["metadata"]["labels"]["istio-injection"] = "enabled".into(),
+        "Error two-meshes: namespace shop is to be meshed by Istio too: two sidecars would take each other's connections",
+    ),
+    (
+        |seen| seen.namespaces[0]["metadata"]["annotations"] = json!({"linkerd.io/inject": "enabled"}),
+        "Error two-meshes: namespace shop is to be meshed by Linkerd too: two sidecars would take each other's connections",
+    ),
+    (
+        |seen| seen.namespaces[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "restricted".into(),
+        "Error pod-security: namespace shop enforces Pod Security restricted, which refuses the init container that captures (NET_ADMIN)",
+    ),
+    (
+        |seen| seen.namespaces.push(namespace("kube-system", json!({"weft.dev/inject": "enabled"}))),
+        "Warning never-meshed: namespace kube-system has the label weft.dev/inject=enabled, and is never meshed: the cluster could not start without it",
+    ),
+    (
+        |seen| seen.pods.push(pod("db")),
+        "Warning uninjected: these are to be meshed and have no sidecar: shop statefulset/db",
+    ),
+    (
+        |seen| seen.pods.push(sidecar("db", "registry.example/weft/weft-proxy:0.0.9")),
+        "Warning sidecar-version: these have sidecars of another version than 0.1.0: shop statefulset/db",
+    ),
+    (
+        |seen| {
+            let mut host = pod("node");
+            host["spec"]["hostNetwork"] = true.into();
+            seen.pods.push(host);
+        },
+        "Warning host-network: pods on the host's network have no sidecar: shop statefulset/node",
+    ),
+    (
+        |seen| {
+            let failed =
+                json!({"name": "weft-validate", "ready": false, "lastState": {"terminated": {"exitCode": 95}}});
+            seen.pods[0]["status"] = json!({"initContainerStatuses": [failed]});
+        },
+        "Error capture: the connections of these are not captured, so they do not start: shop statefulset/web",
+    ),
+    (|seen| seen.unread.push("pods: forbidden".to_owned()), "Error unread: pods: forbidden"),
+    (
+        |seen| seen.metrics.push(("weft-control-1".to_owned(), Ok(format!("{EXPIRY}1\n")))),
+        "Error control-certificate: weft-control-1 has no valid certificate",
+    ),
+];
+
 #[test]
 fn each_fault_is_a_sentence() {
-    let table: [(Change, &str); 24] = [
-        (|seen| seen.version["minor"] = "28".into(), "Error kubernetes-version: Kubernetes v1.34.2 is too old"),
-        (|seen| seen.skew = Some(-90), "Warning clock: the API server's clock is 90 s behind this one"),
-        (
-            |seen| seen.gateway.clear(),
-            "Warning gateway-api: Gateway API's httproutes and grpcroutes are not installed: no routes can be written",
-        ),
-        (|seen| of(seen, "Deployment")["status"] = json!({}), "Error control: control: 0 of 1 ready"),
-        (
-            |seen| of(seen, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"] = "0.0.9".into(),
-            "Warning version: control is 0.0.9, this command 0.1.0",
-        ),
-        (
-            |seen| seen.objects.retain(|one| one["metadata"]["name"] != "ratelimitpolicies.weft.dev"),
-            "Error kinds: CustomResourceDefinition ratelimitpolicies.weft.dev is not installed: such policies cannot be written",
-        ),
-        (
-            |seen| of(seen, "CustomResourceDefinition")["spec"]["versions"][0]["schema"] = json!({}),
-            "Warning kinds: CustomResourceDefinition authorizationpolicies.weft.dev is of another version than this command",
-        ),
-        (
-            |seen| seen.objects.retain(|one| one["metadata"]["name"] != "weft-injection"),
-            "Error injection: ConfigMap weft-injection is missing or cannot be read",
-        ),
-        (
-            |seen| seen.objects.retain(|one| one["kind"] != "MutatingWebhookConfiguration"),
-            "Error webhook-ca: the webhook weft-injector is not there: no pod is injected",
-        ),
-        (
-            |seen| drop(of(seen, "MutatingWebhookConfiguration")["webhooks"][1]["clientConfig"]["caBundle"].take()),
-            "Error webhook-ca: pod.inject.weft.dev has no caBundle: the API server cannot verify control",
-        ),
-        (
-            |seen| seen.roots["root.pem"] = ROOT.replace("AAAA", "BBBB").into(),
-            "Error webhook-ca: the caBundle of namespace.inject.weft.dev is not the mesh's roots",
-        ),
-        (
-            |seen| seen.probe = Some(("shop".to_owned(), Ok(pod("weft-check")))),
-            "Error webhook: a pod that is asked for in shop gets no sidecar, and no error",
-        ),
-        (
-            |seen| seen.probe = Some(("shop".to_owned(), Err("refused".to_owned()))),
-            "Error webhook: a pod cannot be made in shop: refused",
-        ),
-        (
-            |seen| seen.cilium = json!({"kube-proxy-replacement": "true"}),
-            "Error socket-lb: Cilium rewrites the addresses of Services in pods' sockets, before a sidecar sees them: routes and policies of Services would not count",
-        ),
-        (
-            |seen| seen.kube_proxy = json!({"config.conf": "mode: userspace\n"}),
-            "Warning kube-proxy: kube-proxy in mode userspace, which was never tried",
-        ),
-        (
-            |seen| seen.namespaces[0]["metadata"]["labels"]["istio-injection"] = "enabled".into(),
-            "Error two-meshes: namespace shop is to be meshed by Istio too: two sidecars would take each other's connections",
-        ),
-        (
-            |seen| seen.namespaces[0]["metadata"]["annotations"] = json!({"linkerd.io/inject": "enabled"}),
-            "Error two-meshes: namespace shop is to be meshed by Linkerd too: two sidecars would take each other's connections",
-        ),
-        (
-            |seen| seen.namespaces[0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] = "restricted".into(),
-            "Error pod-security: namespace shop enforces Pod Security restricted, which refuses the init container that captures (NET_ADMIN)",
-        ),
-        (
-            |seen| seen.namespaces.push(namespace("kube-system", json!({"weft.dev/inject": "enabled"}))),
-            "Warning never-meshed: namespace kube-system has the label weft.dev/inject=enabled, and is never meshed: the cluster could not start without it",
-        ),
-        (
-            |seen| seen.pods.push(pod("db")),
-            "Warning uninjected: these are to be meshed and have no sidecar: shop statefulset/db",
-        ),
-        (
-            |seen| seen.pods.push(sidecar("db", "registry.example/weft/weft-proxy:0.0.9")),
-            "Warning sidecar-version: these have sidecars of another version than 0.1.0: shop statefulset/db",
-        ),
-        (
-            |seen| {
-                let mut host = pod("node");
-                host["spec"]["hostNetwork"] = true.into();
-                seen.pods.push(host);
-            },
-            "Warning host-network: pods on the host's network have no sidecar: shop statefulset/node",
-        ),
-        (|seen| seen.unread.push("pods: forbidden".to_owned()), "Error unread: pods: forbidden"),
-        (
-            |seen| seen.metrics.push(("weft-control-1".to_owned(), Ok(format!("{EXPIRY}1\n")))),
-            "Error control-certificate: weft-control-1 has no valid certificate",
-        ),
-    ];
-    for (change, wanted) in table {
+    for (change, wanted) in FAULTS {
         assert_eq!(changed(change), [wanted]);
     }
     for (change, silent) in [
