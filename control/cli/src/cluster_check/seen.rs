@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{Method, Request};
 use serde_json::{Value, json};
-use weft_control::cluster::{Access, ClusterError};
+use weft_control::cluster::Access;
 
 use crate::exit::Failure;
 use crate::install::kinds::{KINDS, Kind};
@@ -188,6 +188,6 @@ async fn probe(server: &Server, namespaces: &[Value]) -> Option<(String, Result<
             "containers": [{"name": PROBE, "image": PROBE,
                 "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}});
     let path = format!("{}?dryRun=All", Kind { plural: "pods", ..Kind::named("ConfigMap") }.path(Some(&namespace)));
-    let answer = server.ask(Method::POST, &path, "application/json", Some(&pod)).await;
-    Some((namespace, answer.map_err(|error: ClusterError| error.to_string())))
+    let answer = server.ask_through_webhooks(&path, &pod).await;
+    Some((namespace, answer))
 }

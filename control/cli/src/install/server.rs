@@ -1,5 +1,7 @@
 //! The API server, as these commands ask it: plain paths and JSON, a bounded wait for each answer.
 
+use std::time::Duration;
+
 use http::{Method, Request};
 use serde_json::Value;
 use weft_control::cluster::{Access, ClusterError, ask};
@@ -11,6 +13,9 @@ use crate::exit::Failure;
 const MANAGER: &str = "weft";
 /// Objects in one answer of a list.
 const PAGE: usize = 500;
+
+/// Longer than the longest timeout of a webhook.
+const WEBHOOKS: Duration = Duration::from_secs(35);
 
 /// The API server.
 #[derive(Clone)]
@@ -46,6 +51,17 @@ impl Server {
         let request = Request::builder().method(method).uri(path).header("content-type", kind).body(body);
         let request = request.map_err(|error| ClusterError::Setup(error.to_string()))?;
         ask(self.client.request::<Value>(request)).await
+    }
+
+    /// The same where the API server has to ask a webhook, which it does for 30 s at most; in words if it fails.
+    pub async fn ask_through_webhooks(&self, path: &str, body: &Value) -> Result<Value, String> {
+        let request =
+            Request::post(path).header("content-type", "application/json").body(body.to_string().into_bytes());
+        let request = request.map_err(|error| error.to_string())?;
+        match tokio::time::timeout(WEBHOOKS, self.client.request::<Value>(request)).await {
+            Ok(answer) => answer.map_err(|error| ClusterError::Refused(Box::new(error)).to_string()),
+            Err(_) => Err(format!("the Kubernetes API server did not answer within {} s", WEBHOOKS.as_secs())),
+        }
     }
 
     /// What is at a path; nothing where there is nothing.
