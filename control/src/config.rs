@@ -66,7 +66,7 @@ pub struct Args {
     pub replica: Vec<String>,
     /// Where other replicas reach this one, such as $(POD_IP):15012; with --kubernetes. It then holds a Lease in the namespace of control that says so,
     /// and follows those that have such Leases.
-    #[arg(long, value_name = "ADDR", requires = "kubernetes")]
+    #[arg(long, value_name = "ADDR", requires = "kubernetes", value_parser = advertised)]
     pub advertise: Option<SocketAddr>,
     /// The zone that this control runs in, as the label topology.kubernetes.io/zone of nodes has it: proxies of that zone are sent to it
     /// [default: that of the pod whose address --advertise has].
@@ -333,6 +333,18 @@ fn proxies(text: &str) -> Result<usize, String> {
     found.ok_or_else(|| format!("`{text}` is no number of proxies; give one from 1 to 1000000"))
 }
 
+/// An address and a port; a pod's manifest can put no brackets around an address of IPv6.
+fn advertised(text: &str) -> Result<SocketAddr, String> {
+    let apart = || {
+        let (ip, port) = text.rsplit_once(':')?;
+        Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?))
+    };
+    text.parse()
+        .ok()
+        .or_else(apart)
+        .ok_or_else(|| format!("`{text}` is no address with a port, such as 10.0.0.7:15012"))
+}
+
 /// A duration as people write it: `10s`, `15m`, `1h`, `1h30m`, `500ms`.
 pub fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no duration; write it like 10s, 15m, 1h30m or 500ms");
@@ -430,6 +442,20 @@ mod tests {
         assert_eq!(read("--ca-dir ca -f f").unwrap().max_connections, 12_500);
         assert_eq!(read("--ca-dir ca -f f --max-proxies 80").unwrap().max_connections, 100);
         assert!(read("--ca-dir ca -f f --max-proxies 0").is_none());
+    }
+
+    #[test]
+    fn a_pods_address_is_taken_with_brackets_or_without() {
+        for (text, want) in [
+            ("10.0.0.7:15012", "10.0.0.7:15012"),
+            ("[fd00::7]:15012", "[fd00::7]:15012"),
+            ("fd00::7:15012", "[fd00::7]:15012"),
+        ] {
+            assert_eq!(advertised(text), Ok(want.parse().unwrap()), "{text}");
+        }
+        for bad in ["", "10.0.0.7", "name:15012", "fd00::7", ":15012", "10.0.0.7:70000"] {
+            assert!(advertised(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

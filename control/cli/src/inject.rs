@@ -37,7 +37,9 @@ fn one(settings: &Injection, place: &str, object: &Value) -> Result<String, Fail
     let refused = |refusal| Failure { exit: Exit::Failed, message: format!("{place}: {refusal}") };
     let made = match manifest(settings, object).map_err(refused)? {
         Manifest::Workload(Outcome::Injected { pod, warnings }) => {
-            warnings.iter().for_each(|warning| note(warning));
+            for warning in &warnings {
+                note(warning);
+            }
             pod
         }
         Manifest::Workload(Outcome::Skipped(Skipped::Impossible(why))) => {

@@ -256,7 +256,7 @@ fn manifests_are_injected_without_a_cluster_and_not_twice() {
     let once = text(&out.stdout);
     assert!(once.contains("path: /app/web/livenessProbe") && once.contains("weft.dev/injected: \"true\""), "{once}");
     assert!(once.starts_with("apiVersion: v1\nkind: Service\n"), "{once}");
-    let again = weft(&["inject", "-f", &file("once.yaml", &once), "--injection", &settings]);
+    let again = weft(&["inject", "-f", &file("once.yaml", once), "--injection", &settings]);
     assert_eq!(text(&again.stdout), once);
 
     let host = file("host.yaml", "kind: Pod\nmetadata: {name: node}\nspec: {hostNetwork: true, containers: []}\n");
