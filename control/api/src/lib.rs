@@ -19,6 +19,7 @@ pub mod wire;
 /// them in its node's metadata, so that control knows beforehand.
 pub const FEATURES: &[&str] = &[
     "authorization",
+    BRIEF_TYPES,
     "consumer-routes",
     "cors",
     "grpc-route",
@@ -38,3 +39,7 @@ pub const FEATURES: &[&str] = &[
     "url-rewrite",
     "weighted-backends",
 ];
+
+/// Not a policy but a way to write: a resource of the response's own type does not repeat it. Whoever does not say that it reads this is sent
+/// every type, as the protocol has it.
+pub const BRIEF_TYPES: &str = "brief-types";

@@ -102,6 +102,8 @@ pub(super) struct Sent {
 #[derive(Debug)]
 pub struct Session {
     workload: Name,
+    /// Types that go without saying are left out ([`weft_api::BRIEF_TYPES`]).
+    brief: bool,
     limits: Limits,
     roots: HashSet<Arc<str>>,
     /// Types that have been asked for on this stream.
@@ -125,9 +127,16 @@ pub struct Session {
 }
 
 impl Session {
+    /// The same, for a proxy of an earlier build, which wants every type spelt out.
+    #[must_use]
+    pub fn spelt_out(self) -> Self {
+        Self { brief: false, ..self }
+    }
+
     /// A stream of the proxy of `workload`.
     pub fn new(workload: Name, limits: Limits) -> Self {
         Self {
+            brief: true,
             workload,
             limits,
             roots: HashSet::new(),

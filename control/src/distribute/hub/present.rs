@@ -33,6 +33,7 @@ impl Hub {
         self.restarted(&client);
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let session = Session::new(client.workload.clone(), self.limits);
+        let session = if client.can(weft_api::BRIEF_TYPES) { session } else { session.spelt_out() };
         let stream = Arc::new(Stream::new(id, client, session));
         // It is here before it is away no more: who waits for it never finds it nowhere.
         self.streams.write().insert(&stream);

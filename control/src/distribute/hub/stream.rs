@@ -29,6 +29,13 @@ pub struct Client {
     pub version: String,
 }
 
+impl Client {
+    /// Whether its build has said that it can do this.
+    pub fn can(&self, feature: &str) -> bool {
+        self.features.as_ref().is_none_or(|features| features.iter().any(|one| one == feature))
+    }
+}
+
 /// One open stream.
 #[derive(Debug)]
 pub struct Stream {

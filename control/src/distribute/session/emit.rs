@@ -24,6 +24,7 @@ struct Draft {
     removed: Vec<String>,
     sent: Vec<(Arc<str>, Option<Arc<Resource>>)>,
     answer: bool,
+    brief: bool,
 }
 
 impl Draft {
@@ -43,8 +44,8 @@ impl Draft {
     fn push(&mut self, name: &Arc<str>, resource: &Arc<Resource>) {
         self.room = self.room.saturating_sub(name.len() + resource.bytes.len() + OVERHEAD);
         self.sent.push((Arc::clone(name), Some(Arc::clone(resource))));
-        // What is of the response's own type does not repeat it.
-        let type_url = if resource.type_url == self.group { "" } else { resource.type_url };
+        // What is of the response's own type does not repeat it, to whom reads it so.
+        let type_url = if self.brief && resource.type_url == self.group { "" } else { resource.type_url };
         self.resources.push(discovery::Resource {
             version: resource.version.to_string(),
             resource: Some(prost_types::Any { type_url: type_url.to_owned(), value: resource.bytes.to_vec() }),
@@ -79,6 +80,7 @@ impl Session {
             removed: Vec::new(),
             sent: Vec::new(),
             answer: false,
+            brief: self.brief,
         };
         // Endpoints last: what points to what should be in one response, however many endpoints hang on it.
         let mut endpoints = VecDeque::new();

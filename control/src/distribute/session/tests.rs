@@ -96,6 +96,20 @@ fn an_address_brings_all_it_points_to_in_one_response() {
 }
 
 #[test]
+fn a_proxy_of_an_earlier_build_is_told_the_type_of_each_resource() {
+    let types = |server: &mut Server| -> Vec<String> {
+        server.hear(subscribe(ADDRESS, &["10.96.0.1:80"]));
+        let said = server.drain();
+        said[0].resources.iter().map(|resource| resource.resource.as_ref().unwrap().type_url.clone()).collect()
+    };
+    let mut today = Server::new(&shop(), Limits::default());
+    assert_eq!(types(&mut today)[..2], [String::new(), v1::Service::TYPE_URL.to_owned()]);
+    let mut earlier = Server::new(&shop(), Limits::default());
+    earlier.session = earlier.session.spelt_out();
+    assert_eq!(types(&mut earlier)[..2], [ADDRESS, v1::Service::TYPE_URL]);
+}
+
+#[test]
 fn an_endpoint_goes_alone_and_only_to_those_who_hold_its_set() {
     let mut model = shop();
     let mut holds = Server::new(&model, Limits::default());
