@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::overrides::Settings;
-use super::sidecar::argument;
+use super::sidecar::{argument, restricted};
 use super::{Capture, Injection, Refusal};
 
 /// Writes the rules.
@@ -25,7 +25,7 @@ pub fn text(own: &Settings) -> Result<String, Refusal> {
 pub fn container(settings: &Injection, own: &Settings) -> Result<Value, Refusal> {
     let (name, action, security) = match settings.capture {
         Capture::Init => (INSTALL, "install", privileged()),
-        Capture::Cni => (VALIDATE, "validate", restricted()),
+        Capture::Cni => (VALIDATE, "validate", restricted(NOBODY)),
     };
     let mut container = json!({
         "name": name,
@@ -43,27 +43,8 @@ pub fn container(settings: &Injection, own: &Settings) -> Result<Value, Refusal>
 
 // Rules are written with this one right, and only root of a container can be given it.
 fn privileged() -> Value {
-    json!({
-        "runAsUser": 0,
-        "runAsGroup": 0,
-        "runAsNonRoot": false,
-        "privileged": false,
-        "allowPrivilegeEscalation": false,
-        "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] },
-        "seccompProfile": { "type": "RuntimeDefault" },
-    })
-}
-
-fn restricted() -> Value {
-    json!({
-        "runAsUser": NOBODY,
-        "runAsGroup": NOBODY,
-        "runAsNonRoot": true,
-        "privileged": false,
-        "allowPrivilegeEscalation": false,
-        "readOnlyRootFilesystem": true,
-        "capabilities": { "drop": ["ALL"] },
-        "seccompProfile": { "type": "RuntimeDefault" },
-    })
+    let mut security = restricted(0);
+    security["runAsNonRoot"] = Value::from(false);
+    security["capabilities"]["add"] = json!(["NET_ADMIN"]);
+    security
 }

@@ -51,7 +51,7 @@ pub fn container(
         "readinessProbe": {
             "httpGet": get_from_sidecar("/healthz/ready"), "periodSeconds": 5, "timeoutSeconds": 2, "failureThreshold": 2,
         },
-        "securityContext": security(),
+        "securityContext": restricted(UID),
         "resources": { "requests": own.resources.requests, "limits": own.resources.limits },
         "volumeMounts": [
             { "name": IDENTITY, "mountPath": IDENTITY_DIR, "readOnly": true },
@@ -145,11 +145,11 @@ fn field(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
 }
 
-// What the restricted Pod Security Standard asks for.
-fn security() -> Value {
+/// What the restricted Pod Security Standard asks for, of a container that runs as `uid`.
+pub fn restricted(uid: u32) -> Value {
     json!({
-        "runAsUser": UID,
-        "runAsGroup": UID,
+        "runAsUser": uid,
+        "runAsGroup": uid,
         "runAsNonRoot": true,
         "privileged": false,
         "allowPrivilegeEscalation": false,

@@ -1,6 +1,6 @@
 //! An object as the API server has it, as far as its status is concerned.
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 use weft_api::kinds::{Fault, GATEWAY_GROUP, Kind, MULTICLUSTER_GROUP, Node, Place, Value};
 
 use super::CONTROLLER;
@@ -52,8 +52,8 @@ impl Subject {
         let meta = |key| node.get("metadata").and_then(|metadata| metadata.get(key));
         let refs = node.get("spec").and_then(|spec| spec.get("parentRefs"));
         let refs = refs.into_iter().flat_map(Node::elements).filter(|parent| !kind.is_policy() && is_service(parent));
-        let parents: Vec<Json> = refs.map(json).collect();
-        let told = told(kind, &node.get("status").map_or(Json::Null, json));
+        let parents: Vec<Json> = refs.map(Node::to_json).collect();
+        let told = told(kind, &node.get("status").map_or(Json::Null, Node::to_json));
         let subject = Self {
             api_version: text(node.get("apiVersion")).unwrap_or_else(|| kind.api_versions()[0].to_owned()),
             version: text(meta("resourceVersion")).unwrap_or_default(),
@@ -117,19 +117,4 @@ fn sentence(fault: &Fault, place: &Place<'_>) -> String {
 
 fn text(node: Option<&Node>) -> Option<String> {
     node.and_then(Node::text).map(str::to_owned)
-}
-
-pub(crate) fn json(node: &Node) -> Json {
-    match &node.value {
-        Value::Null => Json::Null,
-        Value::Bool(value) => (*value).into(),
-        // No API server sends larger ones.
-        Value::Int(value) => i64::try_from(*value).unwrap_or_default().into(),
-        Value::Float(value) => (*value).into(),
-        Value::Text(text) => text.as_str().into(),
-        Value::List(elements) => elements.iter().map(json).collect(),
-        Value::Map(entries) => {
-            entries.iter().map(|entry| (entry.key.clone(), json(&entry.node))).collect::<Map<_, _>>().into()
-        }
-    }
 }

@@ -9,7 +9,6 @@ use weft_api::kinds::{Fault, Kind, Node, Place};
 
 use crate::model::Name;
 use crate::sources::files::object::{Content, IMPORT, OWN_PREFIX, Thing, Written, core_object, strict_object};
-use crate::status::subject::json;
 use crate::status::{self, Subject};
 
 /// What of an object's metadata is kept.
@@ -118,7 +117,7 @@ impl Watched {
         let meta = node.get("metadata").filter(|_| self.kept)?;
         let part = |node: &Node, wanted: &dyn Fn(&str) -> bool| -> Map<String, Json> {
             let wanted = node.entries().iter().filter(|entry| wanted(&entry.key));
-            wanted.map(|entry| (entry.key.clone(), json(&entry.node))).collect()
+            wanted.map(|entry| (entry.key.clone(), entry.node.to_json())).collect()
         };
         let mut metadata = part(meta, &|key| METADATA.contains(&key));
         if let Some(annotations) = meta.get("annotations") {
