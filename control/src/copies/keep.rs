@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_stream::StreamExt as _;
 
-use super::view::{Place, Told, View};
+use super::view::{Held, Owned, Place, View};
 use super::write::{Writer, map_says};
 use super::{Behind, Roots, Settings};
 use crate::cluster::ClusterError;
@@ -26,7 +26,7 @@ use crate::rotation::Authority;
 const AGAIN: Duration = Duration::from_secs(5);
 const WRITES: usize = 8;
 
-type Written = Result<(String, Told), ClusterError>;
+type Written = Result<Held, ClusterError>;
 
 /// Ends when nobody has a CA any more.
 pub(super) async fn keep(client: Client, settings: Settings, mut ca: Authority, behind: impl Fn(Behind)) {
@@ -67,7 +67,7 @@ struct Keeper {
     view: View,
     // What a list that is being read has said so far.
     namespaces: BTreeSet<Place>,
-    maps: BTreeMap<Place, (String, Told)>,
+    maps: BTreeMap<Place, Held>,
     // Lists that have been read whole, once.
     namespaces_read: bool,
     maps_read: bool,
@@ -140,9 +140,8 @@ impl Keeper {
                 self.maps_read = true;
             }
             Ok(Event::Apply(found)) => {
-                let (version, told) = map_says(&found);
                 self.tried.remove(&place(&found));
-                self.view.saw(place(&found), version, told, Instant::now());
+                self.view.saw(place(&found), map_says(&found), Instant::now());
             }
             Ok(Event::Delete(found)) => self.view.lost(&place(&found)),
             Err(error) => self.say(format!("ConfigMaps cannot be watched: {error}")),
@@ -150,12 +149,14 @@ impl Keeper {
     }
 
     async fn look_at_webhooks(&mut self) {
+        let mut first = None;
         for name in self.webhooks.clone() {
             let place = Place::Webhook(name.clone());
             match self.writer.webhook(&name).await {
-                Ok(Some((version, told))) => {
+                Ok(Some((held, owner))) => {
                     self.view.want(place.clone());
-                    self.view.saw(place, version, told, Instant::now());
+                    self.view.saw(place, held, Instant::now());
+                    first.get_or_insert(owner);
                 }
                 // Not installed (yet): there is nothing to keep.
                 Ok(None) => self.view.forget(&place),
@@ -163,9 +164,15 @@ impl Keeper {
                     self.say(format!("{place} cannot be read: {error}"));
                     self.view.want(place.clone());
                     self.view.failed(place, error.to_string());
+                    first = first.or_else(|| self.view.owner().cloned());
                 }
             }
         }
+        self.view.owned(match first {
+            Some(owner) => Owned::By(owner),
+            None if self.webhooks.is_empty() => Owned::No,
+            None => Owned::Awaited,
+        });
         self.webhooks_read = true;
     }
 
@@ -179,9 +186,10 @@ impl Keeper {
         let due = due.filter(|(place, _)| !self.writing.contains(place) && !self.tried.contains(place));
         for (place, seen) in due.take(room).collect::<Vec<_>>() {
             self.writing.insert(place.clone());
-            let (writer, roots) = (Arc::clone(&self.writer), roots.clone());
+            let (writer, roots, owner) = (Arc::clone(&self.writer), roots.clone(), self.view.owner().cloned());
             self.writes.spawn(async move {
-                let written = writer.write(&place, seen.as_ref(), &roots).await;
+                let held = seen.as_ref().map(|seen| &seen.held);
+                let written = writer.write(&place, held, owner.as_ref(), &roots).await;
                 (place, written)
             });
         }
@@ -190,7 +198,7 @@ impl Keeper {
     fn written(&mut self, place: Place, written: Written) {
         self.writing.remove(&place);
         match written {
-            Ok((version, told)) => self.view.saw(place, version, told, Instant::now()),
+            Ok(held) => self.view.saw(place, held, Instant::now()),
             // Another replica was faster, or it has just gone: what is there now comes by the watch.
             Err(error) if error.is_conflict() || error.is_absent() => {
                 self.tried.insert(place);

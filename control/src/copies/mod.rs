@@ -5,7 +5,8 @@
 //! - A rotation does not go on while a copy is behind; it is named ([`Behind`]).
 //! - A replica of control that is behind others does not write older roots over newer ones: each copy says which revision of the CA it is of,
 //!   and is written only if it is still what was seen.
-//! - Nothing is deleted: a namespace that is not wanted any more keeps what it has.
+//! - Nothing is deleted by us: a namespace that is not wanted any more keeps what it has. Where control keeps a webhook's bundle too, that
+//!   webhook's configuration owns the ConfigMaps, and the cluster takes them away with it.
 //!
 //! [`view`] says what is to be done, [`keep`] when, [`write`] does it.
 

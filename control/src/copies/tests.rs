@@ -204,3 +204,34 @@ async fn a_webhooks_bundle_follows_and_one_that_is_not_installed_holds_nothing_u
     assert_eq!(written["webhooks"][0]["clientConfig"], json!({ "caBundle": bundle }));
     assert_eq!(written["webhooks"][0].as_object().map(serde_json::Map::len), Some(2), "nothing else of it is ours");
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_goes_with_a_webhook_is_made_when_that_is_there_and_names_it() {
+    let lab = lab();
+    lab.server.namespace("shop", false);
+    let settings = Settings { roots_webhook: vec!["weft".into()], ..in_namespaces() };
+    let _keeping = lab.start(&settings);
+    lab.until(<[String]>::is_empty).await;
+    assert_eq!(lab.server.roots_in("shop"), None, "nobody would take it away");
+    let hook = json!({ "name": "inject.weft.dev", "clientConfig": {}, "admissionReviewVersions": ["v1"], "sideEffects": "None" });
+    lab.server.has(
+        HOOK,
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
+            "metadata": { "name": "weft", "uid": "one", "resourceVersion": "5" }, "webhooks": [hook],
+        }),
+    );
+    let made = async {
+        while lab.server.roots_in("shop").is_none() {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_mins(1), made).await.unwrap();
+    let owners =
+        lab.server.objects.lock()["/api/v1/namespaces/shop/configmaps/weft-roots"]["metadata"]["ownerReferences"]
+            .clone();
+    let owner = json!([{
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "name": "weft", "uid": "one",
+    }]);
+    assert_eq!(owners, owner);
+}

@@ -66,15 +66,45 @@ impl fmt::Display for Place {
     }
 }
 
-/// A copy as it was seen.
-#[derive(Clone, Debug)]
-pub struct Seen {
+/// A copy as the API server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
     /// The object's `resourceVersion`: it is written only if it is still this.
     pub version: String,
     /// What it holds.
     pub told: Told,
-    /// When this was seen first.
+    /// The `uid` of the webhook configuration that it goes with.
+    pub owner: Option<String>,
+}
+
+/// A copy as it was seen.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What it was.
+    pub held: Held,
+    /// When what it holds was seen first.
     pub since: Instant,
+}
+
+/// A webhook configuration: with it, the cluster's garbage collector takes away the ConfigMaps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// Its name.
+    pub name: String,
+    /// Its `uid`.
+    pub uid: String,
+}
+
+/// Whose the ConfigMaps are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Owned {
+    /// Nobody's: there is no webhook to go with, and they stay.
+    #[default]
+    No,
+    /// The webhook is not installed: none is made that nobody would take away. Those that are there are kept current.
+    Awaited,
+    /// This one's.
+    By(Owner),
 }
 
 /// All that is known.
@@ -83,6 +113,7 @@ pub struct View {
     wanted: BTreeSet<Place>,
     seen: BTreeMap<Place, Seen>,
     failed: BTreeMap<Place, String>,
+    owned: Owned,
     left_out: usize,
 }
 
@@ -118,11 +149,25 @@ impl View {
         self.left_out
     }
 
+    /// Whose the ConfigMaps are to be.
+    pub fn owned(&mut self, owned: Owned) {
+        self.owned = owned;
+    }
+
+    /// Who that is.
+    pub fn owner(&self) -> Option<&Owner> {
+        match &self.owned {
+            Owned::By(owner) => Some(owner),
+            Owned::No | Owned::Awaited => None,
+        }
+    }
+
     /// A copy is there.
-    pub fn saw(&mut self, place: Place, version: String, told: Told, now: Instant) {
-        let since = self.seen.get(&place).filter(|before| before.told == told).map_or(now, |before| before.since);
+    pub fn saw(&mut self, place: Place, held: Held, now: Instant) {
+        let before = self.seen.get(&place).filter(|before| before.held.told == held.told);
+        let since = before.map_or(now, |before| before.since);
         self.failed.remove(&place);
-        self.seen.insert(place, Seen { version, told, since });
+        self.seen.insert(place, Seen { held, since });
     }
 
     /// There is none.
@@ -131,10 +176,10 @@ impl View {
     }
 
     /// These ConfigMaps and no others are there.
-    pub fn saw_all_maps(&mut self, maps: BTreeMap<Place, (String, Told)>, now: Instant) {
+    pub fn saw_all_maps(&mut self, maps: BTreeMap<Place, Held>, now: Instant) {
         self.seen.retain(|place, _| matches!(place, Place::Webhook(_)) || maps.contains_key(place));
-        for (place, (version, told)) in maps {
-            self.saw(place, version, told, now);
+        for (place, held) in maps {
+            self.saw(place, held, now);
         }
     }
 
@@ -148,16 +193,28 @@ impl View {
     /// What is to be written, and over what.
     pub fn to_write(&self, roots: Told, now: Instant) -> impl Iterator<Item = (Place, Option<Seen>)> {
         self.wanted.iter().filter_map(move |place| match self.seen.get(place) {
-            None => Some((place.clone(), None)),
-            Some(seen) if seen.told.digest == roots.digest => None,
-            Some(seen) if seen.told.revision > roots.revision && now - seen.since < AHEAD => None,
+            None => self.may_make(place).then(|| (place.clone(), None)),
+            Some(seen) if seen.held.told.digest == roots.digest && self.is_owned(place, &seen.held) => None,
+            Some(seen) if seen.held.told.revision > roots.revision && now - seen.since < AHEAD => None,
             Some(seen) => Some((place.clone(), Some(seen.clone()))),
         })
     }
 
+    fn may_make(&self, place: &Place) -> bool {
+        matches!(place, Place::Webhook(_)) || self.owned != Owned::Awaited
+    }
+
+    fn is_owned(&self, place: &Place, held: &Held) -> bool {
+        let theirs = |owner: &Owner| held.owner.as_ref() == Some(&owner.uid);
+        matches!(place, Place::Webhook(_)) || self.owner().is_none_or(theirs)
+    }
+
     /// Which copies are behind.
     pub fn behind(&self, roots: Told) -> Behind {
-        let current = |place: &Place| self.seen.get(place).is_some_and(|seen| seen.told.digest == roots.digest);
+        let current = |place: &Place| match self.seen.get(place) {
+            Some(seen) => seen.held.told.digest == roots.digest,
+            None => !self.may_make(place),
+        };
         let behind: Vec<&Place> = self.wanted.iter().filter(|place| !current(place)).collect();
         let named = behind.iter().take(NAMED).map(|place| {
             let why = match self.failed.get(place) {
@@ -182,8 +239,12 @@ mod tests {
         Place::Namespace(name.to_owned())
     }
 
+    fn held(version: &str, told: Told) -> Held {
+        Held { version: version.to_owned(), told, owner: None }
+    }
+
     fn places(view: &View, roots: Told, now: Instant) -> Vec<(String, Option<String>)> {
-        view.to_write(roots, now).map(|(place, seen)| (place.to_string(), seen.map(|seen| seen.version))).collect()
+        view.to_write(roots, now).map(|(place, seen)| (place.to_string(), seen.map(|seen| seen.held.version))).collect()
     }
 
     #[test]
@@ -192,9 +253,9 @@ mod tests {
         let mut view = View::default();
         view.want_namespaces(["a", "b", "c"].map(namespace).into());
         view.want(Place::Webhook("weft".into()));
-        view.saw(namespace("b"), "7".into(), roots("old", 1), now);
-        view.saw(namespace("c"), "8".into(), roots("new", 1), now);
-        view.saw(namespace("unwanted"), "9".into(), roots("old", 1), now);
+        view.saw(namespace("b"), held("7", roots("old", 1)), now);
+        view.saw(namespace("c"), held("8", roots("new", 1)), now);
+        view.saw(namespace("unwanted"), held("9", roots("old", 1)), now);
         let new = roots("new", 2);
         let all = [
             ("the ConfigMap in namespace a".to_owned(), None),
@@ -203,12 +264,12 @@ mod tests {
         ];
         assert_eq!(places(&view, new, now), all);
         assert_eq!(view.behind(new).count, 3);
-        view.saw(namespace("a"), "10".into(), new, now);
-        view.saw(namespace("b"), "11".into(), new, now);
+        view.saw(namespace("a"), held("10", new), now);
+        view.saw(namespace("b"), held("11", new), now);
         view.failed(Place::Webhook("weft".into()), "forbidden".into());
         let behind = view.behind(new);
         assert_eq!((behind.count, &*behind.named[0].why), (1, "does not have the roots yet: forbidden"));
-        view.saw(Place::Webhook("weft".into()), "12".into(), new, now);
+        view.saw(Place::Webhook("weft".into()), held("12", new), now);
         assert_eq!((view.behind(new).count, view.to_write(new, now).count()), (0, 0));
     }
 
@@ -217,15 +278,40 @@ mod tests {
         let now = Instant::now();
         let mut view = View::default();
         view.want(namespace("a"));
-        view.saw(namespace("a"), "7".into(), roots("newer", 5), now);
+        view.saw(namespace("a"), held("7", roots("newer", 5)), now);
         let ours = roots("ours", 4);
         assert_eq!(places(&view, ours, now + Duration::from_secs(29)), []);
         // Seen again: no longer time for that.
-        view.saw(namespace("a"), "7".into(), roots("newer", 5), now + Duration::from_secs(20));
+        view.saw(namespace("a"), held("7", roots("newer", 5)), now + Duration::from_secs(20));
         assert_eq!(places(&view, ours, now + Duration::from_secs(30)).len(), 1);
         // Somebody has edited it: mended at once.
-        view.saw(namespace("a"), "8".into(), roots("edited", 4), now);
+        view.saw(namespace("a"), held("8", roots("edited", 4)), now);
         assert_eq!(places(&view, ours, now), [("the ConfigMap in namespace a".to_owned(), Some("8".to_owned()))]);
+    }
+
+    #[test]
+    fn what_a_webhook_owns_is_made_with_it_and_given_to_it() {
+        let now = Instant::now();
+        let roots = roots("r", 1);
+        let mut view = View::default();
+        view.want_namespaces(["a", "b"].map(namespace).into());
+        view.saw(namespace("a"), held("1", roots), now);
+        view.owned(Owned::Awaited);
+        assert_eq!(places(&view, roots, now), [], "none is made that nobody takes away");
+        assert_eq!(view.behind(roots).count, 0, "and no rotation waits for it");
+        view.owned(Owned::By(Owner { name: "weft".into(), uid: "one".into() }));
+        let both = [
+            ("the ConfigMap in namespace a".to_owned(), Some("1".to_owned())),
+            ("the ConfigMap in namespace b".to_owned(), None),
+        ];
+        assert_eq!(places(&view, roots, now), both);
+        assert_eq!(view.behind(roots).count, 1, "whose it is matters to no rotation");
+        for name in ["a", "b"] {
+            view.saw(namespace(name), Held { owner: Some("one".into()), ..held("2", roots) }, now);
+        }
+        assert_eq!(places(&view, roots, now), []);
+        view.owned(Owned::By(Owner { name: "weft".into(), uid: "made anew".into() }));
+        assert_eq!(places(&view, roots, now).len(), 2);
     }
 
     #[test]
@@ -234,10 +320,10 @@ mod tests {
         let mut view = View::default();
         view.want(Place::Webhook("weft".into()));
         view.want_namespaces(["a", "b"].map(namespace).into());
-        view.saw(Place::Webhook("weft".into()), "1".into(), roots("r", 1), now);
-        view.saw(namespace("a"), "2".into(), roots("r", 1), now);
-        view.saw(namespace("b"), "3".into(), roots("r", 1), now);
-        view.saw_all_maps([(namespace("a"), ("2".to_owned(), roots("r", 1)))].into(), now);
+        view.saw(Place::Webhook("weft".into()), held("1", roots("r", 1)), now);
+        view.saw(namespace("a"), held("2", roots("r", 1)), now);
+        view.saw(namespace("b"), held("3", roots("r", 1)), now);
+        view.saw_all_maps([(namespace("a"), held("2", roots("r", 1)))].into(), now);
         assert_eq!(places(&view, roots("r", 1), now), [("the ConfigMap in namespace b".to_owned(), None)]);
         view.want_namespaces([namespace("a")].into());
         assert_eq!(places(&view, roots("r", 1), now), []);

@@ -2,12 +2,13 @@
 
 use k8s_openapi::api::admissionregistration::v1::MutatingWebhookConfiguration;
 use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::view::{Place, Seen, Told};
+use super::view::{Held, Owner, Place, Told};
 use super::{KEY, Roots};
 use crate::cluster::{ClusterError, FIELD_MANAGER, MANAGED_BY, ask};
 
@@ -30,21 +31,23 @@ impl Writer {
     pub(super) async fn write(
         &self,
         place: &Place,
-        seen: Option<&Seen>,
+        seen: Option<&Held>,
+        owner: Option<&Owner>,
         roots: &Roots,
-    ) -> Result<(String, Told), ClusterError> {
+    ) -> Result<Held, ClusterError> {
         match (place, seen) {
-            (Place::Namespace(namespace), None) => self.make_map(namespace, roots).await,
-            (Place::Namespace(namespace), Some(seen)) => self.apply_map(namespace, seen, roots).await,
+            (Place::Namespace(namespace), None) => self.make_map(namespace, owner, roots).await,
+            (Place::Namespace(namespace), Some(seen)) => self.apply_map(namespace, seen, owner, roots).await,
             (Place::Webhook(name), seen) => self.apply_webhook(name, seen, roots).await,
         }
     }
 
-    async fn make_map(&self, namespace: &str, roots: &Roots) -> Result<(String, Told), ClusterError> {
+    async fn make_map(&self, namespace: &str, owner: Option<&Owner>, roots: &Roots) -> Result<Held, ClusterError> {
         let metadata = ObjectMeta {
             name: Some(self.configmap.clone()),
             labels: Some([(MANAGED_BY.0.to_owned(), MANAGED_BY.1.to_owned())].into()),
             annotations: Some([(REVISION.to_owned(), roots.revision.to_string())].into()),
+            owner_references: owner.map(|owner| vec![reference(owner)]),
             ..ObjectMeta::default()
         };
         let data = Some([(KEY.to_owned(), roots.pem.clone())].into());
@@ -54,23 +57,23 @@ impl Writer {
         ask(maps.create(&params, &map)).await.map(|made| map_says(&made))
     }
 
-    async fn apply_map(&self, namespace: &str, seen: &Seen, roots: &Roots) -> Result<(String, Told), ClusterError> {
-        let map = json!({
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": metadata(&self.configmap, &seen.version, roots),
-            "data": { KEY: roots.pem },
-        });
+    async fn apply_map(
+        &self,
+        namespace: &str,
+        seen: &Held,
+        owner: Option<&Owner>,
+        roots: &Roots,
+    ) -> Result<Held, ClusterError> {
+        let mut metadata = metadata(&self.configmap, &seen.version, roots);
+        if let Some(owner) = owner {
+            metadata["ownerReferences"] = json!([reference(owner)]);
+        }
+        let map = json!({ "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": { KEY: roots.pem } });
         let maps: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
         ask(maps.patch(&self.configmap, &applied(), &Patch::Apply(map))).await.map(|written| map_says(&written))
     }
 
-    async fn apply_webhook(
-        &self,
-        name: &str,
-        seen: Option<&Seen>,
-        roots: &Roots,
-    ) -> Result<(String, Told), ClusterError> {
+    async fn apply_webhook(&self, name: &str, seen: Option<&Held>, roots: &Roots) -> Result<Held, ClusterError> {
         let configurations = self.webhooks();
         let found = ask(configurations.get(name)).await?;
         let version = seen.map(|seen| seen.version.clone()).or_else(|| found.resource_version()).unwrap_or_default();
@@ -88,11 +91,14 @@ impl Writer {
         Ok(webhook_says(&written))
     }
 
-    /// What a webhook configuration has; `None` if there is none, or no webhook in it.
-    pub(super) async fn webhook(&self, name: &str) -> Result<Option<(String, Told)>, ClusterError> {
+    /// What a webhook configuration has, and what ConfigMaps that go with it name; `None` if there is none, or no webhook in it.
+    pub(super) async fn webhook(&self, name: &str) -> Result<Option<(Held, Owner)>, ClusterError> {
         let found = ask(self.webhooks().get_opt(name)).await?;
         let found = found.filter(|found| found.webhooks.as_ref().is_some_and(|hooks| !hooks.is_empty()));
-        Ok(found.as_ref().map(webhook_says))
+        Ok(found.map(|found| {
+            let owner = Owner { name: found.name_any(), uid: found.uid().unwrap_or_default() };
+            (webhook_says(&found), owner)
+        }))
     }
 
     fn webhooks(&self) -> Api<MutatingWebhookConfiguration> {
@@ -114,14 +120,25 @@ fn metadata(name: &str, version: &str, roots: &Roots) -> Value {
     })
 }
 
-/// Its version and what it holds.
-pub(super) fn map_says(map: &ConfigMap) -> (String, Told) {
+/// Its deletion does not wait for what it owns.
+fn reference(owner: &Owner) -> OwnerReference {
+    OwnerReference {
+        api_version: "admissionregistration.k8s.io/v1".to_owned(),
+        kind: "MutatingWebhookConfiguration".to_owned(),
+        name: owner.name.clone(),
+        uid: owner.uid.clone(),
+        ..OwnerReference::default()
+    }
+}
+
+/// Its version, what it holds, and whose it is.
+pub(super) fn map_says(map: &ConfigMap) -> Held {
     let pem = map.data.as_ref().and_then(|data| data.get(KEY)).map_or("", String::as_str);
     says(map, xxh3_128(pem.as_bytes()))
 }
 
 /// The same of a webhook configuration. If its webhooks differ, what they hold is nothing that is wanted.
-fn webhook_says(configuration: &MutatingWebhookConfiguration) -> (String, Told) {
+fn webhook_says(configuration: &MutatingWebhookConfiguration) -> Held {
     let hooks = configuration.webhooks.as_deref().unwrap_or_default();
     let bundles = hooks.iter().map(|hook| hook.client_config.ca_bundle.as_ref().map_or(&[][..], |bundle| &bundle.0));
     let mut digests = bundles.map(xxh3_128);
@@ -129,7 +146,12 @@ fn webhook_says(configuration: &MutatingWebhookConfiguration) -> (String, Told) 
     says(configuration, if digests.all(|digest| digest == first) { first } else { 0 })
 }
 
-fn says(object: &impl kube::ResourceExt, digest: u128) -> (String, Told) {
+fn says(object: &impl kube::ResourceExt, digest: u128) -> Held {
     let revision = object.annotations().get(REVISION).and_then(|revision| revision.parse().ok()).unwrap_or_default();
-    (object.resource_version().unwrap_or_default(), Told { digest, revision })
+    let owner = object.owner_references().iter().find(|owner| owner.kind == "MutatingWebhookConfiguration");
+    Held {
+        version: object.resource_version().unwrap_or_default(),
+        told: Told { digest, revision },
+        owner: owner.map(|owner| owner.uid.clone()),
+    }
 }
