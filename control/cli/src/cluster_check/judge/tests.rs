@@ -1,7 +1,9 @@
 //! Objects as API servers have them, and what is found in them.
 
+use k8s_openapi::ByteString;
 use serde_json::json;
 
+use super::installed::EXPIRY;
 use super::*;
 
 const ROOT: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
@@ -189,6 +191,17 @@ fn each_fault_is_a_sentence() {
                 as Change,
             "hostNamespaceOnly",
         ),
+        (
+            |seen| {
+                seen.cilium = json!({"bpf-lb-sock": "true"});
+                for object in &mut seen.objects {
+                    if let Some(text) = object["data"]["injection.yaml"].as_str() {
+                        object["data"]["injection.yaml"] = text.replace("socketLb: false", "socketLb: true").into();
+                    }
+                }
+            },
+            "sidecars go by names",
+        ),
         (|seen| seen.kube_proxy = json!({"config.conf": "mode: \"\"\n"}), "the default mode"),
         (
             |seen| {
@@ -256,9 +269,16 @@ fn before_an_installation_rights_and_what_is_there_count() {
 #[test]
 fn every_finding_has_a_section_in_the_documentation() {
     let docs = include_str!("../../../../../docs/check.md");
-    let source = include_str!("../judge.rs");
+    let sources = [
+        include_str!("../judge.rs"),
+        include_str!("cluster.rs"),
+        include_str!("installed.rs"),
+        include_str!("pods.rs"),
+    ];
     let mut count = 0;
-    for part in ["ok(", "warning(", "error("].iter().flat_map(|call| source.split(call).skip(1)) {
+    let calls = ["ok(", "warning(", "error(", "ID: &str ="];
+    let parts = sources.iter().flat_map(|source| calls.iter().flat_map(|call| source.split(call).skip(1)));
+    for part in parts {
         let Some(id) = part.trim_start().strip_prefix('"').and_then(|rest| rest.split('"').next()) else { continue };
         assert!(docs.contains(&format!("\n## {id}\n")), "docs/check.md has no section {id}");
         count += 1;
