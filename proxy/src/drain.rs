@@ -1,12 +1,14 @@
-//! How the proxy stops: what is in flight is counted, the rest of the proxy hears that it begins.
+//! How the proxy stops: what is in flight is counted, the rest of the proxy hears that it begins. And how it turns requests away before, while
+//! its application still runs ([`Drain::turn_away`]).
 //!
 //! Invariant: a unit of work that holds an [`InFlight`] keeps [`Drain::idle`] waiting; nothing else does.
 
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +26,8 @@ struct Count {
     begun: AtomicBool,
     in_flight: AtomicUsize,
     zero: Notify,
+    // In milliseconds of the proxy's clock; 0: never.
+    turns_away_until: AtomicU64,
 }
 
 /// One request or connection in flight; it counts until it is dropped.
@@ -54,6 +58,19 @@ impl Drain {
             begun.as_mut().poll(cx)
         })
         .await;
+    }
+
+    /// Requests that their callers' sidecars can send elsewhere are turned away until then, by the proxy's clock: the application is about to be
+    /// stopped, and not all callers know. It ends by itself: an application that is only restarted is served again.
+    pub fn turn_away(&self, until: Duration) {
+        let until = u64::try_from(until.as_millis()).unwrap_or(u64::MAX);
+        self.count.turns_away_until.fetch_max(until, Ordering::SeqCst);
+    }
+
+    /// Whether they are turned away now; the clock is read only if they ever were.
+    pub fn turns_away(&self, now: impl FnOnce() -> Duration) -> bool {
+        let until = self.count.turns_away_until.load(Ordering::SeqCst);
+        until > 0 && now() < Duration::from_millis(until)
     }
 
     /// Counts one request or connection.
@@ -93,6 +110,17 @@ impl Drop for InFlight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn turns_away_for_a_while() {
+        let (drain, second) = (Drain::default(), Duration::from_secs(1));
+        assert!(!drain.turns_away(|| Duration::ZERO));
+        drain.turn_away(2 * second);
+        // Whoever asks for less takes nothing back.
+        drain.turn_away(second);
+        assert!(drain.turns_away(|| second) && drain.clone().turns_away(|| second));
+        assert!(!drain.turns_away(|| 2 * second) && !drain.begun());
+    }
 
     #[tokio::test]
     async fn waits_for_what_is_in_flight() {

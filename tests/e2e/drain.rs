@@ -10,6 +10,7 @@ use http::Method;
 use rustix::process::Signal;
 use weft::lab::{Answer, Pod, http_get};
 use weft_tests::client::{Session, get, request, run};
+use weft_tests::load::{self, Plan};
 use weft_tests::{Mesh, Service, Trial, test, test_that_waits};
 
 pub fn tests() -> Vec<Trial> {
@@ -17,6 +18,7 @@ pub fn tests() -> Vec<Trial> {
         test("drain_a_pod_that_leaves_under_load_costs_no_request", a_pod_that_leaves_under_load),
         test("drain_wait_waits_for_every_proxy", waits_for_every_proxy),
         test_that_waits("drain_wait_is_bounded_without_control", bounded_without_control),
+        test_that_waits("drain_a_pod_that_leaves_while_control_is_away_costs_no_request", leaves_while_control_is_away),
     ]
 }
 
@@ -34,7 +36,7 @@ struct Load {
 }
 
 impl Load {
-    fn start(pod: Pod, to: SocketAddr) -> Self {
+    fn start(pod: Pod, to: SocketAddr, path: &'static str) -> Self {
         let sent: Arc<Vec<AtomicU64>> = Arc::new((0..4).map(|_| AtomicU64::new(0)).collect());
         let stop = Arc::new(AtomicBool::new(false));
         let (counts, stopped) = (Arc::clone(&sent), Arc::clone(&stop));
@@ -43,7 +45,7 @@ impl Load {
                 let workers = counts.iter().map(async |count| {
                     let mut session = Session::open(&pod, to).await.unwrap();
                     while !stopped.load(Ordering::Acquire) {
-                        let got = session.send(request(Method::GET, "web", "/delay/2", &[])).await.unwrap();
+                        let got = session.send(request(Method::GET, "web", path, &[])).await.unwrap();
                         assert_eq!(got.outcome(), (200, ""), "{got:?}");
                         count.fetch_add(1, Ordering::Release);
                     }
@@ -73,7 +75,7 @@ impl Load {
 fn a_pod_that_leaves_under_load() {
     let mut mesh = Mesh::new();
     mesh.deploy(Service::http("web").pods(3)).client("client");
-    let load = Load::start(mesh.pod("client-0").clone(), mesh.address("web"));
+    let load = Load::start(mesh.pod("client-0").clone(), mesh.address("web"), "/delay/2");
     let served = |pod: &str| mesh.metric(pod, "weft_requests_total", &["direction=\"inbound\""]);
     mesh.until("every pod to have its share", || {
         let shares = ["web-0", "web-1", "web-2"].map(served);
@@ -121,6 +123,7 @@ fn waits_for_every_proxy() {
 fn bounded_without_control() {
     let mut mesh = Mesh::new();
     mesh.deploy(Service::http("web").sidecar_arg("--drain-deadline=3")).client("client");
+    mesh.deploy(Service::own("outside").unmeshed());
     let to = mesh.address("web");
     assert_eq!(get(mesh.pod("client-0"), to, "/").outcome(), (200, ""));
     for (signal, why) in [(Signal::STOP, "control did not answer in time"), (Signal::KILL, "control could not be told")]
@@ -131,7 +134,41 @@ fn bounded_without_control() {
         assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
         assert_eq!(answer.status, 503, "{answer:?}");
         assert!(answer.body.contains(why), "{answer:?}");
-        // It serves on all the same.
-        assert_eq!(get(mesh.pod("client-0"), to, "/").outcome(), (200, ""));
+        // A caller whose sidecar could have gone elsewhere is told so; one that has none is served.
+        assert_eq!(get(mesh.pod("client-0"), to, "/").outcome(), (503, "not_processed"));
+        let web = SocketAddr::from((mesh.pod("web-0").ip(), 8080));
+        assert_eq!(get(mesh.pod("outside-0"), web, "/").outcome(), (200, ""));
+        // The pod was not deleted: it serves again.
+        mesh.until("it to serve again", || match get(mesh.pod("client-0"), to, "/").outcome() {
+            (200, _) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
     }
+}
+
+/// Nobody can be told that the pod leaves: its sidecar turns their requests away before its application is stopped. Each of its connections has a
+/// request in hand nearly all the time.
+fn leaves_while_control_is_away() {
+    let mut mesh = Mesh::new();
+    mesh.deploy(Service::http("web").pods(3).sidecar_arg("--drain-deadline=4")).deploy(Service::tcp("echo"));
+    mesh.client("client");
+    let (pod, web) = (mesh.pod("client-0").clone(), mesh.address("web"));
+    let slow = Load::start(pod.clone(), web, "/delay/50");
+    // HTTP/2 too, and at a pace.
+    let mut paced = load::Load::start(Plan { clients: vec![pod], http: web, tcp: mesh.address("echo"), rate: 100 });
+    let served = |mesh: &Mesh| mesh.metric("web-1", "weft_requests_total", &["direction=\"inbound\""]);
+    mesh.until(
+        "the pod to have its share",
+        || {
+            if served(&mesh) > 50.0 { Ok(()) } else { Err(served(&mesh).to_string()) }
+        },
+    );
+    mesh.control.as_mut().unwrap().process.kill();
+    let answer = drain_wait(mesh.pod("web-1"));
+    assert!(answer.status == 503 && answer.body.contains("control could not be told"), "{answer:?}");
+    mesh.member_mut("web-1").app = None;
+    slow.more(&mesh, 20);
+    slow.end();
+    paced.end();
+    assert!(paced.tally.failures().is_empty(), "{:#?}; {}", paced.tally.failures(), paced.tally);
 }

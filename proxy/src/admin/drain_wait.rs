@@ -2,9 +2,13 @@
 //! when nobody chooses it any more.
 //!
 //! ```text
-//! tell control --> every proxy has acknowledged --> no new plain connection for 3 s, if there were plain clients --> the last requests end --> 200
-//!      \------- deadline, or control is away ------------------------------------------------------------------------------------------> 503
+//! tell control --> every proxy has acknowledged -----> no new plain connection for 3 s, if there were plain clients --> the last requests end --> 200
+//!      \-- not in its time, or control is away --> turn away --> the same --> the same, or deadline --------------------------------------> 503
 //! ```
+//!
+//! Where not everybody is known to know that the pod leaves, requests go on arriving while its application is stopped. So their sidecars are told with
+//! each of them that it was not processed, and send it elsewhere ([`crate::drain::Drain::turn_away`]). Clients outside of the mesh are served on, and
+//! opaque connections too: nobody would send those elsewhere.
 //!
 //! Nothing of the proxy itself stops here: it serves until SIGTERM.
 
@@ -31,6 +35,11 @@ const QUIET: Duration = Duration::from_secs(3);
 /// Requests that are in flight when nobody chooses the pod any more get so long to end before its application does. What lasts longer, like a
 /// stream, is the application's to end.
 const LAST_REQUESTS: Duration = Duration::from_secs(3);
+/// Of the time that there is, control has so much: what is left is for the requests in hand if it has not told everybody.
+const FOR_CONTROL: f64 = 0.75;
+/// The pod's whole grace period, as a part of the deadline, which the injector makes two thirds of it. Whoever is there after that was not deleted:
+/// its application was started again.
+const GRACE: f64 = 1.5;
 /// Between two looks at them.
 const LOOK: Duration = Duration::from_millis(5);
 /// Between two looks whether the application is there.
@@ -44,22 +53,28 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 pub(super) async fn answer(admin: &Admin) -> Response<Body> {
-    let deadline = Instant::now() + admin.shared.config.drain_deadline;
-    let told = tell_control(&admin.shared, &admin.control, deadline).await;
-    let quiet = timeout_at(deadline, plain_clients_gone(&admin.shared)).await.is_ok();
-    let told = match told {
-        Ok(reply) if reply.lagging.is_empty() => format!("{} proxies have acknowledged", reply.acknowledged),
-        Ok(reply) => {
-            let lagging = reply.lagging.join(", ");
-            return plain(StatusCode::SERVICE_UNAVAILABLE, format!("not acknowledged in time by: {lagging}"));
-        }
-        Err(why) => return plain(StatusCode::SERVICE_UNAVAILABLE, why),
+    let shared = &admin.shared;
+    let (begun, whole) = (Instant::now(), shared.config.drain_deadline);
+    let deadline = begun + whole;
+    let told = match tell_control(shared, &admin.control, begun + whole.mul_f64(FOR_CONTROL)).await {
+        Ok(reply) if reply.lagging.is_empty() => Ok(format!("{} proxies have acknowledged", reply.acknowledged)),
+        Ok(reply) => Err(format!("not acknowledged in time by: {}", reply.lagging.join(", "))),
+        Err(why) => Err(why),
     };
-    if quiet {
-        let _ = timeout_at(deadline.min(Instant::now() + LAST_REQUESTS), last_requests(&admin.shared)).await;
-        plain(StatusCode::OK, told)
-    } else {
-        plain(StatusCode::SERVICE_UNAVAILABLE, format!("{told}; plain connections still come"))
+    if let Err(why) = &told {
+        shared.drain.turn_away(shared.clock.now() + (begun + whole.mul_f64(GRACE)).duration_since(Instant::now()));
+        tracing::warn!("this workload leaves, and not everybody knows: requests of the mesh are turned away; {why}");
+    }
+    let quiet = timeout_at(deadline, plain_clients_gone(shared)).await.is_ok();
+    let patience = if told.is_ok() { deadline.min(Instant::now() + LAST_REQUESTS) } else { deadline };
+    let ended = quiet && timeout_at(patience, last_requests(shared)).await.is_ok();
+    match told {
+        Ok(told) if quiet => plain(StatusCode::OK, told),
+        Ok(told) => plain(StatusCode::SERVICE_UNAVAILABLE, format!("{told}; plain connections still come")),
+        Err(why) => {
+            let hand = if ended { "no request is in hand" } else { "requests are still in hand" };
+            plain(StatusCode::SERVICE_UNAVAILABLE, format!("{why}; sidecars that call are turned away, {hand}"))
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! Invariants
 //! - Nothing here is reached by the data path, and nothing here waits for it.
 //! - Connections are bounded, so are the heads that are read and the time they take.
-//! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it.
+//! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it. [`drain_wait`] alone makes it turn requests away, for a while.
 
 mod application;
 mod drain_wait;

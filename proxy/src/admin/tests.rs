@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use http_body_util::BodyExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use weft_certs::ca::Ca;
@@ -22,13 +23,17 @@ fn web() -> Identity {
 fn serving(shared: &Arc<Shared>) -> (SocketAddr, SocketAddr, SocketAddr) {
     let any = || crate::capture::listen("127.0.0.1:0".parse().unwrap()).unwrap();
     let listeners = Listeners { metrics: any(), health: any(), local: any() };
+    let control = away();
     let addr = |listener: &std::net::TcpListener| listener.local_addr().unwrap();
     let addrs = (addr(&listeners.metrics), addr(&listeners.health), addr(&listeners.local));
-    // A port that nobody listens on: control is away.
-    let names = crate::resolver::resolver(&["127.0.0.1:1".parse().unwrap()], None).unwrap();
-    let control = Target::new(&["127.0.0.1:1".to_owned()], None, names).unwrap();
     tokio::spawn(serve(Arc::clone(shared), control, listeners));
     addrs
+}
+
+/// Control at a port that nobody listens on.
+fn away() -> Target {
+    let names = crate::resolver::resolver(&["127.0.0.1:1".parse().unwrap()], None).unwrap();
+    Target::new(&["127.0.0.1:1".to_owned()], None, names).unwrap()
 }
 
 async fn ask(addr: SocketAddr, method: &str, path: &str) -> (u16, String) {
@@ -98,12 +103,40 @@ async fn pages_are_where_they_belong() {
 
 #[tokio::test]
 async fn drain_wait_says_that_control_is_away_and_stops_nothing() {
-    let shared = crate::testing::shared(web(), Snapshot::default());
+    let mut shared = crate::testing::shared(web(), Snapshot::default());
+    Arc::get_mut(&mut shared).unwrap().config.drain_deadline = Duration::from_secs(2);
     certified(&shared, Duration::from_hours(1));
     let (_, health, _) = serving(&shared);
     let (status, why) = ask(health, "GET", "/drain-wait").await;
     assert_eq!((status, why.contains("control could not be told")), (503, true), "{why}");
+    assert!(why.ends_with("turned away, no request is in hand\n"), "{why}");
     assert!(!shared.drain.begun());
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_control_drain_wait_turns_away_and_waits_for_what_is_in_hand() {
+    for (ends, said) in [(true, "no request is in hand\n"), (false, "requests are still in hand\n")] {
+        let mut shared = crate::testing::shared(web(), Snapshot::default());
+        Arc::get_mut(&mut shared).unwrap().config.drain_deadline = Duration::from_secs(20);
+        certified(&shared, Duration::from_hours(1));
+        shared.telemetry.begun(Direction::Inbound);
+        let (begun, admin) = (tokio::time::Instant::now(), Admin { shared: Arc::clone(&shared), control: away() });
+        let asked = tokio::spawn(async move { drain_wait::answer(&admin).await });
+        while !shared.drain.turns_away(|| shared.clock.now()) {
+            assert!(!asked.is_finished());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        // Control had its time.
+        assert!(begun.elapsed() >= Duration::from_secs(15), "{:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        assert!(!asked.is_finished());
+        if ends {
+            shared.telemetry.ended(Direction::Inbound);
+        }
+        let why = asked.await.unwrap().into_body().collect().await.unwrap().to_bytes();
+        assert!(why.ends_with(said.as_bytes()), "{why:?}");
+        assert_eq!(begun.elapsed() < Duration::from_millis(19_900), ends, "{:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test]

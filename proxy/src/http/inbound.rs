@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderMap;
-use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, HeaderName, HeaderValue, RETRY_AFTER};
 use parking_lot::Mutex;
 use weft_engine::authz::{Question, Verdict, plain_may};
 use weft_engine::identity::Identity;
@@ -17,7 +17,7 @@ use weft_engine::ratelimit::{Cell, Decision, whole_seconds};
 use weft_engine::reason::Reason;
 use weft_engine::request::RequestView;
 
-use super::attempt::Goal;
+use super::attempt::{Goal, REPLAY_BYTES};
 use super::headers::{CLIENT_CERT, append_forwarded_for, strip_identity};
 use super::refuse::Reply;
 use super::session::Session;
@@ -56,11 +56,14 @@ pub fn goal(peer: &Peer) -> Goal<'_> {
     Goal::Endpoint(&peer.application)
 }
 
-/// Whether it may, and may now, and there is memory for it.
+/// Whether it may, and may now, and there is memory for it; and whether it is not to go elsewhere, with what is certain not to have been processed.
 ///
 /// # Errors
 /// The refusal.
 pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Duration) -> Result<(), Box<Reply>> {
+    if session.turns_away() && can_go_elsewhere(request) {
+        return Err(Box::new(Reason::NotProcessed.into()));
+    }
     let overloaded = |reason: Reason| Box::new(Reply::from(reason));
     session.shared.memory.admit_request().map_err(overloaded)?;
     let snapshot = session.shared.discovery.snapshot();
@@ -71,6 +74,12 @@ pub fn admit(session: &Session, peer: &Peer, request: &RequestView<'_>, now: Dur
         check_limit(limit, peer, request, now)?;
     }
     Ok(())
+}
+
+// Its sidecar has kept so much of it by the time that it hears from us. What is longer is served for as long as the application is there.
+fn can_go_elsewhere(request: &RequestView<'_>) -> bool {
+    let lengths = request.headers.values(&CONTENT_LENGTH);
+    lengths.filter_map(|text| std::str::from_utf8(text).ok()?.parse().ok()).all(|length: usize| length <= REPLAY_BYTES)
 }
 
 /// Whether a peer may; `http` is a request's method and path, or `None` for a connection of opaque bytes.

@@ -45,7 +45,13 @@ impl Session {
 
     /// Whether it takes no further request.
     pub fn ends_now(&self) -> bool {
-        self.shared.drain.begun() || self.is_over()
+        self.shared.drain.begun() || self.is_over() || self.turns_away()
+    }
+
+    /// Whether its requests should go to another endpoint. Only those of another sidecar, which sends them there: a client outside of the mesh
+    /// would have lost them.
+    pub fn turns_away(&self) -> bool {
+        self.identity().is_some() && self.shared.drain.turns_away(|| self.shared.clock.now())
     }
 
     fn is_over(&self) -> bool {

@@ -194,6 +194,12 @@ impl Telemetry {
         self.refusals.add(direction, reason);
     }
 
+    /// How many of our own application's clients were refused for that.
+    #[cfg(test)]
+    pub(crate) fn refusals(&self, reason: Reason) -> u64 {
+        self.refusals.get(Direction::Inbound, reason)
+    }
+
     /// Counts that a bound was hit.
     pub fn bound_hit(&self, bound: &'static str) {
         self.bounds.add(bound);

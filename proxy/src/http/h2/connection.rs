@@ -4,6 +4,7 @@
 //! - A peer that answers no PING in time holds no connection: [`PING_EVERY`], [`PING_TIMEOUT`].
 //! - A connection that leaves says GOAWAY twice (RFC 9113 section 6.8): first with no stream refused, and once the client must have
 //!   heard of it with the last stream that is served.
+//! - While requests are turned away it leaves with the next that comes: what waits for one costs nothing, as over HTTP/1.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -96,6 +97,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Future for Connection<T> {
         while let Poll::Ready(came) = open.connection.poll_accept(cx) {
             match came {
                 Some(Ok((request, respond))) => {
+                    if !this.leaving && this.session.turns_away() {
+                        this.leaving = true;
+                        open.connection.graceful_shutdown();
+                    }
                     // As a pointer: the runtime moves what it is given several times, and this is kilobytes.
                     tokio::spawn(Box::pin(run(Arc::clone(&this.session), request, respond, open.settles())));
                 }
