@@ -88,7 +88,7 @@ pub async fn drain(hub: &Arc<Hub>, workload: &Name, instance: Option<String>, wa
     let instance = instance.or_else(|| hub.streams_of(workload).first()?.client.instance.clone());
     let (marking, name) = (Arc::clone(hub), workload.clone());
     // Compiling takes its time: not on the runtime's threads.
-    let marked = tokio::task::spawn_blocking(move || marking.mark_leaving(&name, instance)).await;
+    let marked = tokio::task::spawn_blocking(move || marking.mark_leaving(&name, instance, wait)).await;
     if let Err(error) = marked {
         tracing::error!(%error, "a drain could not be compiled");
     }

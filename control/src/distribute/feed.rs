@@ -8,8 +8,10 @@
 //! - At most [`WAITING`] sendings wait; who has one more waits for a place, which is counted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::{self, Receiver, Sender, error::TrySendError};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Hub;
@@ -23,6 +25,9 @@ const WAITING: usize = 1024;
 const LARGE: usize = 4096;
 /// Of endpoints that are left out this many are named in the log; the metric counts all.
 const UNRESOLVED_SAID: usize = 20;
+
+/// How often is looked whether who said that he leaves is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What was sent together.
 type Batch = (Vec<Change>, Subjects);
@@ -57,7 +62,20 @@ impl Feed {
 }
 
 async fn publish(mut inbox: Receiver<Batch>, hub: Arc<Hub>) {
-    while let Some((mut changes, mut subjects)) = inbox.recv().await {
+    let mut looks = interval(LOOK);
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let batch = tokio::select! {
+            batch = inbox.recv() => batch,
+            _ = looks.tick() => {
+                let looking = Arc::clone(&hub);
+                if let Err(error) = tokio::task::spawn_blocking(move || looking.look_at_leaves()).await {
+                    tracing::error!(%error, "who leaves could not be looked at");
+                }
+                continue;
+            }
+        };
+        let Some((mut changes, mut subjects)) = batch else { return };
         while changes.len() < LARGE
             && let Ok((more, further)) = inbox.try_recv()
         {
@@ -93,8 +111,6 @@ fn publish_batch(hub: &Hub, changes: Vec<Change>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::distribute::session::Limits;
     use crate::metrics::Metrics;
@@ -126,6 +142,24 @@ mod tests {
 
     async fn services(hub: &Hub, wanted: usize) {
         until(|| hub.compiled(|compiled| compiled.model().services.len()) >= wanted).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_said_that_he_leaves_and_stays_is_called_again() {
+        let hub = hub();
+        let (feed, _task) = Feed::start(Arc::clone(&hub));
+        feed.send(Model::default().changes_to(&shop())).await;
+        services(&hub, 1).await;
+        let leaver = hub.compiled(|compiled| compiled.model().workloads.keys().next().cloned()).unwrap();
+        let (marking, begun) = (Arc::clone(&hub), tokio::time::Instant::now());
+        let marked = tokio::task::spawn_blocking(move || marking.mark_leaving(&leaver, None, Duration::from_secs(20)));
+        marked.await.unwrap();
+        let leaving = || count(&hub, "weft_control_draining_workloads");
+        assert_eq!(leaving(), 1);
+        tokio::time::sleep(Duration::from_secs(39)).await;
+        assert_eq!(leaving(), 1);
+        until(|| leaving() == 0).await;
+        assert!(begun.elapsed() < Duration::from_secs(42));
     }
 
     #[tokio::test]

@@ -126,12 +126,12 @@ impl Hub {
         self.loaded.subscribe()
     }
 
-    /// Marks a workload's endpoints as draining until its pod is gone, and tells everybody who holds them.
-    pub(super) fn mark_leaving(&self, workload: &Name, instance: Option<String>) {
+    /// Marks a workload's endpoints as draining until its pod is gone, and tells everybody who holds them; it gives us `wait` for that.
+    pub(super) fn mark_leaving(&self, workload: &Name, instance: Option<String>, wait: Duration) {
         let mut leaves = self.leaves.lock();
         let found = self.compiled(|compiled| Some(compiled.model().workloads.get(workload)?.ips.clone()));
         let Some(ips) = found else { return };
-        if leaves.begin(workload, ips, instance) {
+        if leaves.begin(workload, ips, instance, wait) {
             self.recompile(&mut leaves, [], Cause::of("drain", Some(workload.to_string())));
             self.has_moved(Moved::Leave(workload.clone()));
         }
@@ -143,6 +143,14 @@ impl Hub {
         let news: Vec<&wire::Leave> = told.iter().filter(|told| leaves.learn(told, now)).collect();
         if let Some(first) = news.first() {
             self.recompile(&mut leaves, [], Cause::of("drain", Some(first.workload.clone())));
+        }
+    }
+
+    /// Takes back what was said of workloads that stay after all. Compiles if there are any: call it where blocking is allowed.
+    pub(super) fn look_at_leaves(&self) {
+        let mut leaves = self.leaves.lock();
+        if self.compiled(|compiled| leaves.one_stays(compiled.model())) {
+            self.recompile(&mut leaves, [], Cause::of("drain", None));
         }
     }
 

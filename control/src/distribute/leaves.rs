@@ -1,8 +1,9 @@
 //! Workloads that have said that they leave, here or at another replica of control.
 //!
 //! Invariants
-//! - That one run of a proxy leaves stays true for as long as its pod is there; that a later run was seen outweighs it for good. So replicas may
+//! - That one run of a proxy leaves stays true while its pod is being deleted; that a later run was seen outweighs it for good. So replicas may
 //!   tell each other what they know in any order and as often as they like.
+//! - A pod that is not being deleted stays after all, a grace period later: its application was only started anew, which runs the same hook.
 //! - One that another replica told of, and that the sources do not know here yet, is kept for [`UNKNOWN_LIFE`].
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,10 +14,13 @@ use tokio::time::Instant;
 use weft_api::wire::replicas as wire;
 
 use crate::auth;
-use crate::model::{Model, Name};
+use crate::model::{Model, Name, Workload};
 
-/// A workload that said it leaves, and whose pod is still there after this, has changed its mind.
-const DRAIN_LIFE: Duration = Duration::from_hours(1);
+/// A workload that said it leaves, and whose pod is not being deleted after this, has changed its mind. At least: the sources may be late.
+const LEAST_LIFE: Duration = Duration::from_secs(30);
+const LONGEST_LIFE: Duration = Duration::from_hours(1);
+/// The pod's whole grace period, as a multiple of the time that its sidecar gives control (half of it; see the proxy's `drain_wait`).
+const GRACE: u32 = 2;
 /// How far the sources of two replicas may be apart.
 const UNKNOWN_LIFE: Duration = Duration::from_secs(30);
 
@@ -24,6 +28,7 @@ const UNKNOWN_LIFE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug, PartialEq)]
 struct Leaving {
     since: Instant,
+    life: Duration,
     ips: Vec<IpAddr>,
     instance: Option<String>,
     /// Its proxy was started anew.
@@ -32,18 +37,31 @@ struct Leaving {
     known: bool,
 }
 
+impl Leaving {
+    fn holds_of(&self, pod: &Workload, now: Instant) -> bool {
+        pod.terminating || now.saturating_duration_since(self.since) < self.life
+    }
+}
+
 /// All of them, by name.
 #[derive(Debug, Default)]
 pub(super) struct Leaves(BTreeMap<Name, Leaving>);
 
 impl Leaves {
-    /// This run of a workload's proxy says that it leaves. Returns whether that is new.
-    pub(super) fn begin(&mut self, workload: &Name, ips: Vec<IpAddr>, instance: Option<String>) -> bool {
+    /// This run of a workload's proxy says that it leaves, and gives us so long to tell everybody. Returns whether that is new.
+    pub(super) fn begin(
+        &mut self,
+        workload: &Name,
+        ips: Vec<IpAddr>,
+        instance: Option<String>,
+        wait: Duration,
+    ) -> bool {
         let said = self.0.get(workload);
         if said.is_some_and(|said| !said.over && said.ips == ips && said.instance == instance) {
             return false;
         }
-        let leaving = Leaving { since: Instant::now(), ips, instance, over: false, known: true };
+        let life = (wait * GRACE).clamp(LEAST_LIFE, LONGEST_LIFE);
+        let leaving = Leaving { since: Instant::now(), life, ips, instance, over: false, known: true };
         self.0.insert(workload.clone(), leaving);
         true
     }
@@ -61,7 +79,8 @@ impl Leaves {
         let since = now.checked_sub(Duration::from_millis(told.age_ms)).unwrap_or(now);
         let ips = told.ips.iter().filter_map(|ip| address(ip)).collect();
         let instance = told.instance.clone();
-        let news = Leaving { since, ips, instance, over: told.over, known: false };
+        let life = Duration::from_millis(told.life_ms).clamp(LEAST_LIFE, LONGEST_LIFE);
+        let news = Leaving { since, life, ips, instance, over: told.over, known: false };
         match self.0.get_mut(&workload) {
             None => drop(self.0.insert(workload, news)),
             Some(own) if own.ips == news.ips && own.instance == news.instance => {
@@ -74,13 +93,21 @@ impl Leaves {
         true
     }
 
-    /// Forgets those whose pods are gone.
+    /// Whether one of them stays after all.
+    pub(super) fn one_stays(&self, model: &Model) -> bool {
+        let now = Instant::now();
+        let stays = |pod: &Workload, leaving: &Leaving| !leaving.over && !leaving.holds_of(pod, now);
+        self.0.iter().any(|(name, leaving)| model.workloads.get(name).is_some_and(|pod| stays(pod, leaving)))
+    }
+
+    /// Forgets those whose pods are gone, or stay after all.
     pub(super) fn keep_those_of(&mut self, model: &Model) {
+        let now = Instant::now();
         self.0.retain(|name, leaving| match model.workloads.get(name) {
             // A pod of the same name with other addresses is another pod.
             Some(found) => {
                 leaving.known = true;
-                found.ips == leaving.ips && leaving.since.elapsed() < DRAIN_LIFE
+                found.ips == leaving.ips && leaving.holds_of(found, now)
             }
             None => !leaving.known && leaving.since.elapsed() < UNKNOWN_LIFE,
         });
@@ -100,6 +127,7 @@ impl Leaves {
             ips: leaving.ips.iter().map(|ip| bytes(*ip)).collect(),
             age_ms: u64::try_from(leaving.since.elapsed().as_millis()).unwrap_or(u64::MAX),
             over: leaving.over,
+            life_ms: u64::try_from(leaving.life.as_millis()).unwrap_or(u64::MAX),
         };
         wanted.map(leave).collect()
     }
@@ -123,9 +151,11 @@ mod tests {
     use super::*;
     use crate::testing::{ip, name, pod};
 
+    const WAIT: Duration = Duration::from_secs(20);
+
     fn leaves(instance: Option<&str>) -> Leaves {
         let mut leaves = Leaves::default();
-        assert!(leaves.begin(&name("web-1"), vec![ip(0, 0, 1)], instance.map(str::to_owned)));
+        assert!(leaves.begin(&name("web-1"), vec![ip(0, 0, 1)], instance.map(str::to_owned), WAIT));
         leaves
     }
 
@@ -140,9 +170,34 @@ mod tests {
         assert!(other.learn(&one.told(None)[0], Instant::now()) && !other.learn(&one.told(None)[0], Instant::now()));
         assert!(other.names().is_empty());
         // The later run may leave too.
-        assert!(one.begin(&name("web-1"), vec![ip(0, 0, 1)], Some("b".to_owned())));
+        assert!(one.begin(&name("web-1"), vec![ip(0, 0, 1)], Some("b".to_owned()), WAIT));
         assert!(other.learn(&one.told(Some(&name("web-1")))[0], Instant::now() + Duration::from_secs(1)));
         assert_eq!((one.names().len(), other.names().len()), (1, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whose_application_was_only_started_anew_stays_after_a_grace_period() {
+        let mut model = Model::default();
+        model.workloads.insert(name("web-1"), pod(1));
+        let mut here = leaves(Some("a"));
+        let mut there = Leaves::default();
+        there.learn(&here.told(None)[0], Instant::now());
+        tokio::time::advance(WAIT * 2 - Duration::from_millis(1)).await;
+        for leaves in [&mut here, &mut there] {
+            leaves.keep_those_of(&model);
+            assert!(!leaves.one_stays(&model) && leaves.names().len() == 1, "{leaves:?}");
+        }
+        tokio::time::advance(Duration::from_millis(1)).await;
+        // One that is being deleted leaves for as long as that takes.
+        let mut deleted = Model::default();
+        deleted.workloads.insert(name("web-1"), Workload { terminating: true, ..pod(1) });
+        for leaves in [&mut here, &mut there] {
+            leaves.keep_those_of(&deleted);
+            assert!(!leaves.one_stays(&deleted) && leaves.names().len() == 1);
+            assert!(leaves.one_stays(&model));
+            leaves.keep_those_of(&model);
+            assert!(leaves.names().is_empty() && !leaves.one_stays(&model));
+        }
     }
 
     #[tokio::test(start_paused = true)]
