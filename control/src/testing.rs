@@ -111,8 +111,12 @@ pub fn change([what, which, one, two, three]: [u8; 5]) -> Change {
             Change::Node(format!("node-{}", two % 3), (!gone).then_some(Node { zone }))
         }
         6 => {
-            let posture =
-                Namespace { strict: mode(one), default_deny: two.is_multiple_of(2), mesh_strict: mode(three) };
+            let posture = Namespace {
+                strict: mode(one),
+                default_deny: two.is_multiple_of(2),
+                mesh_strict: mode(three),
+                ..Namespace::default()
+            };
             let name = if two % 4 < 2 { "shop" } else { SYSTEM_NAMESPACE };
             Change::Namespace(name.to_owned(), (!gone).then_some(posture))
         }

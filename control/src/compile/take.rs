@@ -85,13 +85,13 @@ impl Index {
     }
 
     fn take_namespace(&mut self, name: String, new: Option<Namespace>, dirty: &mut Dirty) {
-        let old = self.model.namespaces.get(&name).copied();
-        if old == new {
+        let old = self.model.namespaces.get(&name);
+        if old == new.as_ref() {
             return;
         }
         dirty.workloads.extend(self.in_namespace(&name).cloned());
-        let mesh = |found: Option<Namespace>| found.and_then(|found| found.mesh_strict);
-        if name == SYSTEM_NAMESPACE && mesh(old) != mesh(new) {
+        let mesh = |found: Option<&Namespace>| found.and_then(|found| found.mesh_strict);
+        if name == SYSTEM_NAMESPACE && mesh(old) != mesh(new.as_ref()) {
             dirty.workloads.extend(self.model.workloads.keys().cloned());
         }
         self.model.apply(Change::Namespace(name, new));

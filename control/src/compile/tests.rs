@@ -337,7 +337,7 @@ fn workload(compiled: &Compiled, pod: &str) -> v1::Workload {
 
 #[test]
 fn a_port_counts_for_more_than_its_workload_and_that_than_namespace_and_mesh() {
-    let said = |strict, mesh_strict| Namespace { strict, default_deny: false, mesh_strict };
+    let said = |strict, mesh_strict| Namespace { strict, mesh_strict, ..Namespace::default() };
     let (yes, no) = (Some(true), Some(false));
     for (mesh, namespace, pod, ports, strict, others) in [
         (None, None, None, &[][..], false, &[][..]),
@@ -361,7 +361,9 @@ fn a_port_counts_for_more_than_its_workload_and_that_than_namespace_and_mesh() {
 #[test]
 fn policies_cover_the_ports_behind_their_targets() {
     let mut model = shop();
-    model.namespaces.insert("shop".into(), Namespace { strict: Some(true), default_deny: true, mesh_strict: None });
+    model
+        .namespaces
+        .insert("shop".into(), Namespace { strict: Some(true), default_deny: true, ..Namespace::default() });
     let on_web = vec![Target::Service("web".into())];
     model.authorization.insert(name("on-web"), AuthorizationPolicy { targets: on_web, ..Default::default() });
     let everywhere = vec![Target::Namespace, Target::Service("web".into())];

@@ -24,7 +24,7 @@ struct Ports {
 
 /// The `Workload` resource. It points to the policies that cover it, and to whom it may believe and whom not.
 pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resource {
-    let posture = index.model.namespaces.get(&name.namespace).copied().unwrap_or_default();
+    let namespace = index.model.namespaces.get(&name.namespace);
     let ports = ports(index, name, workload);
     let authorization = covering(&index.authorization_on, name, &ports).into_iter().filter_map(|policy| {
         binding("AuthorizationPolicy", policy, &index.model.authorization.get(policy)?.targets, &ports)
@@ -37,7 +37,7 @@ pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resou
     let policies = authorization.iter().chain(&rate_limits).map(|binding| binding.policy.as_str().into());
     let points_to: Vec<Arc<str>> = policies.chain(BELIEF.iter().cloned()).collect();
     let mesh = index.model.namespaces.get(SYSTEM_NAMESPACE).and_then(|system| system.mesh_strict);
-    let strict = workload.strict.or(posture.strict).or(mesh).unwrap_or_default();
+    let strict = workload.strict.or(namespace.and_then(|said| said.strict)).or(mesh).unwrap_or_default();
     let mode = if strict { v1::MtlsMode::Strict } else { v1::MtlsMode::Permissive };
     let other_mode =
         workload.strict_ports.iter().filter(|(_, told)| **told != strict).map(|(port, _)| u32::from(*port));
@@ -49,7 +49,7 @@ pub(super) fn resource(index: &Index, name: &Name, workload: &Workload) -> Resou
         name: name.name.clone(),
         service_account: workload.service_account.clone(),
         mode: mode.into(),
-        default_deny: posture.default_deny,
+        default_deny: namespace.is_some_and(|said| said.default_deny),
         ports: ports.messages(),
         authorization,
         rate_limits,

@@ -1,7 +1,7 @@
 //! Puts the sidecar into pods: at admission ([`crate::server::webhook`]) and offline (`weft inject`), by the same pure function [`inject`].
 //!
 //! ```text
-//! is it wanted, can it be? -> what the pod's annotations say -> ours taken out -> the kubelet's probes to the sidecar -> ours put in
+//! is it wanted, can it be? -> what annotations of its namespace and its own say -> ours taken out -> the kubelet's probes to the sidecar -> ours put in
 //! ```
 //!
 //! Invariants
@@ -21,13 +21,15 @@ mod sidecar;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 pub use manifests::{Manifest, manifest};
 pub use settings::{Capture, Images, Injection, Resources, Sidecar};
 
-pub use overrides::ANNOTATIONS;
 use overrides::Settings;
+pub use overrides::{ANNOTATIONS, MARKS};
 
 /// Says on a namespace or a pod whether pods get a sidecar: `enabled` or `disabled`; the pod's counts.
 pub const INJECT: &str = "weft.dev/inject";
@@ -85,6 +87,19 @@ fn refused<T>(why: impl Into<String>) -> Result<T, Refusal> {
 /// # Errors
 /// What is asked for cannot be, or is not understood.
 pub fn inject(settings: &Injection, pod: &Value, finishes: bool) -> Result<Outcome, Refusal> {
+    inject_in(&BTreeMap::new(), settings, pod, finishes)
+}
+
+/// The same, into a pod of a namespace with these annotations for its pods' sidecars.
+///
+/// # Errors
+/// What is asked for cannot be, or is not understood.
+pub fn inject_in(
+    namespace: &BTreeMap<String, String>,
+    settings: &Injection,
+    pod: &Value,
+    finishes: bool,
+) -> Result<Outcome, Refusal> {
     let explicit = match pod::label(pod, INJECT) {
         None => false,
         Some("enabled") => true,
@@ -94,7 +109,7 @@ pub fn inject(settings: &Injection, pod: &Value, finishes: bool) -> Result<Outco
     if let Some(why) = pod::impossible(pod) {
         return if explicit { refused(why) } else { Ok(Outcome::Skipped(Skipped::Impossible(why))) };
     }
-    let own = overrides::of(settings, pod)?;
+    let own = overrides::of(settings, namespace, pod)?;
     let (own, warnings) = with_job(own, finishes || pod::is_of_job(pod));
     let mut made = pod.clone();
     let known = pod::take_out(&mut made);

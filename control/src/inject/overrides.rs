@@ -1,8 +1,9 @@
-//! What a pod's own annotations say of its sidecar.
+//! What a pod's own annotations say of its sidecar, and those of its namespace for all of its pods.
 //!
 //! Invariant: an annotation of this prefix that is not known is refused, with the one that was meant: an exclusion that is silently not made
 //! would be found by an outage.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -13,10 +14,10 @@ use weft_api::kinds::nearest;
 use super::{CAPTURE, DNS, INJECT, INJECTED, Injection, Refusal, Resources, Sidecar, UID, pod, refused};
 
 const PREFIX: &str = "weft.dev/";
-/// What a pod says to us, and the marks that we leave on it.
-pub const ANNOTATIONS: [&str; 16] = [
-    INJECTED,
-    CAPTURE,
+/// The marks that we leave on a pod.
+pub const MARKS: [&str; 2] = [INJECTED, CAPTURE];
+/// What a pod, or its namespace, says to us.
+pub const ANNOTATIONS: [&str; 14] = [
     "weft.dev/sidecar",
     "weft.dev/proxy-image",
     "weft.dev/proxy-cpu-request",
@@ -50,8 +51,8 @@ pub struct Settings {
     pub capture: weft_capture::Settings,
 }
 
-/// The mesh's settings, and over them what the pod says.
-pub fn of(settings: &Injection, pod: &Value) -> Result<Settings, Refusal> {
+/// The mesh's settings, over them what the namespace says for all of its pods, and over that what the pod says.
+pub fn of(settings: &Injection, namespace: &BTreeMap<String, String>, pod: &Value) -> Result<Settings, Refusal> {
     let mut own = Settings {
         sidecar: settings.sidecar,
         image: settings.images.proxy.clone(),
@@ -66,6 +67,10 @@ pub fn of(settings: &Injection, pod: &Value) -> Result<Settings, Refusal> {
             ..weft_capture::Settings::default()
         },
     };
+    for (name, value) in namespace {
+        let short = name.strip_prefix(PREFIX).unwrap_or(name);
+        own.take(short, value.trim()).map_err(|why| Refusal(format!("annotation {name} of its namespace: {why}")))?;
+    }
     for (name, value) in pod::annotations(pod) {
         let Some(short) = name.strip_prefix(PREFIX).filter(|_| !POSTURE.contains(&name)) else { continue };
         own.take(short, value.trim()).map_err(|why| Refusal(format!("annotation {name}: {why}")))?;
@@ -108,7 +113,7 @@ impl Settings {
             "inject" => return refused(format!("{INJECT} is a label, not an annotation")),
             "injected" | "capture" => {}
             unknown => {
-                let known = ANNOTATIONS.into_iter().chain(POSTURE);
+                let known = ANNOTATIONS.into_iter().chain(MARKS).chain(POSTURE);
                 let meant = nearest(&format!("{PREFIX}{unknown}"), known);
                 let meant = meant.map(|meant| format!("; did you mean {meant}?"));
                 return refused(format!("there is none of this name{}", meant.unwrap_or_default()));

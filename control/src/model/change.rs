@@ -48,7 +48,7 @@ impl Model {
     /// The same object as this one has it.
     pub fn held(&self, change: &Change) -> Change {
         match change {
-            Change::Namespace(key, _) => Change::Namespace(key.clone(), self.namespaces.get(key).copied()),
+            Change::Namespace(key, _) => Change::Namespace(key.clone(), self.namespaces.get(key).cloned()),
             Change::Node(key, _) => Change::Node(key.clone(), self.nodes.get(key).cloned()),
             Change::Service(key, _) => Change::Service(key.clone(), self.services.get(key).cloned()),
             Change::Slice(key, _) => Change::Slice(key.clone(), self.slices.get(key).cloned()),

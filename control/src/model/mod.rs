@@ -63,8 +63,9 @@ pub struct Model {
 /// The namespace that may speak for the whole mesh.
 pub const SYSTEM_NAMESPACE: &str = "weft-system";
 
-/// A namespace's posture. From its annotations `weft.dev/mtls: strict|permissive` and `weft.dev/default: deny|allow`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What a namespace says of all that is in it. Its posture, from its annotations `weft.dev/mtls: strict|permissive` and
+/// `weft.dev/default: deny|allow`; and how its pods are injected.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Namespace {
     /// Whether ports of its workloads take mesh TLS only; none: as the mesh has it.
     pub strict: Option<bool>,
@@ -72,6 +73,8 @@ pub struct Namespace {
     pub default_deny: bool,
     /// Of [`SYSTEM_NAMESPACE`]: the same for workloads whose own namespace does not say (`weft.dev/mesh-mtls`).
     pub mesh_strict: Option<bool>,
+    /// Annotations for its pods' sidecars ([`crate::inject::overrides`]), as they stand there; those of a pod count more.
+    pub injection: BTreeMap<String, String>,
 }
 
 /// A node.

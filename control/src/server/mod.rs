@@ -65,8 +65,7 @@ pub async fn serve(
         tokio::spawn(bundle::serve(listener, published, stopping.clone()));
     }
     if let Some((listener, settings)) = listeners.webhook {
-        let (doors, metrics) = (acceptor.doors(), Arc::clone(&hub.metrics));
-        tokio::spawn(webhook::serve(listener, settings, doors, metrics, stopping.clone()));
+        tokio::spawn(webhook::serve(listener, settings, acceptor.doors(), Arc::clone(&hub), stopping.clone()));
     }
     let own = follow::Own {
         hub: Arc::clone(&hub),

@@ -5,6 +5,7 @@
 //!
 //! Bounds, beside those of [`super::plain`]: time for a handshake and for a connection, bytes of a question.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::plain::{accept, http1, plain, typed};
 use super::tls::CurrentDoors;
-use crate::inject::{INJECT, Injection, Outcome, Refusal, Skipped, inject, patch};
+use crate::compile::Compiled;
+use crate::distribute::Hub;
+use crate::inject::{INJECT, Injection, Outcome, Refusal, Skipped, inject_in, patch};
 use crate::listed::Listed;
 use crate::metrics::Metrics;
 
@@ -85,10 +88,11 @@ pub async fn serve(
     listener: TcpListener,
     settings: Settings,
     doors: CurrentDoors,
-    metrics: Arc<Metrics>,
+    hub: Arc<Hub>,
     stopping: CancellationToken,
 ) {
-    let webhook = Webhook { settings: Arc::clone(&settings.current), metrics: Arc::clone(&metrics) };
+    let metrics = Arc::clone(&hub.metrics);
+    let webhook = Webhook { settings: Arc::clone(&settings.current), hub, metrics: Arc::clone(&metrics) };
     let full = || metrics.bound("webhook_connections", 1);
     let accepting = accept(listener, stopping, full, |tcp, _| {
         let (webhook, doors) = (webhook.clone(), Arc::clone(&doors));
@@ -103,6 +107,7 @@ pub async fn serve(
 #[derive(Clone, Debug)]
 struct Webhook {
     settings: Arc<ArcSwap<Injection>>,
+    hub: Arc<Hub>,
     metrics: Arc<Metrics>,
 }
 
@@ -169,6 +174,12 @@ impl Webhook {
         }
     }
 
+    // What a namespace says of the sidecars of its pods.
+    fn said_by(&self, namespace: &str) -> BTreeMap<String, String> {
+        let said = |compiled: &Compiled| Some(compiled.model().namespaces.get(namespace)?.injection.clone());
+        self.hub.compiled(said).unwrap_or_default()
+    }
+
     fn review(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let review: Review = serde_json::from_slice(body).map_err(|error| format!("no AdmissionReview: {error}"))?;
         let answer = self.answer(review.request);
@@ -183,7 +194,7 @@ impl Webhook {
         if operation != "CREATE" || object.get("spec").is_none() {
             return allowed;
         }
-        let outcome = inject(&self.settings.load(), &object, false);
+        let outcome = inject_in(&self.said_by(&namespace), &self.settings.load(), &object, false);
         self.metrics.webhook.asked(word(&outcome));
         match outcome {
             Ok(Outcome::Injected { pod, warnings }) => {

@@ -3,7 +3,12 @@ use super::*;
 fn webhook() -> Webhook {
     let settings = Injection::read("images: {proxy: a, capture: b}").unwrap();
     let metrics = Arc::new(Metrics::new().unwrap());
-    Webhook { settings: Arc::new(ArcSwap::from_pointee(settings)), metrics }
+    let hub = Arc::new(Hub::new(crate::distribute::session::Limits::default(), Arc::clone(&metrics)));
+    let injection = [("weft.dev/proxy-workers", "3"), ("weft.dev/exclude-outbound-ports", "9000")];
+    let injection = injection.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let namespace = crate::model::Namespace { injection, ..crate::model::Namespace::default() };
+    hub.publish([crate::model::Change::Namespace("shop".to_owned(), Some(namespace))]);
+    Webhook { settings: Arc::new(ArcSwap::from_pointee(settings)), hub, metrics }
 }
 
 fn ask(object: Value) -> Value {
@@ -28,6 +33,22 @@ fn a_pod_is_patched() {
     assert_eq!(patch[0]["path"], "/metadata/annotations");
     assert_eq!(patch[1]["value"]["initContainers"][1]["name"], "weft-proxy");
     assert_eq!(patch.as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn what_its_namespace_says_holds_where_the_pod_does_not() {
+    let mut asked = pod(json!({}), json!({ "containers": [{ "name": "web" }] }));
+    for (own, workers, excluded) in [
+        (json!({}), "3", "[9000]"),
+        (json!({ "weft.dev/proxy-workers": "1", "weft.dev/exclude-outbound-ports": "9001" }), "1", "[9000,9001]"),
+    ] {
+        asked["metadata"]["annotations"] = own;
+        let answer = ask(asked.clone());
+        let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+        let patch = String::from_utf8(patch.0).unwrap();
+        assert!(patch.contains(&format!("\"--workers\",\"{workers}\"")), "{patch}");
+        assert!(patch.contains(&format!("\\\"excludeOutboundPorts\\\":{excluded}")), "{patch}");
+    }
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Assembly<'_> {
     fn plain(&mut self, key: &Key, origin: &Origin) {
         let (model, name) = (&mut self.model, model_name(key.kind, &key.name));
         match origin.thing.as_ref() {
-            Thing::Namespace(namespace) => _ = model.namespaces.insert(name.name, *namespace),
+            Thing::Namespace(namespace) => _ = model.namespaces.insert(name.name, namespace.clone()),
             Thing::Node(node) => _ = model.nodes.insert(name.name, node.clone()),
             Thing::Service(service) => _ = model.services.insert(name, service.clone()),
             Thing::Slice(slice) => _ = model.slices.insert(name, slice.clone()),

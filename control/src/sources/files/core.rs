@@ -134,25 +134,31 @@ struct MetaOnly {
     metadata: Meta,
 }
 
-/// A namespace's posture. On a fault, also what to assume where nothing better is known: the strictest of what was meant.
+/// What a namespace says. On a fault, also what to assume where nothing better is known: the strictest of what was meant.
 pub(super) fn namespace(node: &Node) -> Result<Namespace, (Fault, Namespace)> {
-    let closed = Namespace { strict: Some(true), default_deny: true, mesh_strict: None };
-    let object: MetaOnly = decode(node).map_err(|fault| (fault, closed))?;
+    let closed = || Namespace { strict: Some(true), default_deny: true, ..Namespace::default() };
+    let object: MetaOnly = decode(node).map_err(|fault| (fault, closed()))?;
     let meta = object.metadata;
     let speaks = meta.name.as_ref().is_some_and(|name| name.0 == SYSTEM_NAMESPACE);
-    let known: &[&'static str] = if speaks { &[MTLS, DEFAULT, MESH_MTLS] } else { &[MTLS, DEFAULT] };
+    let posture: &[&'static str] = if speaks { &[MTLS, DEFAULT, MESH_MTLS] } else { &[MTLS, DEFAULT] };
+    let known = [posture, &inject::ANNOTATIONS].concat();
     let (strict, deny) = (meta.said(MTLS, STRICT, PERMISSIVE), meta.either(DEFAULT, "deny", "allow"));
     let mesh = if speaks { meta.said(MESH_MTLS, STRICT, PERMISSIVE) } else { Ok(None) };
     // Of what can be read nothing is made stricter than it says.
     let meant = |said: &Result<Option<bool>, Fault>| *said.as_ref().unwrap_or(&Some(true));
-    let assumed =
-        Namespace { strict: meant(&strict), default_deny: *deny.as_ref().unwrap_or(&true), mesh_strict: meant(&mesh) };
+    let sidecars = meta.annotations.iter().filter(|(name, _)| inject::ANNOTATIONS.contains(&name.as_str()));
+    let assumed = Namespace {
+        strict: meant(&strict),
+        default_deny: *deny.as_ref().unwrap_or(&true),
+        mesh_strict: meant(&mesh),
+        injection: sidecars.map(|(name, text)| (name.clone(), text.value.0.clone())).collect(),
+    };
     if let Some(text) = meta.annotations.get(MESH_MTLS).filter(|_| !speaks) {
         let what =
             format!("annotation {MESH_MTLS} counts on the Namespace {SYSTEM_NAMESPACE} alone; of another say {MTLS}");
         return Err((Fault::new(text.at, what), Namespace { strict: Some(true), ..assumed }));
     }
-    match (meta.known(known), strict, deny, mesh) {
+    match (meta.known(&known), strict, deny, mesh) {
         (Ok(()), Ok(_), Ok(_), Ok(_)) => Ok(assumed),
         (Err(fault), ..) => {
             let near = |wanted| fault.suggestion.as_deref() == Some(wanted);
@@ -161,6 +167,7 @@ pub(super) fn namespace(node: &Node) -> Result<Namespace, (Fault, Namespace)> {
                 strict: closed(assumed.strict, MTLS),
                 default_deny: assumed.default_deny || near(DEFAULT),
                 mesh_strict: closed(assumed.mesh_strict, MESH_MTLS),
+                injection: assumed.injection,
             };
             Err((fault, assumed))
         }
@@ -453,7 +460,7 @@ struct PodIp {
 
 pub(super) fn workload(node: &Node) -> Result<Workload, Fault> {
     let object: PodObject = decode(node)?;
-    let known: Vec<_> = inject::ANNOTATIONS.into_iter().chain([MTLS, MTLS_PORTS]).collect();
+    let known: Vec<_> = inject::ANNOTATIONS.into_iter().chain(inject::MARKS).chain([MTLS, MTLS_PORTS]).collect();
     object.metadata.known(&known)?;
     let host_network = object.spec.host_network.unwrap_or(false);
     // The address of a pod that has ended may be another's by now; that of a pod on the host's network is the node's.

@@ -372,7 +372,7 @@ fn a_namespace_that_is_broken_has_the_strictest_posture_it_may_have_meant() {
     ] {
         let mut files = Files::new(&[("n.yaml", &namespace(annotations))]);
         let loaded = files.refresh();
-        let found = loaded.model.namespaces["shop"];
+        let found = &loaded.model.namespaces["shop"];
         assert_eq!((found.strict, found.default_deny), (strict, deny), "{annotations}");
         let told = files.told(&loaded);
         assert_eq!(told.len(), usize::from(problem.is_some()), "{told:?}");
