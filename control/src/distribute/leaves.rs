@@ -182,7 +182,7 @@ mod tests {
         let mut here = leaves(Some("a"));
         let mut there = Leaves::default();
         there.learn(&here.told(None)[0], Instant::now());
-        tokio::time::advance(WAIT * 2 - Duration::from_millis(1)).await;
+        tokio::time::advance(WAIT + Duration::from_millis(19_999)).await;
         for leaves in [&mut here, &mut there] {
             leaves.keep_those_of(&model);
             assert!(!leaves.one_stays(&model) && leaves.names().len() == 1, "{leaves:?}");
