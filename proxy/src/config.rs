@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use weft_api::probe::Handlers;
+use weft_api::probe::{HOOK_KEY_VARIABLE, Handlers};
 use weft_engine::identity::Identity;
 use weft_engine::shed;
 
+use crate::admin::HookKey;
 use crate::identity::authority::Token;
 use crate::limits::cgroup;
 
@@ -90,6 +91,10 @@ pub struct Args {
     /// How long requests in flight may take to end after SIGTERM [default: 30 s], in seconds.
     #[arg(long, value_name = "SECONDS")]
     pub drain_deadline: Option<u64>,
+    /// Who calls a hook at --health (/drain-wait, and those of --app-probes) must show this in the header x-weft-hook-key, or call over loopback; none
+    /// means that anybody may. The injector gives it to the kubelet.
+    #[arg(long, value_name = "KEY", env = HOOK_KEY_VARIABLE, hide_env_values = true)]
+    pub hook_key: Option<HookKey>,
     /// Open connections, both directions together [default: 10000].
     #[arg(long, value_name = "N")]
     pub max_connections: Option<usize>,
@@ -151,6 +156,8 @@ pub struct Config {
     pub workers: usize,
     /// After SIGTERM.
     pub drain_deadline: Duration,
+    /// Who may call hooks over the network; `None`: anybody.
+    pub hook_key: Option<HookKey>,
     /// Share of good requests in the access log.
     pub access_log_sample: f64,
     /// Its file; `None` is standard output.
@@ -238,7 +245,7 @@ impl Args {
             None => Args::default(),
         };
         let all = prefer!(flags over file: workload, identity, control, control_ca, token_file, state_dir, workload_api, svid_from, outbound, inbound, metrics,
-            health, admin, exclude_mark, app_probes, dns_listen, socket_lb, workers, drain_deadline, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
+            health, admin, exclude_mark, app_probes, dns_listen, socket_lb, workers, drain_deadline, hook_key, max_connections, max_connections_per_source, memory_budget, access_log_sample, access_log);
         let identity = all.identity.ok_or(ConfigError::Missing("identity"))?;
         let sample = all.access_log_sample.unwrap_or(0.0);
         if !(0.0..=1.0).contains(&sample) {
@@ -271,6 +278,7 @@ impl Args {
             socket_lb: all.socket_lb.unwrap_or(false),
             workers: all.workers.unwrap_or_else(cpus).max(1),
             drain_deadline: Duration::from_secs(all.drain_deadline.unwrap_or(30)),
+            hook_key: all.hook_key,
             access_log_sample: sample,
             access_log: all.access_log,
             limits: limits(all.max_connections, all.max_connections_per_source, all.memory_budget.as_deref())?,

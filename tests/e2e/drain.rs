@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use rustix::process::Signal;
-use weft::lab::{Answer, Pod, http_get};
+use weft::lab::{Answer, Pod, http_get, sum};
 use weft_tests::client::{Session, get, request, run};
 use weft_tests::load::{self, Plan};
 use weft_tests::{Mesh, Service, Trial, test, test_that_waits};
@@ -17,6 +17,7 @@ pub fn tests() -> Vec<Trial> {
     vec![
         test("drain_a_pod_that_leaves_under_load_costs_no_request", a_pod_that_leaves_under_load),
         test("drain_wait_waits_for_every_proxy", waits_for_every_proxy),
+        test("drain_wait_is_not_for_strangers", not_for_strangers),
         test_that_waits("drain_wait_is_bounded_without_control", bounded_without_control),
         test_that_waits("drain_a_pod_that_leaves_while_control_is_away_costs_no_request", leaves_while_control_is_away),
     ]
@@ -118,6 +119,21 @@ fn waits_for_every_proxy() {
     for _ in 0..50 {
         assert_eq!(get(&pod, to, "/").by(), "web-0");
     }
+}
+
+fn not_for_strangers() {
+    let mut mesh = Mesh::new();
+    mesh.deploy(Service::http("web").sidecar_arg("--hook-key=k1"));
+    mesh.deploy(Service::own("outside").unmeshed());
+    let leaving = || {
+        let text = mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body;
+        sum(&text, "weft_control_draining_workloads", &[])
+    };
+    let web = mesh.pod("web-0");
+    let answer = http_get(mesh.pod("outside-0").net(), (web.ip(), 15021).into(), "/drain-wait").unwrap();
+    assert_eq!((answer.status, leaving()), (403, 0.0), "{answer:?}");
+    // The pod itself may.
+    assert_eq!((drain_wait(web).status, leaving()), (200, 1.0));
 }
 
 fn bounded_without_control() {

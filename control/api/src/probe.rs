@@ -15,6 +15,14 @@ const PREFIX: &str = "/app/";
 /// What the kubelet calls a handler for: the field of a container that has it.
 pub const KINDS: [&str; 5] = ["livenessProbe", "readinessProbe", "startupProbe", "preStop", "postStart"];
 
+/// Those of them that make the application do something. The kubelet calls them alone.
+pub const HOOKS: [&str; 2] = ["preStop", "postStart"];
+
+/// The header in which the kubelet shows, at a hook, that it was the injector who sent it to the sidecar.
+pub const HOOK_KEY_HEADER: &str = "x-weft-hook-key";
+/// The sidecar's environment variable that has the same key. No flag: sidecars of before it would refuse that.
+pub const HOOK_KEY_VARIABLE: &str = "WEFT_HOOK_KEY";
+
 /// Handlers by `CONTAINER/KIND`.
 pub type Handlers = BTreeMap<String, Handler>;
 
@@ -28,6 +36,11 @@ pub fn key(path: &str) -> Option<&str> {
     let key = path.strip_prefix(PREFIX)?;
     let (container, kind) = key.split_once('/')?;
     (!container.is_empty() && KINDS.contains(&kind)).then_some(key)
+}
+
+/// Whether a path is that of a container's hook.
+pub fn is_hook(path: &str) -> bool {
+    key(path).and_then(|key| key.split_once('/')).is_some_and(|(_, kind)| HOOKS.contains(&kind))
 }
 
 /// One thing that the kubelet would do.

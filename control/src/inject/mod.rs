@@ -30,6 +30,7 @@ pub use settings::{Capture, Images, Injection, Resources, Sidecar};
 
 use overrides::Settings;
 pub use overrides::{ANNOTATIONS, MARKS};
+use sidecar::Known;
 
 /// Says on a namespace or a pod whether pods get a sidecar: `enabled` or `disabled`; the pod's counts.
 pub const INJECT: &str = "weft.dev/inject";
@@ -87,19 +88,24 @@ fn refused<T>(why: impl Into<String>) -> Result<T, Refusal> {
 /// # Errors
 /// What is asked for cannot be, or is not understood.
 pub fn inject(settings: &Injection, pod: &Value, finishes: bool) -> Result<Outcome, Refusal> {
-    inject_in(&BTreeMap::new(), settings, pod, finishes)
+    inject_in(Place::default(), settings, pod, finishes)
 }
 
-/// The same, into a pod of a namespace with these annotations for its pods' sidecars.
+/// Where a pod comes to be.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Place<'p> {
+    /// What its namespace says of the sidecars of its pods; `None`: nothing.
+    pub annotations: Option<&'p BTreeMap<String, String>>,
+    /// Not known to anybody else: by it the sidecar knows that the kubelet calls a hook, and not a stranger. A pod that has one keeps it. `None`:
+    /// whoever reaches the sidecar is believed, since a manifest is no place for a secret.
+    pub hook_key: Option<&'p str>,
+}
+
+/// The same, into a pod of this place.
 ///
 /// # Errors
 /// What is asked for cannot be, or is not understood.
-pub fn inject_in(
-    namespace: &BTreeMap<String, String>,
-    settings: &Injection,
-    pod: &Value,
-    finishes: bool,
-) -> Result<Outcome, Refusal> {
+pub fn inject_in(place: Place<'_>, settings: &Injection, pod: &Value, finishes: bool) -> Result<Outcome, Refusal> {
     let explicit = match pod::label(pod, INJECT) {
         None => false,
         Some("enabled") => true,
@@ -109,12 +115,14 @@ pub fn inject_in(
     if let Some(why) = pod::impossible(pod) {
         return if explicit { refused(why) } else { Ok(Outcome::Skipped(Skipped::Impossible(why))) };
     }
-    let own = overrides::of(settings, namespace, pod)?;
+    let nothing = BTreeMap::new();
+    let own = overrides::of(settings, place.annotations.unwrap_or(&nothing), pod)?;
     let (own, warnings) = with_job(own, finishes || pod::is_of_job(pod));
     let mut made = pod.clone();
-    let known = pod::take_out(&mut made);
+    let mut known = pod::take_out(&mut made);
+    known.hook_key = known.hook_key.or_else(|| place.hook_key.map(str::to_owned));
     pod::check(&made)?;
-    put_in(settings, &own, &mut made, known)?;
+    put_in(settings, &own, &mut made, &known)?;
     Ok(if made == *pod { Outcome::Unchanged } else { Outcome::Injected { pod: made, warnings } })
 }
 
@@ -127,12 +135,13 @@ fn with_job(own: Settings, finishes: bool) -> (Settings, Vec<String>) {
     (Settings { sidecar: Sidecar::Native, ..own }, vec![warning])
 }
 
-fn put_in(settings: &Injection, own: &Settings, pod: &mut Value, known: probes::Known) -> Result<(), Refusal> {
+fn put_in(settings: &Injection, own: &Settings, pod: &mut Value, known: &Known) -> Result<(), Refusal> {
     let (grace, application) = (pod::grace_period(pod), pod::tcp_ports(pod));
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return refused("the pod has no spec") };
-    let handlers = probes::rewrite(spec, known)?;
+    let handlers = probes::rewrite(spec, &known.probes)?;
     probes::drain_first(spec);
-    let proxy = sidecar::container(settings, own, &handlers, grace, &application)?;
+    let key = known.hook_key.as_deref();
+    let proxy = sidecar::container(settings, own, &handlers, key, grace, &application)?;
     let capture = capture::container(settings, own)?;
     // A native sidecar is there before the first init container of the pod's own, so that these have the mesh. A classic one comes after the
     // last: until it runs nothing may be captured.
@@ -145,6 +154,9 @@ fn put_in(settings: &Injection, own: &Settings, pod: &mut Value, known: probes::
             init.push(capture);
             pod::list(spec, "containers").insert(0, proxy);
         }
+    }
+    if let Some(key) = key {
+        probes::show_key(spec, key);
     }
     pod::list(spec, "volumes").extend(sidecar::volumes(settings));
     pod::pull_by(spec, &settings.images.pull_secrets);

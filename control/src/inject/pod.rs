@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{HEALTH, PORTS, PROXY, Refusal, UID, capture, probes, refused, sidecar};
+use super::sidecar::Known;
+use super::{HEALTH, PORTS, PROXY, Refusal, UID, capture, refused, sidecar};
 
 /// What the API server assumes, in seconds.
 const GRACE: u64 = 30;
@@ -116,10 +117,10 @@ pub fn check(pod: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Takes out what an injection has put in, and gives back what the sidecar knew of the others' probes.
-pub fn take_out(pod: &mut Value) -> probes::Known {
-    let known = containers(pod).find(|container| name(container) == PROXY).map(sidecar::known_probes);
-    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return probes::Known::default() };
+/// Takes out what an injection has put in, and gives back what the sidecar knew.
+pub fn take_out(pod: &mut Value) -> Known {
+    let known = containers(pod).find(|container| name(container) == PROXY).map(sidecar::known).unwrap_or_default();
+    let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return known };
     for (part, ours) in [
         ("initContainers", &[PROXY, capture::INSTALL, capture::VALIDATE][..]),
         ("containers", &[PROXY]),
@@ -129,7 +130,7 @@ pub fn take_out(pod: &mut Value) -> probes::Known {
             entries.retain(|entry| !ours.contains(&name(entry)));
         }
     }
-    known.unwrap_or_default()
+    known
 }
 
 /// Names Secrets by which images are pulled, beside those of the pod.

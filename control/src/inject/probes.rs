@@ -4,26 +4,24 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use weft_api::probe::{Ask, Field, Grpc, Handler, Handlers, HttpGet, Scheme, TcpSocket, key, path};
+use weft_api::probe::{
+    Ask, Field, Grpc, HOOK_KEY_HEADER, HOOKS, Handler, Handlers, HttpGet, Scheme, TcpSocket, key, path,
+};
 
 use super::pod::{get_from_sidecar, list, name};
 use super::{HEALTH, Refusal, refused};
 
-/// Originals that an injection before this one took out.
-pub type Known = Handlers;
-
 const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
-const HOOKS: [&str; 2] = ["preStop", "postStart"];
 
 /// A hook has no time of its own: the kubelet waits for it as long as the pod has to end, which it alone measures.
 const HOOK_SECONDS: u32 = 3600;
 
 /// Sends the kubelet to the sidecar, and says what the sidecar is to ask.
-pub fn rewrite(spec: &mut Map<String, Value>, known: Known) -> Result<Handlers, Refusal> {
+pub fn rewrite(spec: &mut Map<String, Value>, known: &Handlers) -> Result<Handlers, Refusal> {
     let mut handlers = Handlers::new();
     for part in ["initContainers", "containers"] {
         for container in spec.get_mut(part).and_then(Value::as_array_mut).into_iter().flatten() {
-            let mut rewriting = Rewriting::of(container, &known);
+            let mut rewriting = Rewriting::of(container, known);
             for kind in PROBES {
                 rewriting.one(container.get_mut(kind), kind)?;
             }
@@ -51,16 +49,38 @@ pub fn drain_first(spec: &mut Map<String, Value>) {
     }
 }
 
+/// Lets the kubelet show the sidecar's key at each hook that asks the sidecar.
+pub fn show_key(spec: &mut Map<String, Value>, key: &str) {
+    for part in ["initContainers", "containers"] {
+        for container in spec.get_mut(part).and_then(Value::as_array_mut).into_iter().flatten() {
+            for kind in HOOKS {
+                let get = container.get_mut("lifecycle").and_then(|hooks| hooks.get_mut(kind)?.get_mut("httpGet"));
+                if let Some(get) = get.filter(|get| get.get("port").and_then(number) == Some(HEALTH)) {
+                    show(get, key);
+                }
+            }
+        }
+    }
+}
+
+// In a field of its own, which sidecars of before it do not look at.
+fn show(get: &mut Value, key: &str) {
+    let Some(get) = get.as_object_mut() else { return };
+    let fields = list(get, "httpHeaders");
+    fields.retain(|field| !name(field).eq_ignore_ascii_case(HOOK_KEY_HEADER));
+    fields.push(json!({ "name": HOOK_KEY_HEADER, "value": key }));
+}
+
 // Of one container.
 struct Rewriting<'k> {
     container: String,
     ports: BTreeMap<String, u16>,
-    known: &'k Known,
+    known: &'k Handlers,
     handlers: Handlers,
 }
 
 impl<'k> Rewriting<'k> {
-    fn of(container: &Value, known: &'k Known) -> Self {
+    fn of(container: &Value, known: &'k Handlers) -> Self {
         let ports = container.get("ports").and_then(Value::as_array).into_iter().flatten();
         let ports = ports.filter_map(|port| Some((name(port).to_owned(), number(port.get("containerPort")?)?)));
         let ports = ports.filter(|(name, _)| !name.is_empty()).collect();

@@ -1,10 +1,10 @@
 //! The sidecar's container and its volumes.
 
 use serde_json::{Value, json};
-use weft_api::probe::Handlers;
+use weft_api::probe::{HOOK_KEY_VARIABLE, Handlers};
 
 use super::overrides::Settings;
-use super::pod::get_from_sidecar;
+use super::pod::{get_from_sidecar, name};
 use super::{DNS, HEALTH, Injection, PROXY, Refusal, Sidecar, UID};
 
 /// Those that are ours.
@@ -31,6 +31,7 @@ pub fn container(
     settings: &Injection,
     own: &Settings,
     probes: &Handlers,
+    hook_key: Option<&str>,
     grace: u64,
     application: &[u16],
 ) -> Result<Value, Refusal> {
@@ -58,6 +59,9 @@ pub fn container(
             { "name": STATE, "mountPath": STATE_DIR },
         ],
     });
+    if let (Some(key), Some(variables)) = (hook_key, container["env"].as_array_mut()) {
+        variables.push(json!({ "name": HOOK_KEY_VARIABLE, "value": key }));
+    }
     if let Some(policy) = &settings.images.pull_policy {
         container["imagePullPolicy"] = Value::from(policy.as_str());
     }
@@ -122,8 +126,26 @@ pub fn argument(text: &str) -> String {
     text.replace("$(", "$$(")
 }
 
-/// What a sidecar that is there already was told of its application's probes.
-pub fn known_probes(container: &Value) -> Handlers {
+/// What the sidecar of an injection before this one was told.
+#[derive(Debug, Default)]
+pub struct Known {
+    /// Originals of its application's probes.
+    pub probes: Handlers,
+    /// By which it knows the kubelet.
+    pub hook_key: Option<String>,
+}
+
+/// What a sidecar that is there already was told.
+pub fn known(container: &Value) -> Known {
+    let variables = container.get("env").and_then(Value::as_array).into_iter().flatten();
+    let hook_key = variables.filter(|variable| name(variable) == HOOK_KEY_VARIABLE).find_map(|variable| {
+        let key = variable.get("value")?.as_str()?;
+        (!key.is_empty()).then(|| key.to_owned())
+    });
+    Known { probes: known_probes(container), hook_key }
+}
+
+fn known_probes(container: &Value) -> Handlers {
     let arguments = container.get("args").and_then(Value::as_array).into_iter().flatten();
     let mut arguments = arguments.filter_map(Value::as_str).skip_while(|argument| *argument != APP_PROBES).skip(1);
     let text = arguments.next().map(|text| text.replace("$$(", "$("));

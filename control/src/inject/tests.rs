@@ -131,7 +131,7 @@ fn the_kubelet_asks_the_sidecar_what_it_would_ask_over_the_network() {
     assert_eq!(web["readinessProbe"]["httpGet"]["path"], "/app/web/readinessProbe");
     assert_eq!(web["readinessProbe"].get("grpc"), None);
     assert_eq!(web["lifecycle"]["postStart"], json!({ "exec": { "command": ["true"] } }));
-    let known = sidecar::known_probes(named(&after, PROXY));
+    let known = sidecar::known(named(&after, PROXY)).probes;
     assert_eq!(
         serde_json::to_value(&known).unwrap(),
         json!({
@@ -194,6 +194,61 @@ fn a_classic_sidecar_begins_first_and_captures_last() {
     let Outcome::Injected { pod, warnings } = inject(&settings(), &job, false).unwrap() else { panic!() };
     assert_eq!(named(&pod, PROXY)["restartPolicy"], "Always");
     assert!(warnings[0].contains("keep this Job from ending"));
+}
+
+// What a hook shows to the sidecar.
+fn shown(pod: &Value, container: &str) -> Value {
+    named(pod, container)["lifecycle"]["preStop"]["httpGet"]["httpHeaders"].clone()
+}
+
+fn injected_by(key: &str, pod: &Value) -> Value {
+    match inject_in(Place { hook_key: Some(key), ..Place::default() }, &settings(), pod, false).unwrap() {
+        Outcome::Injected { pod, .. } => pod,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_kubelet_shows_a_key_that_the_sidecar_has() {
+    let field = |key: &str| json!([{ "name": "x-weft-hook-key", "value": key }]);
+    let variable = |pod: &Value| named(pod, PROXY)["env"][3].clone();
+    let own = json!({
+        "name": "own", "lifecycle": { "preStop": { "httpGet": {
+            "path": "/drain-wait", "port": 15021, "httpHeaders": [{ "name": "X-Weft-Hook-Key", "value": "old" }, { "name": "a", "value": "b" }],
+        } } },
+    });
+    let other = json!({ "name": "other", "lifecycle": {
+        "preStop": { "httpGet": { "path": "/drain-wait", "port": 8080 } }, "postStart": { "httpGet": { "path": "/", "host": "a", "port": 80 } },
+    } });
+    let exec = json!({ "name": "exec", "lifecycle": { "preStop": { "exec": { "command": ["true"] } } } });
+    for (sidecar, hooks) in [("native", vec!["web"]), ("classic", vec!["web", PROXY])] {
+        let mut before = annotated("weft.dev/sidecar", sidecar);
+        before["spec"]["containers"].as_array_mut().unwrap().extend([own.clone(), other.clone(), exec.clone()]);
+        let once = injected_by("k1", &before);
+        assert_eq!(variable(&once), json!({ "name": "WEFT_HOOK_KEY", "value": "k1" }));
+        for container in hooks {
+            assert_eq!(shown(&once, container), field("k1"), "{sidecar}: {container}");
+        }
+        // A hook of its own that asks the sidecar has it too, and one that asks it in the kubelet's place; and nobody else.
+        assert_eq!(
+            shown(&once, "own"),
+            json!([{ "name": "a", "value": "b" }, { "name": "x-weft-hook-key", "value": "k1" }])
+        );
+        assert_eq!((shown(&once, "other"), shown(&once, "exec")), (field("k1"), Value::Null));
+        assert_eq!(named(&once, "other")["lifecycle"]["postStart"]["httpGet"].get("httpHeaders"), None);
+        // Asked again, such as after another webhook, it stays the same, also for containers that come later.
+        let again = inject_in(Place { hook_key: Some("k2"), ..Place::default() }, &settings(), &once, false);
+        assert_eq!(again.unwrap(), Outcome::Unchanged);
+        let mut more = once.clone();
+        more["spec"]["containers"].as_array_mut().unwrap().push(json!({ "name": "late" }));
+        assert_eq!(shown(&injected_by("k2", &more), "late"), field("k1"));
+        assert_eq!(inject(&settings(), &once, false).unwrap(), Outcome::Unchanged);
+    }
+    // A manifest has none; the webhook adds it.
+    let offline = injected(&settings(), &web());
+    assert_eq!((variable(&offline), shown(&offline, "web")), (Value::Null, Value::Null));
+    let admitted = injected_by("k1", &offline);
+    assert_eq!((&variable(&admitted)["value"], shown(&admitted, "web")), (&json!("k1"), field("k1")));
 }
 
 #[test]

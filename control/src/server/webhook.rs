@@ -22,12 +22,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use weft_certs::files::random_hex;
 
 use super::plain::{accept, http1, plain, typed};
 use super::tls::CurrentDoors;
 use crate::compile::Compiled;
 use crate::distribute::Hub;
-use crate::inject::{INJECT, Injection, Outcome, Refusal, Skipped, inject_in, patch};
+use crate::inject::{INJECT, Injection, Outcome, Place, Refusal, Skipped, inject_in, patch};
 use crate::listed::Listed;
 use crate::metrics::Metrics;
 
@@ -38,6 +39,8 @@ const HANDSHAKE_TIME: Duration = Duration::from_secs(5);
 const TIME: Duration = Duration::from_mins(10);
 /// The API server takes objects of 3 MiB at most; an update would have it twice.
 const MAX_QUESTION: usize = 8 << 20;
+/// Of a sidecar's key; in hex in the pod.
+const KEY_BYTES: usize = 16;
 /// How often the file is looked at.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -182,19 +185,23 @@ impl Webhook {
 
     fn review(&self, body: &[u8]) -> Result<Vec<u8>, String> {
         let review: Review = serde_json::from_slice(body).map_err(|error| format!("no AdmissionReview: {error}"))?;
-        let answer = self.answer(review.request);
+        let key = random_hex(KEY_BYTES).map_err(|error| format!("no key for the sidecar: {error}"))?;
+        let answer = self.answer(review.request, &key);
         let review = json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": answer });
         serde_json::to_vec(&review).map_err(|error| error.to_string())
     }
 
-    fn answer(&self, question: Question) -> Answer {
+    // `key`: a new one, for the pod's sidecar and its kubelet.
+    fn answer(&self, question: Question, key: &str) -> Answer {
         let Question { uid, namespace, operation, object } = question;
         let allowed = Answer { uid, allowed: true, ..Answer::default() };
         // Nothing can be put into a pod that is there.
         if operation != "CREATE" || object.get("spec").is_none() {
             return allowed;
         }
-        let outcome = inject_in(&self.said_by(&namespace), &self.settings.load(), &object, false);
+        let said = self.said_by(&namespace);
+        let place = Place { annotations: Some(&said), hook_key: Some(key) };
+        let outcome = inject_in(place, &self.settings.load(), &object, false);
         self.metrics.webhook.asked(word(&outcome));
         match outcome {
             Ok(Outcome::Injected { pod, warnings }) => {

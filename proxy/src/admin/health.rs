@@ -6,8 +6,9 @@ use std::time::{Duration, SystemTime};
 use http::{Request, Response, StatusCode, header};
 use hyper::body::Incoming;
 use tokio::time::{Instant, sleep};
+use weft_api::probe::is_hook;
 
-use super::{Admin, Body, application, drain_wait, only, plain, reads};
+use super::{Admin, Body, application, drain_wait, hook_key, only, plain, reads};
 use crate::Shared;
 
 /// Who starts with a certificate that ends within this time is not ready before it has the next: it would refuse its first requests.
@@ -17,6 +18,7 @@ const LAST_MOMENT: Duration = Duration::from_secs(1);
 const CONTROL_FIRST: Duration = Duration::from_secs(2);
 
 const PAGES: &str = "/healthz/ready[?wait=SECONDS], /healthz/live, /drain-wait, /app/CONTAINER/PROBE";
+const STRANGER: &str = "hooks are called by the kubelet, with the key from the injector, or over loopback";
 /// Longest wait for readiness that may be asked for.
 const MAX_WAIT: Duration = Duration::from_mins(1);
 /// Between two looks while somebody waits.
@@ -30,6 +32,10 @@ pub(super) async fn answer(admin: &Admin, here: IpAddr, request: &Request<Incomi
             Some(why) => plain(StatusCode::SERVICE_UNAVAILABLE, why),
         },
         "/healthz/live" => plain(StatusCode::OK, "live"),
+        path if calls_hook(path) && !hook_key::may(admin.shared.config.hook_key.as_ref(), here, request.headers()) => {
+            tracing::debug!("somebody without the key called a hook");
+            plain(StatusCode::FORBIDDEN, STRANGER)
+        }
         "/drain-wait" => {
             let drained = drain_wait::answer(admin).await;
             drain_wait::application_gone(admin, here, request.uri().query()).await;
@@ -42,6 +48,10 @@ pub(super) async fn answer(admin: &Admin, here: IpAddr, request: &Request<Incomi
         }
         _ => plain(StatusCode::NOT_FOUND, PAGES),
     }
+}
+
+fn calls_hook(path: &str) -> bool {
+    path == "/drain-wait" || is_hook(path)
 }
 
 // `wait=SECONDS`.

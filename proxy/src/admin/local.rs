@@ -41,6 +41,7 @@ fn describe(config: &Config) -> Value {
         "dns": config.dns,
         "workers": config.workers,
         "drain-deadline": config.drain_deadline.as_secs(),
+        "hook-key": config.hook_key.as_ref().map(|key| format!("{key:?}")),
         "max-connections": config.limits.max_connections,
         "max-connections-per-source": config.limits.max_connections_per_source,
         "memory-budget": config.limits.memory_budget,

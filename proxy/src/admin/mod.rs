@@ -4,11 +4,13 @@
 //! Invariants
 //! - Nothing here is reached by the data path, and nothing here waits for it.
 //! - Connections are bounded, so are the heads that are read and the time they take.
-//! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it. [`drain_wait`] alone makes it turn requests away, for a while.
+//! - Only [`local`] changes anything of the proxy itself, and only loopback reaches it. [`drain_wait`] alone makes it turn requests away, for a while,
+//!   for whoever has the key ([`hook_key`]).
 
 mod application;
 mod drain_wait;
 pub(crate) mod health;
+mod hook_key;
 mod local;
 mod metrics;
 #[cfg(test)]
@@ -35,6 +37,7 @@ use crate::control_channel::Target;
 use crate::discovery::address::canonical;
 
 pub(crate) use self::drain_wait::tell_control;
+pub use self::hook_key::HookKey;
 
 /// Open connections of each port.
 const CONNECTIONS: usize = 64;

@@ -36,6 +36,22 @@ fn a_pod_is_patched() {
 }
 
 #[test]
+fn each_pod_gets_a_key_of_its_own() {
+    let key = || {
+        let answer = ask(pod(json!({}), json!({ "containers": [{ "name": "web" }] })));
+        let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+        let patch: Value = serde_json::from_slice(&patch.0).unwrap();
+        let (sidecar, web) = (&patch[1]["value"]["initContainers"][1], &patch[1]["value"]["containers"][0]);
+        let key = sidecar["env"][3]["value"].as_str().unwrap().to_owned();
+        assert_eq!(web["lifecycle"]["preStop"]["httpGet"]["httpHeaders"][0]["value"], key);
+        key
+    };
+    let (one, other) = (key(), key());
+    assert_eq!((one.len(), other.len()), (32, 32));
+    assert_ne!(one, other);
+}
+
+#[test]
 fn what_its_namespace_says_holds_where_the_pod_does_not() {
     let mut asked = pod(json!({}), json!({ "containers": [{ "name": "web" }] }));
     for (own, workers, excluded) in [
