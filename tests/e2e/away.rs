@@ -233,7 +233,7 @@ fn at_once(pod: &Pod, to: SocketAddr) -> Vec<Got> {
 fn until_all_are_back(mesh: &Mesh, renewing: &Renewing, before: [f64; 6]) -> (Duration, Vec<(Duration, usize)>) {
     let (start, mut asked) = (Instant::now(), Vec::new());
     loop {
-        let text = mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body;
+        let text = mesh.control_metrics();
         let names = ["weft_control_certificates_issued_total", "weft_control_certificates_refused_total"];
         let count = names.iter().map(|name| sum(&text, name, &[])).sum::<f64>() as usize;
         asked.push((start.elapsed(), count));

@@ -50,14 +50,10 @@ endpoints: [{{addresses: [10.245.{high}.{low}], conditions: {{ready: true}}}}]
     for service in ["web", "cart"] {
         assert_eq!(get(mesh.pod("client-0"), mesh.address(service), "/").outcome(), (200, ""));
     }
-    let known = mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body;
+    let known = mesh.control_metrics();
     assert!(sum(&known, "weft_control_resources", &["type=\"Service\""]) >= 300.0, "{known}");
     let held = mesh.metric("client-0", HELD, &[]);
     assert!((held - 2.0).abs() < f64::EPSILON, "the proxy holds {held} addresses after two calls");
-}
-
-fn control_metric(mesh: &Mesh, name: &str) -> f64 {
-    sum(&mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body, name, &[])
 }
 
 fn an_endpoint_costs_one_small_resource() {
@@ -80,10 +76,10 @@ fn an_endpoint_costs_one_small_resource() {
     until_endpoints(&mesh, 2.0);
     let counters =
         ["weft_control_pushed_resources_total", "weft_control_pushed_bytes_total", "weft_control_pushes_total"];
-    let before = counters.map(|name| control_metric(&mesh, name));
+    let before = counters.map(|name| mesh.control_metric(name, &[]));
     mesh.write("web-slice.yaml", &slice);
     until_endpoints(&mesh, 3.0);
-    let after = counters.map(|name| control_metric(&mesh, name));
+    let after = counters.map(|name| mesh.control_metric(name, &[]));
     let [resources, bytes, pushes] = [0, 1, 2].map(|index| after[index] - before[index]);
     assert!((resources - 1.0).abs() < f64::EPSILON, "{resources} resources were sent for one endpoint");
     assert!((pushes - 1.0).abs() < f64::EPSILON, "{pushes} proxies were told, one uses it");

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 use rustix::process::Signal;
-use weft::lab::{Answer, Pod, http_get, sum};
+use weft::lab::{Answer, Pod, http_get};
 use weft_tests::client::{Session, get, request, run};
 use weft_tests::load::{self, Plan};
 use weft_tests::{Mesh, Service, Trial, test, test_that_waits};
@@ -125,10 +125,7 @@ fn not_for_strangers() {
     let mut mesh = Mesh::new();
     mesh.deploy(Service::http("web").sidecar_arg("--hook-key=k1"));
     mesh.deploy(Service::own("outside").unmeshed());
-    let leaving = || {
-        let text = mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body;
-        sum(&text, "weft_control_draining_workloads", &[])
-    };
+    let leaving = || mesh.control_metric("weft_control_draining_workloads", &[]);
     let web = mesh.pod("web-0");
     let answer = http_get(mesh.pod("outside-0").net(), (web.ip(), 15021).into(), "/drain-wait").unwrap();
     assert_eq!((answer.status, leaving()), (403, 0.0), "{answer:?}");

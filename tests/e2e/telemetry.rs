@@ -28,8 +28,8 @@ fn mesh() -> Mesh {
 
 fn promtool_has_nothing_to_say() {
     let mesh = mesh();
-    let of_control = mesh.control.as_ref().unwrap().get(&mesh.lab, "/metrics").unwrap().body;
-    let texts = [mesh.sidecar("client-0").metrics().unwrap(), mesh.sidecar("web-0").metrics().unwrap(), of_control];
+    let sidecar = |pod: &str| mesh.sidecar(pod).metrics().unwrap();
+    let texts = [sidecar("client-0"), sidecar("web-0"), mesh.control_metrics()];
     for text in texts {
         assert!(text.contains("weft_"), "{text}");
         let mut command = Command::new(tools::program("promtool"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Output;
 use std::time::Duration;
 
-use weft::lab::{Control, Lab, Pod, Process, Sidecar, until};
+use weft::lab::{Control, Lab, Pod, Process, Sidecar, sum, until};
 
 use crate::manifests::{App, Family, Service};
 use crate::tools;
@@ -214,6 +214,20 @@ impl Mesh {
     /// The sum of a metric of a pod's sidecar.
     pub fn metric(&self, pod: &str, name: &str, labels: &[&str]) -> f64 {
         self.sidecar(pod).metric(name, labels).unwrap_or_else(|error| panic!("metrics of {pod}: {error}"))
+    }
+
+    /// The metrics of control, as text.
+    ///
+    /// # Panics
+    /// If it is not there.
+    pub fn control_metrics(&self) -> String {
+        let control = self.control.as_ref().unwrap_or_else(|| panic!("there is no control"));
+        control.get(&self.lab, "/metrics").unwrap_or_else(|error| panic!("metrics of control: {error}")).body
+    }
+
+    /// The sum of a metric of control.
+    pub fn control_metric(&self, name: &str, labels: &[&str]) -> f64 {
+        sum(&self.control_metrics(), name, labels)
     }
 
     /// Waits for a metric to be what it should: a request is counted when its response has been passed on, which may be after the client

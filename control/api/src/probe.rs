@@ -20,7 +20,7 @@ pub const HOOKS: [&str; 2] = ["preStop", "postStart"];
 
 /// The header in which the kubelet shows, at a hook, that it was the injector who sent it to the sidecar.
 pub const HOOK_KEY_HEADER: &str = "x-weft-hook-key";
-/// The sidecar's environment variable that has the same key. No flag: sidecars of before it would refuse that.
+/// The sidecar's environment variable that has the same key. The injector gives no flag, which sidecars of before it would refuse.
 pub const HOOK_KEY_VARIABLE: &str = "WEFT_HOOK_KEY";
 
 /// Handlers by `CONTAINER/KIND`.

@@ -24,12 +24,16 @@ fn pod(labels: Value, spec: Value) -> Value {
     json!({ "metadata": { "generateName": "web-", "labels": labels }, "spec": spec })
 }
 
+fn patch_of(answer: &Value) -> Value {
+    let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
+    serde_json::from_slice(&patch.0).unwrap()
+}
+
 #[test]
 fn a_pod_is_patched() {
     let answer = ask(pod(json!({}), json!({ "containers": [{ "name": "web" }] })));
     assert_eq!((&answer["allowed"], &answer["patchType"]), (&json!(true), &json!("JSONPatch")));
-    let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
-    let patch: Value = serde_json::from_slice(&patch.0).unwrap();
+    let patch = patch_of(&answer);
     assert_eq!(patch[0]["path"], "/metadata/annotations");
     assert_eq!(patch[1]["value"]["initContainers"][1]["name"], "weft-proxy");
     assert_eq!(patch.as_array().unwrap().len(), 2);
@@ -38,9 +42,7 @@ fn a_pod_is_patched() {
 #[test]
 fn each_pod_gets_a_key_of_its_own() {
     let key = || {
-        let answer = ask(pod(json!({}), json!({ "containers": [{ "name": "web" }] })));
-        let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
-        let patch: Value = serde_json::from_slice(&patch.0).unwrap();
+        let patch = patch_of(&ask(pod(json!({}), json!({ "containers": [{ "name": "web" }] }))));
         let (sidecar, web) = (&patch[1]["value"]["initContainers"][1], &patch[1]["value"]["containers"][0]);
         let key = sidecar["env"][3]["value"].as_str().unwrap().to_owned();
         assert_eq!(web["lifecycle"]["preStop"]["httpGet"]["httpHeaders"][0]["value"], key);
@@ -59,9 +61,7 @@ fn what_its_namespace_says_holds_where_the_pod_does_not() {
         (json!({ "weft.dev/proxy-workers": "1", "weft.dev/exclude-outbound-ports": "9001" }), "1", "[9000,9001]"),
     ] {
         asked["metadata"]["annotations"] = own;
-        let answer = ask(asked.clone());
-        let patch: ByteString = serde_json::from_value(answer["patch"].clone()).unwrap();
-        let patch = String::from_utf8(patch.0).unwrap();
+        let patch = patch_of(&ask(asked.clone())).to_string();
         assert!(patch.contains(&format!("\"--workers\",\"{workers}\"")), "{patch}");
         assert!(patch.contains(&format!("\\\"excludeOutboundPorts\\\":{excluded}")), "{patch}");
     }
